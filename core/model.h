@@ -1,0 +1,90 @@
+/* model: what a model IS. Hyper-parameters, and a table of named weight views that point into the
+ * mapped file. Immutable and shared once opened. Shapes are checked against the hyper-parameters
+ * when the weights are bound and trusted afterwards.
+ *
+ * A family (one file each, core/family_*.c) knows how its config and tensor names map onto this
+ * table and nothing else does. A converted model (conversion_open in sessions) is a struct model
+ * too: it owns its attention tensors and borrows every other view from the base model. */
+#ifndef MLATHE_CORE_MODEL_H
+#define MLATHE_CORE_MODEL_H
+
+#include "core/tensor.h"
+
+enum model_format { MODEL_GGUF, MODEL_HF, MODEL_CONVERSION };
+enum attn_kind { ATTN_GQA, ATTN_MLA };
+
+#define MODEL_MAX_EOS 16
+
+struct model_hparams {
+    char family[32];        /* "llama" */
+    char name[128];         /* general.name, or the folder's or file's name */
+    int n_layer;            /* L */
+    int hidden;             /* D */
+    int n_head, n_kv_head;  /* H, G */
+    int head_dim;           /* d */
+    int ffn;                /* F */
+    int vocab;              /* V (rows of the embedding) */
+    int context;            /* tokens the model was trained for */
+    double rope_theta, rms_eps;
+    double attn_scale;      /* s: head_dim^-1/2 unless the family says otherwise */
+    bool tied;              /* the head is the embedding */
+    enum dtype dtype;       /* of most weight bytes */
+    int bos;                /* -1: none */
+    int eos[MODEL_MAX_EOS], n_eos;
+};
+
+struct model_layer {
+    enum attn_kind attn;
+    struct tensor attn_norm;              /* [D] */
+    struct tensor q;                      /* GQA [H·d][D]; MLA [H·(P+R)][D], per head nope | rope */
+    struct tensor k, v;                   /* GQA [G·d][D]; rows in the half-split rope order */
+    struct tensor q_bias, k_bias, v_bias; /* optional */
+    struct tensor kv_a;                   /* MLA [r+R][D]: latent rows, then rope-key rows */
+    struct tensor kv_b;                   /* MLA [H·(P+Vd)][r], per head key | value */
+    int kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim, v_head_dim; /* MLA: r R P Vd */
+    int rope_dim;                         /* rotary width: d for GQA, R for MLA */
+    const double *rope_freq;              /* [rope_dim/2] rad/token, pairs (j, j+rope_dim/2) */
+    double attn_scale;                    /* multiplies q·k */
+    struct tensor o;                      /* [D][H·d] */
+    struct tensor ffn_norm;               /* [D] */
+    struct tensor gate, up, down;         /* [F][D] [F][D] [D][F] */
+};
+
+struct model {
+    struct model_hparams hp;
+    enum model_format format;
+    char *path;
+    size_t file_bytes;
+    size_t parameters;        /* numbers in all bound tensors, a tied head once */
+    struct tensor embed;      /* [V][D] */
+    struct tensor final_norm; /* [D] */
+    struct tensor head;       /* [V][D]; the embedding's view when tied */
+    struct model_layer *layer;
+    void *owner;              /* mappings and copies behind the views */
+    void (*owner_free)(void *owner);
+};
+
+/* path: a GGUF file or a Hugging Face folder (config.json). Refuses with a sentence what it cannot
+ * run: unknown family, unsupported rope type, tensor type, missing or misshapen tensor, non-finite
+ * values in 1-D tensors. */
+int model_open(struct model **out, const char *path, struct err *e);
+void model_free(struct model *m);
+/* 64 hex digits + NUL: SHA-256 over hyper-parameters, shapes and a sample of every tensor's bytes. */
+int model_fingerprint(const struct model *m, char hex[65], struct err *e);
+
+/* One family: recognises a config.json or a GGUF architecture, fills hp and binds the weights. */
+struct cJSON;
+struct gguf;
+struct safetensors;
+struct family {
+    const char *name;
+    const char *const *hf_model_types; /* config.json model_type values, NULL-terminated */
+    const char *const *gguf_archs;     /* general.architecture values, NULL-terminated */
+    int (*open_hf)(struct model *m, const struct cJSON *config, const char *where,
+                   const struct safetensors *st, struct err *e);
+    int (*open_gguf)(struct model *m, const struct gguf *g, struct err *e);
+};
+/* The static table, NULL-terminated. */
+extern const struct family *const family_table[];
+
+#endif
