@@ -1,0 +1,42 @@
+/* infer: running a model. An engine is a model's weights made ready on one backend: immutable,
+ * shared, and able to share another engine's weights where two models use the same tensors. A
+ * timeline (struct infer) is one sequence with its KV cache: mutable, single-threaded. */
+#ifndef MLATHE_SESSIONS_INFER_H
+#define MLATHE_SESSIONS_INFER_H
+
+#include "core/model.h"
+
+struct engine;
+/* share: NULL, or an engine on the same backend whose weights are reused where the tensor data is
+ * the same memory; it must outlive this one. m and b must outlive the engine. */
+int engine_new(struct engine **out, const struct model *m, struct backend *b,
+               const struct engine *share, struct err *e);
+void engine_free(struct engine *g);
+const struct model *engine_model(const struct engine *g);
+struct backend *engine_backend(const struct engine *g);
+size_t engine_owned_bytes(const struct engine *g); /* weights the backend copied or repacked */
+
+struct infer;
+/* A timeline of at most n_ctx tokens; kv: F32 or F16. The cache is kvmem_bytes() exactly. */
+int infer_new(struct infer **out, const struct engine *g, int n_ctx, enum dtype kv, struct err *e);
+void infer_free(struct infer *t);
+int infer_pos(const struct infer *t);     /* tokens in the cache */
+int infer_context(const struct infer *t); /* n_ctx */
+size_t infer_kv_bytes(const struct infer *t);      /* allocated */
+size_t infer_kv_bytes_used(const struct infer *t); /* of the tokens present */
+/* Forgets everything from position pos on (0 ≤ pos ≤ infer_pos). */
+void infer_rewind(struct infer *t, int pos);
+
+enum infer_out { INFER_NONE, INFER_LAST, INFER_ALL };
+/* Appends n ids and computes logits into out (host memory): LAST [V] of the last token, ALL
+ * [n][V]. Works in blocks; p is asked between them. ERR_LIMIT when the context is full (nothing is
+ * appended then); on ERR_CANCELLED the timeline is rewound to where it was. */
+int infer_prefill(struct infer *t, const int32_t *ids, int n, enum infer_out want, float *out,
+                  const struct progress *p, struct err *e);
+/* One token → logits[V]. */
+int infer_step(struct infer *t, int32_t id, float *logits, struct err *e);
+/* One token for each of n timelines of the same engine in one pass: logits [n][V]. */
+int infer_step_many(struct infer *const *t, const int32_t *ids, int n, float *logits,
+                    struct err *e);
+
+#endif

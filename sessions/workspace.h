@@ -1,0 +1,114 @@
+/* workspace: the one place that knows two models exist. It owns the original model, its tokenizer
+ * and engine, the calibration statistics, and the converted model beside it, and offers every job
+ * as a plain blocking function. Only one thread may use a workspace: the worker (screens) or main
+ * (command line). Results come back as plain values that the caller owns. */
+#ifndef MLATHE_SESSIONS_WORKSPACE_H
+#define MLATHE_SESSIONS_WORKSPACE_H
+
+#include "core/chatfmt.h"
+#include "core/rankplan.h"
+#include "core/tokenizer.h"
+#include "sessions/infer.h"
+
+enum side { SIDE_ORIGINAL, SIDE_CONVERTED };
+
+/* A model as the front ends see it: numbers and words only. */
+struct model_info {
+    char name[128], family[32], format[32] /* "GGUF", "HF", "conversion" */, dtype[16];
+    char path[1024];
+    int n_layer, hidden, n_head, n_kv_head, head_dim, ffn, vocab, context;
+    double rope_theta;
+    size_t parameters, file_bytes;
+    size_t kv_bytes_per_token;      /* F16 cache */
+    bool convertible;
+    char reason[256];               /* why not, when not convertible */
+    struct plan_model plan_model;
+};
+
+struct workspace_options {
+    const char *device; /* "auto", "cpu", "ref" */
+    int threads;        /* 0: all */
+    bool background;    /* compute at nice +10 */
+    bool exact;         /* fp32 activations */
+};
+
+struct workspace;
+int workspace_new(struct workspace **out, const struct workspace_options *o, struct err *e);
+void workspace_free(struct workspace *w);
+void workspace_describe(const struct workspace *w, char *text, size_t size); /* device line */
+
+/* Opens a GGUF, a Hugging Face folder, or a conversion folder (base and converted model). On
+ * failure what was open stays open. */
+int workspace_open(struct workspace *w, const char *path, const struct progress *p, struct err *e);
+bool workspace_is_open(const struct workspace *w);
+void workspace_info(const struct workspace *w, struct model_info *info);
+bool workspace_has_conversion(const struct workspace *w);
+/* NULL when there is none. */
+const struct engine *workspace_engine(const struct workspace *w, enum side side);
+/* The tokenizer is optional for a model (logits need none): NULL with the reason in e. */
+const struct tokenizer *workspace_tokenizer(const struct workspace *w, struct err *e);
+const struct chatfmt *workspace_chatfmt(const struct workspace *w, struct err *e);
+
+/* Calibration: N tokens as windows of 256 spread evenly over each file (shared equally), plus a few
+ * long windows for the phase statistics; or text that the model writes itself. */
+struct calib_options {
+    const char *const *files;
+    int n_files;       /* 0: self-generated */
+    long long tokens;  /* 0: 32768 from files, 8192 self-generated */
+    uint64_t seed;
+};
+/* on_layer (may be NULL): called as each layer's statistics are complete. Statistics are kept in
+ * the workspace and, unless cache_dir is NULL, in a file there that a later call with the same
+ * model and text loads instead. */
+struct calib_sink {
+    void (*on_layer)(void *user, int layer, const struct spectrum *s);
+    void *user;
+    enum plan_layout layout;
+    int rope_dim;
+};
+int workspace_calibrate(struct workspace *w, const struct calib_options *o, const char *cache_dir,
+                        const struct calib_sink *sink, const struct progress *p, struct err *e);
+bool workspace_calibrated(const struct workspace *w);
+/* What a plan made now records as its calibration (source, tokens, seed, sha256). */
+void workspace_stamp_plan(const struct workspace *w, struct rankplan *plan);
+/* Spectrum of one layer for a layout and rope width: calibrated when statistics are there,
+ * weight-only otherwise. *out is initialised by the call; spectrum_done it. */
+int workspace_spectrum(struct workspace *w, int layer, enum plan_layout layout, int rope_dim,
+                       struct spectrum *out, struct err *e);
+
+struct layer_report {
+    int kv_lora_rank, qk_rope_head_dim;
+    double error;      /* |attention output change|² / |attention output|² on held samples */
+    double loss_rope;  /* of it, from narrowing the rope */
+    double loss_rank;  /* of it, from the latent rank */
+    double energy;     /* spectrum energy kept */
+};
+struct conversion_report {
+    double kept;
+    size_t kv_bytes_before, kv_bytes_after; /* a token, F16 cache */
+    double seconds_calibrate, seconds_solve;
+    int n_layer;
+    struct layer_report *layer; /* owned: conversion_report_done */
+    char path[1024];            /* "" until saved */
+};
+void conversion_report_done(struct conversion_report *r);
+/* on_layer: called after each layer (index, its report). */
+struct convert_sink {
+    void (*on_layer)(void *user, int layer, const struct layer_report *r);
+    void *user;
+};
+/* Converts by plan with the statistics at hand (calibrates by itself only for METHOD_TRANSMLA's
+ * second pass). The result becomes the converted side when all of it succeeded; cancelled or
+ * failed, the workspace is as before. */
+int workspace_convert(struct workspace *w, const struct rankplan *plan,
+                      const struct convert_sink *sink, const struct progress *p,
+                      struct conversion_report *out, struct err *e);
+/* Writes the converted side as a conversion folder (mlathe.json, attention.safetensors). */
+int workspace_save(struct workspace *w, const char *dir, struct err *e);
+/* The plan and report of the converted side; false when there is none. Copies. */
+bool workspace_conversion(const struct workspace *w, struct rankplan *plan,
+                          struct conversion_report *report, struct err *e);
+/* The temperature-0-safe vocabulary limit: ids the tokenizer knows. */
+int workspace_vocab_limit(const struct workspace *w);
+
+#endif
