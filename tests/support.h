@@ -16,8 +16,8 @@ extern int test_failures;
     do {                                                                                          \
         if (!(cond)) {                                                                            \
             test_failures++;                                                                      \
-            printf("FAIL %s:%d: %s: ", __FILE__, __LINE__, #cond);                                \
-            printf("" __VA_ARGS__);                                                               \
+            printf("FAIL %s:%d: %s:", __FILE__, __LINE__, #cond);                                \
+            printf(" " __VA_ARGS__);                                                               \
             printf("\n");                                                                         \
         }                                                                                         \
     } while (0)
