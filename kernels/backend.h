@@ -28,6 +28,7 @@ struct backend_options {
     int device;      /* accelerator index */
     bool background; /* helper threads at nice +10 (the screens) */
     bool exact;      /* fp32 activations: never quantise them to int8 */
+    const char *isa; /* "scalar", "avx2", "avx512": the most to use, for tests; NULL: all there is */
 };
 
 /* out[T][H·d]; q[T][H·d] rotated, the query rows sit at positions past … past+T−1.
@@ -114,6 +115,7 @@ struct backend {
 
 /* The static table, NULL-terminated: "cpu", "ref" (and "cuda" when built in). */
 extern const struct backend_ops *const backend_table[];
+extern const struct backend_ops ref_backend_ops;
 /* name "auto", "cpu", "ref", "cuda", "cuda:1". */
 int backend_open(struct backend **out, const char *name, const struct backend_options *opt,
                  struct err *e);

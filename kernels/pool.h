@@ -6,6 +6,8 @@
 #include "core/base.h"
 
 struct pool;
+/* Cores this process may run on. */
+int pool_cores(void);
 /* threads ≥ 1 counts the caller. Helper threads block all signals and run at nice +10 when
  * background is true. */
 int pool_new(struct pool **out, int threads, bool background, struct err *e);
