@@ -10,6 +10,15 @@ double metrics_nll(const float *logits, int vocab, int32_t target);
 double metrics_kl(const float *p_logits, const float *q_logits, int vocab);
 int metrics_argmax(const float *logits, int vocab);
 
+/* Everything about one position in one pass: p is the original, q the converted model. */
+struct metrics_pair {
+    double nll_p, nll_q; /* of target; 0 when target < 0 */
+    double kl;           /* ≥ 0 */
+    int top_p, top_q;    /* argmax of each */
+};
+struct metrics_pair metrics_compare(const float *p_logits, const float *q_logits, int vocab,
+                                    int32_t target);
+
 /* Mean, standard error, percentiles of a growing sample. */
 struct sample { double *v; size_t n, cap; };
 bool sample_add(struct sample *s, double v);

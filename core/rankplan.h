@@ -35,7 +35,7 @@ struct rankplan {
     double budget_kept;       /* the wish that made the plan, 0 when edited by hand */
     double predicted_kl;      /* NaN when unknown */
     struct plan_layer *layer; /* [model.n_layer] */
-    cJSON *extra;             /* unknown keys of a read plan, passed through */
+    cJSON *extra;             /* a read plan as it was: keys that we do not know pass through */
 };
 
 int rankplan_init(struct rankplan *p, const struct plan_model *m, struct err *e);

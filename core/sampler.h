@@ -4,6 +4,7 @@
 
 #include "core/base.h"
 
+/* Applied in this order: top_k, temperature, top_p, min_p (relative to the best token). */
 struct sampler_options {
     double temperature; /* 0: greedy */
     int top_k;          /* 0: off */
