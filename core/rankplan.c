@@ -212,8 +212,8 @@ int rankplan_allocate(struct rankplan *p, const struct spectrum *spectra, long l
     return OK;
 }
 
-/* A number and its binary unit; *unit is 0 when there was none. Moves *text past both. */
-static bool parse_size(const char **text, double *value, double *unit)
+/* A number, times its binary unit if there is one (*plain: there was none). Moves *text past. */
+static bool parse_size(const char **text, double *value, bool *plain)
 {
     static const struct {
         const char *name;
@@ -228,11 +228,12 @@ static bool parse_size(const char **text, double *value, double *unit)
     *value = strtod(*text, &end);
     if (end == *text || !isfinite(*value))
         return false;
-    *unit = 0;
-    for (size_t i = 0; i < sizeof units / sizeof units[0] && *unit == 0; i++) {
+    *plain = true;
+    for (size_t i = 0; i < sizeof units / sizeof units[0] && *plain; i++) {
         size_t length = strlen(units[i].name);
         if (strncasecmp(end, units[i].name, length) == 0) {
-            *unit = units[i].bytes;
+            *plain = false;
+            *value *= units[i].bytes;
             end += length;
         }
     }
@@ -263,14 +264,15 @@ int rankplan_budget(const struct plan_model *m, const char *text, int kv_bytes, 
                     struct err *e)
 {
     const char *rest = text;
-    double value, unit, all = (double)rankplan_numbers_gqa(m), want = -1, per_token;
-    if (kv_bytes > 0 && parse_size(&rest, &value, &unit)) {
-        if (!unit && rest[0] == '%' && !rest[1])
+    double value, per_token, all = (double)rankplan_numbers_gqa(m), want = -1;
+    bool plain;
+    if (kv_bytes > 0 && parse_size(&rest, &value, &plain)) {
+        if (plain && rest[0] == '%' && !rest[1])
             want = value / 100 * all;
-        else if (rest[0] == ',' && parse_fit(rest + 1, value * (unit ? unit : 1), &per_token))
+        else if (rest[0] == ',' && parse_fit(rest + 1, value, &per_token))
             want = per_token / kv_bytes;
         else if (!rest[0])
-            want = !unit && value <= 1 ? value * all : value * (unit ? unit : 1) / kv_bytes;
+            want = plain && value <= 1 ? value * all : value / kv_bytes;
     }
     if (want < 0)
         return err_set(
