@@ -69,6 +69,17 @@ struct model {
  * values in 1-D tensors. */
 int model_open(struct model **out, const char *path, struct err *e);
 void model_free(struct model *m);
+/* What a list of models shows, without reading weights: shapes are checked, values are not. Each
+ * out pointer may be NULL. */
+int model_probe(const char *path, struct model_hparams *hp, size_t *file_bytes,
+                size_t *parameters, struct err *e);
+/* Reads every weight; ERR_NUMERIC names the first tensor and index that is NaN or infinite. */
+int model_check_finite(const struct model *m, const struct progress *p, struct err *e);
+/* The tensors of a model in a fixed order, absent ones left out, a tied head once. Names are those
+ * of this header ("embed", "layer 3 kv_a"). A nonzero return of visit stops and comes back. */
+int model_each_tensor(const struct model *m,
+                      int (*visit)(void *user, const char *name, const struct tensor *t),
+                      void *user);
 /* 64 hex digits + NUL: SHA-256 over hyper-parameters, shapes and a sample of every tensor's bytes. */
 int model_fingerprint(const struct model *m, char hex[65], struct err *e);
 
