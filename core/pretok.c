@@ -26,10 +26,10 @@
 
 const char pretok_gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+"
                            "|\\s+(?!\\S)|\\s+";
-const char pretok_llama3[] = CONTRACTIONS "|" LETTER_WORD
-                             "|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" SPACES;
-const char pretok_qwen2[] = CONTRACTIONS "|" LETTER_WORD
-                            "|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" SPACES;
+const char pretok_llama3[] =
+    CONTRACTIONS "|" LETTER_WORD "|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" SPACES;
+const char pretok_qwen2[] =
+    CONTRACTIONS "|" LETTER_WORD "|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|" SPACES;
 const char pretok_tekken[] = "[^\\r\\n\\p{L}\\p{N}]?[" UPPER "]*[" LOWER "]+"
                              "|[^\\r\\n\\p{L}\\p{N}]?[" UPPER "]+[" LOWER "]*"
                              "|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" SPACES;
@@ -77,13 +77,15 @@ void pretok_free(struct pretok *p)
     free(p);
 }
 
-static int add_step(struct pretok *p, enum step_kind kind, struct step **step, struct err *e)
+/* NULL, with the message set, when there are too many. */
+static struct step *add_step(struct pretok *p, enum step_kind kind, struct err *e)
 {
-    if (p->n == MAX_STEPS)
-        return err_set(e, ERR_LIMIT, "pre-tokenizer: more than %d steps", MAX_STEPS);
-    *step = &p->steps[p->n++];
-    (*step)->kind = kind;
-    return OK;
+    if (p->n == MAX_STEPS) {
+        err_set(e, ERR_LIMIT, "pre-tokenizer: more than %d steps", MAX_STEPS);
+        return NULL;
+    }
+    p->steps[p->n].kind = kind;
+    return &p->steps[p->n++];
 }
 
 #define SPACE_RANGES                                                                               \
@@ -130,11 +132,11 @@ static char *fix_spaces(const char *pattern)
 int pretok_add_split(struct pretok *p, const char *pattern, bool literal,
                      enum pretok_behavior behavior, bool invert, struct err *e)
 {
-    struct step *step;
-    int code, rc = add_step(p, STEP_SPLIT, &step, e);
+    struct step *step = add_step(p, STEP_SPLIT, e);
     PCRE2_SIZE at;
-    if (rc)
-        return rc;
+    int code;
+    if (!step)
+        return ERR_LIMIT;
     if (strlen(pattern) > MAX_PATTERN)
         return err_set(e, ERR_LIMIT, "pre-tokenizer: a pattern of %zu bytes is too long",
                        strlen(pattern));
@@ -159,27 +161,24 @@ int pretok_add_split(struct pretok *p, const char *pattern, bool literal,
 
 int pretok_add_digits(struct pretok *p, bool individual, struct err *e)
 {
-    struct step *step;
-    int rc = add_step(p, STEP_DIGITS, &step, e);
-    if (rc)
-        return rc;
+    struct step *step = add_step(p, STEP_DIGITS, e);
+    if (!step)
+        return ERR_LIMIT;
     step->behavior = individual ? PRETOK_ISOLATED : PRETOK_CONTIGUOUS;
     return OK;
 }
 
 int pretok_add_space(struct pretok *p, struct err *e)
 {
-    struct step *step;
-    return add_step(p, STEP_SPACE, &step, e);
+    return add_step(p, STEP_SPACE, e) ? OK : ERR_LIMIT;
 }
 
 int pretok_add_metaspace(struct pretok *p, const char *mark, enum pretok_scheme scheme, bool split,
                          struct err *e)
 {
-    struct step *step;
-    int rc = add_step(p, STEP_METASPACE, &step, e);
-    if (rc)
-        return rc;
+    struct step *step = add_step(p, STEP_METASPACE, e);
+    if (!step)
+        return ERR_LIMIT;
     step->n_mark = strlen(mark);
     if (!step->n_mark || step->n_mark > 4)
         return err_set(e, ERR_UNSUPPORTED, "pre-tokenizer: Metaspace replacement \"%.20s\"", mark);

@@ -81,8 +81,8 @@ static int read_tables(struct reader *r)
     if (r->scores && gguf_array_len(r->g, KEY "scores", GGUF_F32) != n)
         return err_set(r->e, ERR_FORMAT, "%s: scores has another length than tokens", r->path);
     for (int32_t id = 0; !rc && id < r->t->n; id++)
-        rc = tok_set_piece(r->t, id, r->tokens[id].s, r->tokens[id].n,
-                           type_of(r, id) == TYPE_BYTE, r->e);
+        rc = tok_set_piece(r->t, id, r->tokens[id].s, r->tokens[id].n, type_of(r, id) == TYPE_BYTE,
+                           r->e);
     return rc ? rc : tok_index_keys(r->t, r->e);
 }
 
@@ -97,10 +97,8 @@ static int read_added(struct reader *r)
         int32_t type = type_of(r, id);
         if (type != TYPE_CONTROL && type != TYPE_USER && type != TYPE_UNKNOWN)
             continue;
-        struct added_token token = {.text = r->tokens[id].s,
-                                    .n = r->tokens[id].n,
-                                    .id = id,
-                                    .special = type != TYPE_USER};
+        struct added_token token = {
+            .text = r->tokens[id].s, .n = r->tokens[id].n, .id = id, .special = type != TYPE_USER};
         token.rstrip = phi3 && token.n > 3 && token.text[0] == '<' &&
                        (token.text[1] == '|' || token.text[1] == '/');
         int rc = tok_add_token(r->t, &token, false, r->e);
@@ -152,8 +150,7 @@ static int use_family(struct reader *r)
             t->norm[t->n_norm++].kind = NORM_NFC;
         if (f->digits)
             rc = pretok_add_digits(t->pretok, true, r->e);
-        return rc ? rc
-                  : pretok_add_split(t->pretok, f->regex, false, PRETOK_ISOLATED, false, r->e);
+        return rc ? rc : pretok_add_split(t->pretok, f->regex, false, PRETOK_ISOLATED, false, r->e);
     }
     return err_set(r->e, ERR_UNSUPPORTED, "%s: pre-tokenizer \"%.*s\" is not supported", r->path,
                    pre.n > 60 ? 60 : (int)pre.n, pre.s);
@@ -220,8 +217,8 @@ static int merges_from_scores(struct reader *r)
         memcpy(&order[id].score, r->scores + (size_t)id * 4, 4);
         order[id].id = id;
         if (!(order[id].score == order[id].score))
-            rc = err_set(r->e, ERR_FORMAT, "%s: the score of token %d is not a number", r->path,
-                         id);
+            rc =
+                err_set(r->e, ERR_FORMAT, "%s: the score of token %d is not a number", r->path, id);
         count += add_splits(t, id, 0, NULL);
     }
     if (!rc)

@@ -11,7 +11,7 @@
 #include "core/pretok.h"
 #include "core/tokenizer.h"
 
-#define TOK_MAX_IDS (1 << 22) /* 16 times the largest vocabulary we know */
+#define TOK_MAX_IDS (1 << 22)    /* 16 times the largest vocabulary we know */
 #define TOK_SPACE "\xe2\x96\x81" /* ▁, SentencePiece's visible space */
 
 struct piece {

@@ -199,8 +199,8 @@ static int read_merge(struct reader *r, const cJSON *item, uint32_t rank)
     const cJSON *left = cJSON_IsArray(item) ? item->child : NULL;
     const cJSON *right = left ? left->next : NULL;
     if (cJSON_IsString(left) && cJSON_IsString(right) && !right->next)
-        return tok_add_merge(r->t, left->valuestring, strlen(left->valuestring),
-                             right->valuestring, strlen(right->valuestring), rank, r->e);
+        return tok_add_merge(r->t, left->valuestring, strlen(left->valuestring), right->valuestring,
+                             strlen(right->valuestring), rank, r->e);
     const char *text = cJSON_IsString(item) ? item->valuestring : "";
     const char *gap = *text ? strchr(text + 1, ' ') : NULL;
     if (!gap || !gap[1])

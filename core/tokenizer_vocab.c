@@ -130,8 +130,8 @@ int tok_set_piece(struct tokenizer *t, int32_t id, const char *s, size_t n, bool
     char plain[TOKENIZER_MAX_TOKEN];
     size_t n_plain = n;
     if (id < 0 || id >= t->n)
-        return err_set(e, ERR_FORMAT, "token \"%.*s\" has id %d of %d", n > 40 ? 40 : (int)n, s,
-                       id, t->n);
+        return err_set(e, ERR_FORMAT, "token \"%.*s\" has id %d of %d", n > 40 ? 40 : (int)n, s, id,
+                       t->n);
     struct piece *p = &t->pieces[id];
     if (p->text)
         return err_set(e, ERR_FORMAT, "tokens \"%.40s\" and \"%.*s\" share id %d", p->text,
@@ -310,8 +310,9 @@ int tok_add_eos(struct tokenizer *t, int32_t id, struct err *e)
 
 int tok_add_known_eos(struct tokenizer *t, struct err *e)
 {
-    static const char *const names[] = {"<|eot_id|>",     "<|eom_id|>",    "<|im_end|>", "<|end|>",
-                                        "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"};
+    static const char *const names[] = {"<|eot_id|>",     "<|eom_id|>",    "<|im_end|>",
+                                        "<|end|>",        "<end_of_turn>", "<|endoftext|>",
+                                        "<|end_of_text|>"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         int32_t id = tokenizer_find(t, names[i], strlen(names[i]));
         if (id >= 0 && t->pieces[id].special && tok_add_eos(t, id, e))
