@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-const struct backend_ops *const backend_table[] = {&ref_backend_ops, NULL};
+const struct backend_ops *const backend_table[] = {&cpu_backend_ops, &ref_backend_ops, NULL};
 
 int backend_open(struct backend **out, const char *name, const struct backend_options *opt,
                  struct err *e)
@@ -14,7 +14,7 @@ int backend_open(struct backend **out, const char *name, const struct backend_op
         return err_set(e, ERR_DEVICE, "no CUDA backend in this build: use --device cpu");
     for (int i = 0; backend_table[i]; i++)
         if (!strcmp(name, backend_table[i]->name) ||
-            (i == 0 && (!strcmp(name, "auto") || !strcmp(name, "cpu"))))
+            (i == 0 && !strcmp(name, "auto")))
             return backend_table[i]->open(out, opt, e);
     return err_set(e, ERR_ARG, "unknown device \"%s\": use auto, cpu or ref", name);
 }

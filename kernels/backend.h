@@ -115,7 +115,7 @@ struct backend {
 
 /* The static table, NULL-terminated: "cpu", "ref" (and "cuda" when built in). */
 extern const struct backend_ops *const backend_table[];
-extern const struct backend_ops ref_backend_ops;
+extern const struct backend_ops cpu_backend_ops, ref_backend_ops;
 /* name "auto", "cpu", "ref", "cuda", "cuda:1". */
 int backend_open(struct backend **out, const char *name, const struct backend_options *opt,
                  struct err *e);

@@ -1,0 +1,110 @@
+/* The CPU backend's inside: its instance, its weights and the kernels of one instruction set.
+ *
+ * Quantised weights are repacked at load into groups of 8 rows, so that one 32-byte register holds
+ * 4 consecutive numbers of each row and one activation load feeds 8 rows without horizontal sums.
+ * A group is [blocks][quants], then d [blocks][8], then m [blocks][8] (Q4_1), scales in F16. */
+#ifndef MLATHE_KERNELS_CPU_H
+#define MLATHE_KERNELS_CPU_H
+
+#include "kernels/backend.h"
+
+enum {
+    CPU_GROUP = 8,  /* rows of a packed group */
+    CPU_BLOCK = 32, /* numbers a quantised block */
+    CPU_PANEL = 16, /* rows dequantised at a time for the fp32 product */
+};
+
+struct weight {
+    struct matrix m;       /* data is not touched again once packed */
+    unsigned char *packed; /* NULL: rows are read from m.data */
+    size_t group_bytes;
+};
+
+/* T rows of activations as int8: x ≈ scale·q by blocks of 32; sum = scale·Σq of a block. */
+struct cpu_quants {
+    int8_t *q;          /* [T][cols] */
+    float *scale, *sum; /* [T][cols/32] */
+    int cols;
+};
+
+/* One instruction set's kernels, run inside one thread. m, n, k are any positive sizes. */
+struct cpu_isa {
+    const char *name;
+    /* c[m][n] = (c if add) + Σ_k a[i][k]·b[j][k]. */
+    void (*dots)(int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c,
+                 int ldc, bool add);
+    /* c[m][n] = (c if add) + Σ_k a[i][k]·b[k][j]. */
+    void (*gemm)(int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c,
+                 int ldc, bool add);
+    void (*widen)(enum dtype type, const void *src, float *dst, int n); /* F16, BF16 → F32 */
+    void (*narrow)(const float *src, uint16_t *dst, int n);             /* F32 → F16 */
+    float (*max)(const float *x, int n);
+    /* x = exp(x − top); returns the sum. */
+    float (*exp_sum)(float *x, int n, float top);
+    void (*softcap)(float *x, int n, float cap);                  /* x = cap·tanh(x / cap) */
+    void (*scale)(float *y, const float *x, int n, float factor); /* y = factor·x */
+    void (*norm)(float *y, const float *x, const float *gamma, float eps, int n);
+    void (*rotate)(float *re, float *im, const float *cos, const float *sin, int n);
+    void (*glu)(float *y, const float *gate, const float *up, enum glu_act act, size_t n);
+    void (*add)(float *y, const float *x, size_t n);
+    /* The packed formats; NULL where weights are used as the file has them. */
+    void (*quantise)(const float *x, int n, int8_t *q, float *scale, float *sum);
+    /* y[T][8 rows of the group] (ldy apart), rows beyond the matrix are not written. */
+    void (*matmul_q)(const struct weight *w, int group, const struct cpu_quants *x, int t0, int T,
+                     float *y, int ldy, bool add);
+    void (*matmul_f)(const struct weight *w, int group, const float *x, int T, float *y, int ldy,
+                     bool add);
+    /* dst[cols][ld] columns 0 … 7 = the rows of a group. */
+    void (*unpack)(const struct weight *w, int group, float *dst, int ld);
+};
+
+extern const struct cpu_isa cpu_scalar;
+#ifdef __x86_64__
+extern const struct cpu_isa cpu_avx2;
+/* Replaces the kernels of AVX2 that AVX-512 does better. */
+void cpu_avx512_use(struct cpu_isa *isa);
+#endif
+
+struct cpu {
+    struct backend base;
+    struct cpu_isa isa;
+    bool exact;
+    struct err fault; /* latched until sync */
+    void *scratch, *shared;
+    size_t scratch_bytes, shared_bytes;
+};
+
+/* size bytes for each thread, thread i at + i·size rounded up to 64: NULL latches a fault. Both
+ * grow and stay, so that a token allocates nothing. */
+void *cpu_scratch(struct cpu *b, size_t *size);
+void *cpu_shared(struct cpu *b, size_t size);
+
+/* Columns [col, col + n) of rows row … row+rows−1 as fp32: a pointer into F32 data, else dst
+ * [rows][n] filled; *ld is the distance of rows. A packed weight needs whole rows: any n, slow. */
+const float *cpu_weight_rows(const struct cpu *b, const struct weight *w, int row, int rows,
+                             int col, int n, float *dst, int *ld);
+int cpu_weight_load(struct backend *b, const struct matrix *m, struct weight **out, size_t *owned,
+                    struct err *e);
+void cpu_weight_free(struct backend *b, struct weight *w);
+
+void cpu_linear(struct backend *b, int n, const struct weight *const *w, float *const *y,
+                const float *x, int T, bool add);
+void cpu_attn_gqa(struct backend *b, const struct attn_gqa_args *a);
+void cpu_attn_mla(struct backend *b, const struct attn_mla_args *a);
+void cpu_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, int stride,
+                    const struct weight *kv_b, int H, int P, int Vd, int r, int T);
+void cpu_mla_expand(struct backend *b, float *out, const float *lat, const struct weight *kv_b,
+                    int H, int P, int Vd, int r, int T);
+
+/* Bytes of quants a packed block of 8 rows, and whether a minimum follows the scales. */
+static inline size_t cpu_block_quants(enum dtype type)
+{
+    return type == DTYPE_Q8_0 ? 256 : 128;
+}
+
+static inline const unsigned char *cpu_group(const struct weight *w, int group)
+{
+    return w->packed + (size_t)group * w->group_bytes;
+}
+
+#endif

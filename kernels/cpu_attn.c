@@ -1,0 +1,272 @@
+/* Attention of the CPU backend, one driver for GQA and absorbed MLA: a set of query rows (token,
+ * head) that share their keys meets the cache tile by tile with a running softmax, so memory does
+ * not grow with the context. Tasks are query tiles × KV heads; when these are too few for the
+ * threads (decoding), the keys are split too and the parts combined. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu.h"
+#include "kernels/pool.h"
+
+enum {
+    ATTN_QUERIES = 48,  /* query rows a tile */
+    ATTN_KEYS = 64,     /* keys a tile */
+    ATTN_MIN_KEYS = 64, /* a split has at least these */
+};
+
+struct attn {
+    struct cpu *b;
+    int T, past, kv_heads, heads; /* heads: query heads that share a KV head */
+    int dk, dv, ldkv, step;       /* cache rows ldkv apart, the next KV head step further */
+    const void *k, *v;            /* equal for MLA: one tile serves both */
+    enum dtype kv;
+    const float *q, *q2; /* rows of d1 and, behind them, dk − d1 numbers for (token, head) */
+    int d1;
+    float *out; /* row (token, kv head, head) of dv numbers */
+    float scale, softcap;
+    int window;
+    int tiles, splits, split_keys;
+    float *parts; /* [kv_heads][tiles][splits]: ATTN_QUERIES × (dv + 2) */
+    char *scratch;
+    size_t scratch_bytes;
+};
+
+/* What one task works in. acc rows are dv apart; top and sum belong to the running softmax. */
+struct tile {
+    int rows, first, from, to; /* query rows first … first+rows−1, keys [from, to) */
+    float *q, *s, *acc, *top, *sum, *keys;
+};
+
+static size_t tile_floats(const struct attn *a)
+{
+    size_t wide = (size_t)(a->dk > a->dv ? a->dk : a->dv);
+    return ATTN_QUERIES * (size_t)(a->dk + ATTN_KEYS + a->dv + 2) + ATTN_KEYS * wide;
+}
+
+static int position(const struct attn *a, int row)
+{
+    return a->past + row / a->heads;
+}
+
+static int first_key(const struct attn *a, int row)
+{
+    int pos = position(a, row);
+    return a->window && pos + 1 > a->window ? pos + 1 - a->window : 0;
+}
+
+static void gather_queries(const struct attn *a, const struct tile *w, int g)
+{
+    int all = a->heads * a->kv_heads, d2 = a->dk - a->d1;
+    for (int i = 0; i < w->rows; i++) {
+        int t = (w->first + i) / a->heads, h = g * a->heads + (w->first + i) % a->heads;
+        size_t row = (size_t)t * all + h;
+        float *q = w->q + (size_t)i * a->dk;
+        a->b->isa.scale(q, a->q + row * a->d1, a->d1, a->scale);
+        if (d2)
+            a->b->isa.scale(q + a->d1, a->q2 + row * d2, d2, a->scale);
+    }
+}
+
+/* Keys n … n+count−1 of a KV head as fp32, d numbers each: the cache itself when it is F32. */
+static const float *cache_rows(const struct attn *a, const void *cache, int g, int n, int count,
+                               int d, float *tile, int *ld)
+{
+    size_t at = (size_t)n * a->ldkv + (size_t)g * a->step;
+    if (a->kv == DTYPE_F32) {
+        *ld = a->ldkv;
+        return (const float *)cache + at;
+    }
+    *ld = d;
+    const uint16_t *src = (const uint16_t *)cache + at;
+    for (int i = 0; i < count; i++)
+        a->b->isa.widen(a->kv, src + (size_t)i * a->ldkv, tile + (size_t)i * d, d);
+    return tile;
+}
+
+/* Scores of one query row against keys n … n+count−1 become weights; keys it cannot see get 0. */
+static void soften(const struct attn *a, const struct tile *w, int i, int n, int count)
+{
+    float *s = w->s + (size_t)i * ATTN_KEYS;
+    int from = first_key(a, w->first + i) - n, to = position(a, w->first + i) + 1 - n;
+    from = from < 0 ? 0 : from;
+    to = to > count ? count : to;
+    if (from >= to) {
+        memset(s, 0, (size_t)count * sizeof *s);
+        return;
+    }
+    if (a->softcap > 0)
+        a->b->isa.softcap(s + from, to - from, a->softcap);
+    float top = a->b->isa.max(s + from, to - from);
+    if (top > w->top[i]) {
+        float shrink = expf(w->top[i] - top); /* 0 at the first tile */
+        w->sum[i] *= shrink;
+        a->b->isa.scale(w->acc + (size_t)i * a->dv, w->acc + (size_t)i * a->dv, a->dv, shrink);
+        w->top[i] = top;
+    }
+    w->sum[i] += a->b->isa.exp_sum(s + from, to - from, w->top[i]);
+    memset(s, 0, (size_t)from * sizeof *s);
+    memset(s + to, 0, (size_t)(count - to) * sizeof *s);
+}
+
+static void attend(const struct attn *a, const struct tile *w, int g)
+{
+    const struct cpu_isa *isa = &a->b->isa;
+    for (int n = w->from; n < w->to; n += ATTN_KEYS) {
+        int count = w->to - n < ATTN_KEYS ? w->to - n : ATTN_KEYS, ld;
+        const float *rows = cache_rows(a, a->k, g, n, count, a->dk, w->keys, &ld);
+        isa->dots(w->rows, count, a->dk, w->q, a->dk, rows, ld, w->s, ATTN_KEYS, false);
+        for (int i = 0; i < w->rows; i++)
+            soften(a, w, i, n, count);
+        if (a->v != a->k)
+            rows = cache_rows(a, a->v, g, n, count, a->dv, w->keys, &ld);
+        isa->gemm(w->rows, a->dv, count, w->s, ATTN_KEYS, rows, ld, w->acc, a->dv, true);
+    }
+}
+
+static float *out_row(const struct attn *a, int row, int g)
+{
+    size_t t = (size_t)(row / a->heads), h = (size_t)(g * a->heads + row % a->heads);
+    return a->out + (t * a->heads * a->kv_heads + h) * a->dv;
+}
+
+static float *part_of(const struct attn *a, int g, int tile, int split)
+{
+    size_t index = ((size_t)g * a->tiles + tile) * a->splits + split;
+    return a->parts + index * ATTN_QUERIES * (size_t)(a->dv + 2);
+}
+
+static struct tile tile_of(const struct attn *a, int index, int split, float *scratch)
+{
+    struct tile w = {.first = index * ATTN_QUERIES};
+    int all = a->T * a->heads - w.first;
+    w.rows = all < ATTN_QUERIES ? all : ATTN_QUERIES;
+    w.from = first_key(a, w.first);
+    w.to = position(a, w.first + w.rows - 1) + 1;
+    if (a->splits > 1) {
+        int from = split * a->split_keys, to = from + a->split_keys;
+        w.from = w.from > from ? w.from : from;
+        w.to = w.to < to ? w.to : to;
+    }
+    w.q = scratch;
+    w.s = w.q + (size_t)ATTN_QUERIES * a->dk;
+    w.keys = w.s + ATTN_QUERIES * ATTN_KEYS;
+    w.acc = w.keys + ATTN_KEYS * (size_t)(a->dk > a->dv ? a->dk : a->dv);
+    return w;
+}
+
+static void attn_task(void *arg, int i, int thread)
+{
+    const struct attn *a = arg;
+    int split = i % a->splits, g = i / a->splits % a->kv_heads;
+    int index = a->tiles - 1 - i / a->splits / a->kv_heads; /* the longest rows first */
+    struct tile w =
+        tile_of(a, index, split, (float *)(void *)(a->scratch + (size_t)thread * a->scratch_bytes));
+    if (a->splits > 1)
+        w.acc = part_of(a, g, index, split);
+    w.top = w.acc + (size_t)ATTN_QUERIES * a->dv;
+    w.sum = w.top + ATTN_QUERIES;
+    memset(w.acc, 0, (size_t)w.rows * a->dv * sizeof *w.acc);
+    for (int r = 0; r < w.rows; r++) {
+        w.top[r] = -INFINITY;
+        w.sum[r] = 0;
+    }
+    gather_queries(a, &w, g);
+    attend(a, &w, g);
+    for (int r = 0; r < w.rows && a->splits == 1; r++)
+        a->b->isa.scale(out_row(a, w.first + r, g), w.acc + (size_t)r * a->dv, a->dv, 1 / w.sum[r]);
+}
+
+/* out = Σ parts·e^(top−top*) / Σ sums·e^(top−top*) for the query rows of one (tile, KV head). */
+static void combine_task(void *arg, int i, int thread)
+{
+    const struct attn *a = arg;
+    (void)thread;
+    int g = i % a->kv_heads, index = i / a->kv_heads, first = index * ATTN_QUERIES;
+    int rows = a->T * a->heads - first < ATTN_QUERIES ? a->T * a->heads - first : ATTN_QUERIES;
+    size_t tops = (size_t)ATTN_QUERIES * a->dv;
+    for (int r = 0; r < rows; r++) {
+        float *out = out_row(a, first + r, g), top = -INFINITY, sum = 0;
+        for (int s = 0; s < a->splits; s++)
+            top = fmaxf(top, part_of(a, g, index, s)[tops + r]);
+        for (int s = 0; s < a->splits; s++) {
+            const float *p = part_of(a, g, index, s);
+            sum += p[tops + ATTN_QUERIES + r] * expf(p[tops + r] - top);
+        }
+        memset(out, 0, (size_t)a->dv * sizeof *out);
+        for (int s = 0; s < a->splits; s++) {
+            const float *p = part_of(a, g, index, s);
+            float weight = expf(p[tops + r] - top) / sum;
+            if (weight > 0)
+                a->b->isa.gemm(1, a->dv, 1, &weight, 1, p + (size_t)r * a->dv, a->dv, out, a->dv,
+                               true);
+        }
+    }
+}
+
+static void run(struct attn *a)
+{
+    struct pool *pool = a->b->base.pool;
+    int keys = a->past + a->T, threads = pool_threads(pool);
+    a->tiles = (a->T * a->heads + ATTN_QUERIES - 1) / ATTN_QUERIES;
+    int tasks = a->tiles * a->kv_heads;
+    a->splits = threads == 1 || tasks >= 4 * threads ? 1 : (4 * threads + tasks - 1) / tasks;
+    a->split_keys = (keys + a->splits - 1) / a->splits;
+    a->split_keys = (a->split_keys + ATTN_MIN_KEYS - 1) / ATTN_MIN_KEYS * ATTN_MIN_KEYS;
+    a->splits = (keys + a->split_keys - 1) / a->split_keys;
+    a->scratch_bytes = tile_floats(a) * sizeof(float);
+    a->scratch = cpu_scratch(a->b, &a->scratch_bytes);
+    size_t part = ATTN_QUERIES * (size_t)(a->dv + 2) * sizeof(float);
+    if (a->splits > 1)
+        a->parts = cpu_shared(a->b, part * (size_t)tasks * (size_t)a->splits);
+    if (!a->scratch || (a->splits > 1 && !a->parts))
+        return;
+    pool_for(pool, tasks * a->splits, attn_task, a);
+    if (a->splits > 1)
+        pool_for(a->T > 1 ? pool : NULL, tasks, combine_task, a);
+}
+
+void cpu_attn_gqa(struct backend *b, const struct attn_gqa_args *g)
+{
+    struct attn a = {.b = (struct cpu *)b,
+                     .T = g->T,
+                     .past = g->past,
+                     .kv_heads = g->G,
+                     .heads = g->H / g->G,
+                     .dk = g->d,
+                     .dv = g->d,
+                     .ldkv = g->G * g->d,
+                     .step = g->d,
+                     .k = g->k,
+                     .v = g->v,
+                     .kv = g->kv,
+                     .q = g->q,
+                     .d1 = g->d,
+                     .out = g->out,
+                     .scale = g->scale,
+                     .softcap = g->softcap,
+                     .window = g->window};
+    run(&a);
+}
+
+void cpu_attn_mla(struct backend *b, const struct attn_mla_args *m)
+{
+    struct attn a = {.b = (struct cpu *)b,
+                     .T = m->T,
+                     .past = m->past,
+                     .kv_heads = 1,
+                     .heads = m->H,
+                     .dk = m->r + m->R,
+                     .dv = m->r,
+                     .ldkv = m->r + m->R,
+                     .k = m->cache,
+                     .v = m->cache,
+                     .kv = m->kv,
+                     .q = m->q_lat,
+                     .q2 = m->q_rope,
+                     .d1 = m->r,
+                     .out = m->out,
+                     .scale = m->scale,
+                     .softcap = m->softcap,
+                     .window = m->window};
+    run(&a);
+}

@@ -1,0 +1,399 @@
+/* Kernels for AVX2 + FMA + F16C. Products keep 12 sums in registers: tiles of 3 rows × 4 rows for
+ * dot products, 6 × 16 (or 3 × 32) outer products otherwise. */
+#ifdef __x86_64__
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Lanes 0 … n−1 of 8. */
+INLINE __m256i lanes(int n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+INLINE float sum8(__m256 v)
+{
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+INLINE __m128 sum8x4(__m256 a, __m256 b, __m256 c, __m256 d)
+{
+    __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+
+/* Eight numbers, or the left < 8 that there are (zeros behind them). */
+INLINE __m256 load(const float *p, size_t left)
+{
+    if (left >= 8)
+        return _mm256_loadu_ps(p);
+    float t[8] = {0};
+    memcpy(t, p, left * sizeof *t);
+    return _mm256_loadu_ps(t);
+}
+
+INLINE void store(float *p, __m256 v, size_t left)
+{
+    if (left >= 8) {
+        _mm256_storeu_ps(p, v);
+        return;
+    }
+    float t[8];
+    _mm256_storeu_ps(t, v);
+    memcpy(p, t, left * sizeof *t);
+}
+
+/* --- c[m][n] = a · bᵀ --- */
+
+INLINE void dots_tile(int m, int n, int k, const float *a, int lda, const float *b, int ldb,
+                      float *c, int ldc, bool add)
+{
+    __m256 s[3][4];
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < n; j++)
+            s[i][j] = _mm256_setzero_ps();
+    int l = 0;
+    for (; l + 8 <= k; l += 8) {
+        __m256 x[3];
+        for (int i = 0; i < m; i++)
+            x[i] = _mm256_loadu_ps(a + (size_t)i * lda + l);
+        for (int j = 0; j < n; j++) {
+            __m256 y = _mm256_loadu_ps(b + (size_t)j * ldb + l);
+            for (int i = 0; i < m; i++)
+                s[i][j] = _mm256_fmadd_ps(x[i], y, s[i][j]);
+        }
+    }
+    if (l < k) {
+        __m256i mask = lanes(k - l);
+        for (int j = 0; j < n; j++) {
+            __m256 y = _mm256_maskload_ps(b + (size_t)j * ldb + l, mask);
+            for (int i = 0; i < m; i++)
+                s[i][j] =
+                    _mm256_fmadd_ps(_mm256_maskload_ps(a + (size_t)i * lda + l, mask), y, s[i][j]);
+        }
+    }
+    for (int i = 0; i < m; i++) {
+        float *y = c + (size_t)i * ldc;
+        if (n == 4) {
+            __m128 v = sum8x4(s[i][0], s[i][1], s[i][2], s[i][3]);
+            _mm_storeu_ps(y, add ? _mm_add_ps(v, _mm_loadu_ps(y)) : v);
+        } else {
+            *y = sum8(s[i][0]) + (add ? *y : 0);
+        }
+    }
+}
+
+static void dots(int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c,
+                 int ldc, bool add)
+{
+    for (int i = 0; i < m; i += 3) {
+        const float *x = a + (size_t)i * lda;
+        float *y = c + (size_t)i * ldc;
+        int j = 0;
+        for (; j + 4 <= n; j += 4) {
+            const float *z = b + (size_t)j * ldb;
+            switch (m - i) {
+            case 1: dots_tile(1, 4, k, x, lda, z, ldb, y + j, ldc, add); break;
+            case 2: dots_tile(2, 4, k, x, lda, z, ldb, y + j, ldc, add); break;
+            default: dots_tile(3, 4, k, x, lda, z, ldb, y + j, ldc, add);
+            }
+        }
+        for (; j < n; j++) {
+            const float *z = b + (size_t)j * ldb;
+            switch (m - i) {
+            case 1: dots_tile(1, 1, k, x, lda, z, ldb, y + j, ldc, add); break;
+            case 2: dots_tile(2, 1, k, x, lda, z, ldb, y + j, ldc, add); break;
+            default: dots_tile(3, 1, k, x, lda, z, ldb, y + j, ldc, add);
+            }
+        }
+    }
+}
+
+/* --- c[m][n] = a · b --- */
+
+INLINE void gemm_tile(int m, int nv, int k, const float *a, int lda, const float *b, int ldb,
+                      float *c, int ldc, bool add)
+{
+    __m256 s[6][4];
+    for (int i = 0; i < m; i++)
+        for (int v = 0; v < nv; v++)
+            s[i][v] = add ? _mm256_loadu_ps(c + (size_t)i * ldc + 8 * v) : _mm256_setzero_ps();
+    for (int l = 0; l < k; l++) {
+        __m256 y[4];
+        for (int v = 0; v < nv; v++)
+            y[v] = _mm256_loadu_ps(b + (size_t)l * ldb + 8 * v);
+        for (int i = 0; i < m; i++) {
+            __m256 x = _mm256_broadcast_ss(a + (size_t)i * lda + l);
+            for (int v = 0; v < nv; v++)
+                s[i][v] = _mm256_fmadd_ps(x, y[v], s[i][v]);
+        }
+    }
+    for (int i = 0; i < m; i++)
+        for (int v = 0; v < nv; v++)
+            _mm256_storeu_ps(c + (size_t)i * ldc + 8 * v, s[i][v]);
+}
+
+/* The last n < 8 columns. */
+INLINE void gemm_edge(int m, int n, int k, const float *a, int lda, const float *b, int ldb,
+                      float *c, int ldc, bool add)
+{
+    __m256i mask = lanes(n);
+    __m256 s[6];
+    for (int i = 0; i < m; i++)
+        s[i] = add ? _mm256_maskload_ps(c + (size_t)i * ldc, mask) : _mm256_setzero_ps();
+    for (int l = 0; l < k; l++) {
+        __m256 y = _mm256_maskload_ps(b + (size_t)l * ldb, mask);
+        for (int i = 0; i < m; i++)
+            s[i] = _mm256_fmadd_ps(_mm256_broadcast_ss(a + (size_t)i * lda + l), y, s[i]);
+    }
+    for (int i = 0; i < m; i++)
+        store(c + (size_t)i * ldc, s[i], (size_t)n);
+}
+
+/* m rows (a constant), all columns: wide tiles first. */
+INLINE void gemm_rows(int m, int n, int k, const float *a, int lda, const float *b, int ldb,
+                      float *c, int ldc, bool add)
+{
+    int j = 0;
+    if (m <= 3)
+        for (; j + 32 <= n; j += 32)
+            gemm_tile(m, 4, k, a, lda, b + j, ldb, c + j, ldc, add);
+    for (; j + 16 <= n; j += 16)
+        gemm_tile(m, 2, k, a, lda, b + j, ldb, c + j, ldc, add);
+    for (; j + 8 <= n; j += 8)
+        gemm_tile(m, 1, k, a, lda, b + j, ldb, c + j, ldc, add);
+    if (j < n)
+        gemm_edge(m, n - j, k, a, lda, b + j, ldb, c + j, ldc, add);
+}
+
+static void gemm(int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c,
+                 int ldc, bool add)
+{
+    for (int i = 0; i < m; i += 6) {
+        const float *x = a + (size_t)i * lda;
+        float *y = c + (size_t)i * ldc;
+        switch (m - i) {
+        case 1: gemm_rows(1, n, k, x, lda, b, ldb, y, ldc, add); break;
+        case 2: gemm_rows(2, n, k, x, lda, b, ldb, y, ldc, add); break;
+        case 3: gemm_rows(3, n, k, x, lda, b, ldb, y, ldc, add); break;
+        case 4: gemm_rows(4, n, k, x, lda, b, ldb, y, ldc, add); break;
+        case 5: gemm_rows(5, n, k, x, lda, b, ldb, y, ldc, add); break;
+        default: gemm_rows(6, n, k, x, lda, b, ldb, y, ldc, add);
+        }
+    }
+}
+
+/* --- conversions --- */
+
+static void widen(enum dtype type, const void *src, float *dst, int n)
+{
+    const uint16_t *p = src;
+    int i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(p + i));
+        __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16);
+        _mm256_storeu_ps(dst + i,
+                         type == DTYPE_F16 ? _mm256_cvtph_ps(h) : _mm256_castsi256_ps(wide));
+    }
+    if (i < n)
+        dtype_to_f32(type, p + i, dst + i, (size_t)(n - i));
+}
+
+static void narrow(const float *src, uint16_t *dst, int n)
+{
+    int i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(void *)(dst + i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
+    if (i < n)
+        dtype_from_f32(DTYPE_F16, src + i, dst + i, (size_t)(n - i));
+}
+
+/* --- rows of numbers --- */
+
+/* eˣ to about 2 ulp: 2ⁿ times the Taylor polynomial on |r| ≤ ln2/2, whose next term is below
+ * 6e-9. Below −87 the result is flushed to 0, above 88 it saturates. */
+INLINE __m256 exp8(__m256 x)
+{
+    __m256 tiny = _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_LT_OQ);
+    __m256 z = _mm256_min_ps(_mm256_set1_ps(88.0f), x); /* in this order a NaN survives */
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(z, _mm256_set1_ps(1.44269504f)),
+                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), z);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    __m256 p = _mm256_set1_ps(1.0f / 5040);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 720));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 120));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 24));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 6));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    __m256i bits = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+    p = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), bits));
+    return _mm256_andnot_ps(tiny, p);
+}
+
+INLINE __m256 tanh8(__m256 x)
+{
+    __m256 one = _mm256_set1_ps(1);
+    __m256 y = exp8(_mm256_add_ps(x, x));
+    return _mm256_div_ps(_mm256_sub_ps(y, one), _mm256_add_ps(y, one));
+}
+
+static float max(const float *x, int n)
+{
+    __m256 top = _mm256_set1_ps(-INFINITY);
+    int i = 0;
+    for (; i + 8 <= n; i += 8)
+        top = _mm256_max_ps(_mm256_loadu_ps(x + i), top);
+    float t[8], best = -INFINITY;
+    _mm256_storeu_ps(t, top);
+    for (int l = 0; l < 8; l++)
+        best = t[l] > best ? t[l] : best;
+    for (; i < n; i++)
+        best = x[i] > best ? x[i] : best;
+    return best;
+}
+
+static float exp_sum(float *x, int n, float top)
+{
+    __m256 sum = _mm256_setzero_ps(), shift = _mm256_set1_ps(top);
+    for (int i = 0; i < n; i += 8) {
+        size_t left = (size_t)(n - i);
+        __m256 y = exp8(_mm256_sub_ps(load(x + i, left), shift));
+        if (left < 8)
+            y = _mm256_and_ps(y, _mm256_castsi256_ps(lanes((int)left)));
+        store(x + i, y, left);
+        sum = _mm256_add_ps(sum, y);
+    }
+    return sum8(sum);
+}
+
+static void softcap(float *x, int n, float cap)
+{
+    __m256 c = _mm256_set1_ps(cap), inverse = _mm256_set1_ps(1 / cap);
+    for (int i = 0; i < n; i += 8) {
+        size_t left = (size_t)(n - i);
+        __m256 y = tanh8(_mm256_mul_ps(load(x + i, left), inverse));
+        store(x + i, _mm256_mul_ps(c, y), left);
+    }
+}
+
+static void scale(float *y, const float *x, int n, float factor)
+{
+    __m256 f = _mm256_set1_ps(factor);
+    for (int i = 0; i < n; i += 8) {
+        size_t left = (size_t)(n - i);
+        store(y + i, _mm256_mul_ps(f, load(x + i, left)), left);
+    }
+}
+
+static void norm(float *y, const float *x, const float *gamma, float eps, int n)
+{
+    __m256 s[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int i = 0; i < n; i += 8) {
+        __m256 v = load(x + i, (size_t)(n - i));
+        s[i >> 3 & 1] = _mm256_fmadd_ps(v, v, s[i >> 3 & 1]);
+    }
+    __m256 f = _mm256_set1_ps(1 / sqrtf(sum8(_mm256_add_ps(s[0], s[1])) / (float)n + eps));
+    for (int i = 0; i < n; i += 8) {
+        size_t left = (size_t)(n - i);
+        __m256 v = _mm256_mul_ps(f, load(x + i, left));
+        store(y + i, _mm256_mul_ps(v, load(gamma + i, left)), left);
+    }
+}
+
+static void rotate(float *re, float *im, const float *cos, const float *sin, int n)
+{
+    for (int j = 0; j < n; j += 8) {
+        size_t left = (size_t)(n - j);
+        __m256 a = load(re + j, left), b = load(im + j, left);
+        __m256 c = load(cos + j, left), s = load(sin + j, left);
+        store(re + j, _mm256_fmsub_ps(a, c, _mm256_mul_ps(b, s)), left);
+        store(im + j, _mm256_fmadd_ps(a, s, _mm256_mul_ps(b, c)), left);
+    }
+}
+
+static void glu(float *y, const float *gate, const float *up, enum glu_act act, size_t n)
+{
+    __m256 one = _mm256_set1_ps(1), zero = _mm256_setzero_ps();
+    for (size_t i = 0; i < n; i += 8) {
+        __m256 g = load(gate + i, n - i), u = load(up + i, n - i), z = g;
+        if (act == GLU_GELU_TANH) { /* ½(1 + tanh z) = 1 / (1 + e^−2z) */
+            __m256 cube = _mm256_mul_ps(_mm256_mul_ps(g, g), _mm256_set1_ps(0.044715f));
+            z = _mm256_mul_ps(_mm256_fmadd_ps(cube, g, g), _mm256_set1_ps(2 * 0.7978845608f));
+        }
+        __m256 e = _mm256_add_ps(one, exp8(_mm256_sub_ps(zero, z)));
+        store(y + i, _mm256_mul_ps(_mm256_div_ps(g, e), u), n - i);
+    }
+}
+
+static void add(float *y, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i += 8)
+        store(y + i, _mm256_add_ps(load(y + i, n - i), load(x + i, n - i)), n - i);
+}
+
+/* --- packed weights --- */
+
+static void quantise(const float *x, int n, int8_t *q, float *scale_out, float *sum_out)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i ones8 = _mm256_set1_epi8(1), ones16 = _mm256_set1_epi16(1);
+    for (int i = 0; i < n; i += CPU_BLOCK, x += CPU_BLOCK, q += CPU_BLOCK) {
+        __m256 v[4], top = _mm256_setzero_ps();
+        for (int j = 0; j < 4; j++) {
+            v[j] = _mm256_loadu_ps(x + 8 * j);
+            top = _mm256_max_ps(top, _mm256_andnot_ps(sign, v[j]));
+        }
+        __m128 h = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
+        h = _mm_max_ps(h, _mm_movehl_ps(h, h));
+        float amax = _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)));
+        __m256 inverse = _mm256_set1_ps(amax > 0 ? 127 / amax : 0);
+        __m256i z[4];
+        for (int j = 0; j < 4; j++)
+            z[j] = _mm256_cvtps_epi32(_mm256_mul_ps(v[j], inverse));
+        __m256i all =
+            _mm256_packs_epi16(_mm256_packs_epi32(z[0], z[1]), _mm256_packs_epi32(z[2], z[3]));
+        all = _mm256_permutevar8x32_epi32(all, order);
+        _mm256_storeu_si256((__m256i *)(void *)q, all);
+        __m256i pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(ones8, all), ones16);
+        __m128i s =
+            _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+        s = _mm_add_epi32(s, _mm_unpackhi_epi64(s, s));
+        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 1));
+        scale_out[i / CPU_BLOCK] = amax / 127;
+        sum_out[i / CPU_BLOCK] = amax / 127 * (float)_mm_cvtsi128_si32(s);
+    }
+}
+
+#include "kernels/cpu_quant.h"
+
+const struct cpu_isa cpu_avx2 = {
+    .name = "AVX2",
+    .dots = dots,
+    .gemm = gemm,
+    .widen = widen,
+    .narrow = narrow,
+    .max = max,
+    .exp_sum = exp_sum,
+    .softcap = softcap,
+    .scale = scale,
+    .norm = norm,
+    .rotate = rotate,
+    .glu = glu,
+    .add = add,
+    .quantise = quantise,
+    .matmul_q = matmul_q,
+    .matmul_f = matmul_f,
+    .unpack = unpack,
+};
+#endif

@@ -1,0 +1,353 @@
+/* Weights and the matrix products of the CPU backend. Three ways: quantised weights × int8
+ * activations (the default), quantised weights × fp32 (exact: in registers for a few tokens, else
+ * by panels of dequantised rows), and plain weights × fp32. All split the rows of the weights over
+ * the pool and walk tokens in slices that stay in the cache. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cpu.h"
+#include "kernels/pool.h"
+
+enum {
+    LINEAR_TOKENS = 64, /* tokens a slice */
+    LINEAR_DEPTH = 384, /* columns at a time of an fp32 product: a panel of them fits L1 */
+    LINEAR_FEW = 4,     /* tokens that dequantise in registers faster than through a panel */
+};
+
+static int groups_of(const struct weight *w)
+{
+    return (w->m.rows + CPU_GROUP - 1) / CPU_GROUP;
+}
+
+/* --- loading --- */
+
+struct pack {
+    struct weight *w;
+    size_t row_bytes;
+    int blocks, head; /* head: bytes of scales before a block's quants in the file */
+};
+
+/* A row's blocks go to lane `lane` of its group: quants by 4 bytes, then d and m. */
+static void pack_row(const struct pack *p, const unsigned char *src, unsigned char *group, int lane)
+{
+    size_t quants = cpu_block_quants(p->w->m.dtype), nb = (size_t)p->blocks;
+    unsigned char *d = group + nb * quants, *m = d + nb * 16;
+    for (size_t i = 0; i < nb; i++, src += p->head + quants / CPU_GROUP) {
+        memcpy(d + i * 16 + 2 * lane, src, 2);
+        if (p->head == 4)
+            memcpy(m + i * 16 + 2 * lane, src + 2, 2);
+        for (size_t j = 0; j < quants / 32; j++)
+            memcpy(group + i * quants + j * 32 + 4 * lane, src + p->head + 4 * j, 4);
+    }
+}
+
+static void pack_group(void *arg, int g, int thread)
+{
+    const struct pack *p = arg;
+    (void)thread;
+    unsigned char *group = p->w->packed + (size_t)g * p->w->group_bytes;
+    const unsigned char *rows = p->w->m.data;
+    for (int lane = 0; lane < CPU_GROUP; lane++) {
+        int row = g * CPU_GROUP + lane;
+        row = row < p->w->m.rows ? row : p->w->m.rows - 1; /* spare lanes are never stored */
+        pack_row(p, rows + (size_t)row * p->row_bytes, group, lane);
+    }
+}
+
+int cpu_weight_load(struct backend *base, const struct matrix *m, struct weight **out,
+                    size_t *owned, struct err *e)
+{
+    struct cpu *b = (struct cpu *)base;
+    struct weight *w = mem_calloc(1, sizeof *w);
+    if (!w)
+        return err_nomem(e, sizeof *w, "a weight");
+    w->m = *m;
+    size_t bytes = 0;
+    const struct dtype_traits *t = dtype_traits(m->dtype);
+    if (b->isa.matmul_q && t->block == CPU_BLOCK) {
+        struct pack p = {w, dtype_bytes(m->dtype, (size_t)m->cols), m->cols / CPU_BLOCK,
+                         m->dtype == DTYPE_Q4_1 ? 4 : 2};
+        w->group_bytes = (p.row_bytes * CPU_GROUP + 63) & ~(size_t)63;
+        bytes = w->group_bytes * (size_t)groups_of(w);
+        w->packed = aligned_alloc(64, bytes ? bytes : 64);
+        if (!w->packed) {
+            free(w);
+            return err_nomem(e, bytes, "a repacked weight");
+        }
+        pool_for(b->base.pool, groups_of(w), pack_group, &p);
+    }
+    *out = w;
+    if (owned)
+        *owned = bytes;
+    return OK;
+}
+
+void cpu_weight_free(struct backend *b, struct weight *w)
+{
+    (void)b;
+    if (w)
+        free(w->packed);
+    free(w);
+}
+
+/* The file's block of a packed row again. */
+static void unpack_row(const struct weight *w, int row, int col, int n, float *dst)
+{
+    size_t quants = cpu_block_quants(w->m.dtype), nb = (size_t)w->m.cols / CPU_BLOCK;
+    const unsigned char *group = cpu_group(w, row / CPU_GROUP), *d = group + nb * quants;
+    size_t lane = (size_t)row % CPU_GROUP, head = w->m.dtype == DTYPE_Q4_1 ? 4 : 2;
+    float numbers[CPU_BLOCK];
+    unsigned char block[4 + CPU_BLOCK];
+    for (int at = col - col % CPU_BLOCK; at < col + n; at += CPU_BLOCK) {
+        size_t i = (size_t)at / CPU_BLOCK;
+        memcpy(block, d + i * 16 + 2 * lane, 2);
+        if (head == 4)
+            memcpy(block + 2, d + nb * 16 + i * 16 + 2 * lane, 2);
+        for (size_t j = 0; j < quants / 32; j++)
+            memcpy(block + head + 4 * j, group + i * quants + j * 32 + 4 * lane, 4);
+        dtype_to_f32(w->m.dtype, block, numbers, CPU_BLOCK);
+        for (int c = 0; c < CPU_BLOCK; c++)
+            if (at + c >= col && at + c < col + n)
+                dst[at + c - col] = numbers[c];
+    }
+}
+
+const float *cpu_weight_rows(const struct cpu *b, const struct weight *w, int row, int rows,
+                             int col, int n, float *dst, int *ld)
+{
+    const char *data = w->m.data;
+    size_t cols = (size_t)w->m.cols;
+    if (w->m.dtype == DTYPE_F32) {
+        *ld = w->m.cols;
+        return (const float *)(const void *)data + (size_t)row * cols + col;
+    }
+    *ld = n;
+    for (int i = 0; i < rows; i++) {
+        float *y = dst + (size_t)i * n;
+        if (w->packed)
+            unpack_row(w, row + i, col, n, y);
+        else if (w->m.dtype == DTYPE_F16 || w->m.dtype == DTYPE_BF16)
+            b->isa.widen(w->m.dtype, data + 2 * ((size_t)(row + i) * cols + col), y, n);
+        else
+            dtype_to_f32(w->m.dtype, data + dtype_bytes(w->m.dtype, (size_t)(row + i) * cols + col),
+                         y, n);
+    }
+    return dst;
+}
+
+/* --- linear --- */
+
+struct linear {
+    struct cpu *b;
+    int n, T, chunk; /* chunk: groups a task, over all weights in a line */
+    const struct weight *const *w;
+    float *const *y;
+    const float *x;
+    struct cpu_quants quants;
+    bool add;
+    char *scratch;
+    size_t scratch_bytes;
+};
+
+/* Groups [from, to) of one weight, int8 activations. */
+static void run_quants(const struct linear *l, int i, int from, int to)
+{
+    const struct weight *w = l->w[i];
+    for (int t = 0; t < l->T; t += LINEAR_TOKENS) {
+        int nt = l->T - t < LINEAR_TOKENS ? l->T - t : LINEAR_TOKENS;
+        for (int g = from; g < to; g++)
+            l->b->isa.matmul_q(w, g, &l->quants, t, nt,
+                               l->y[i] + (size_t)t * w->m.rows + (size_t)g * CPU_GROUP, w->m.rows,
+                               l->add);
+    }
+}
+
+/* The same in fp32. panel: [cols][CPU_PANEL]. */
+static void run_packed(const struct linear *l, int i, int from, int to, float *panel)
+{
+    const struct weight *w = l->w[i];
+    int cols = w->m.cols, rows = w->m.rows;
+    if (l->T <= LINEAR_FEW) {
+        for (int g = from; g < to; g++)
+            l->b->isa.matmul_f(w, g, l->x, l->T, l->y[i] + (size_t)g * CPU_GROUP, rows, l->add);
+        return;
+    }
+    for (int g = from; g < to; g += CPU_PANEL / CPU_GROUP) {
+        int row = g * CPU_GROUP, end = to * CPU_GROUP < rows ? to * CPU_GROUP : rows;
+        int n = end - row < CPU_PANEL ? end - row : CPU_PANEL;
+        for (int j = 0; j < n; j += CPU_GROUP)
+            l->b->isa.unpack(w, g + j / CPU_GROUP, panel + j, CPU_PANEL);
+        for (int k = 0; k < cols; k += LINEAR_DEPTH)
+            l->b->isa.gemm(l->T, n, cols - k < LINEAR_DEPTH ? cols - k : LINEAR_DEPTH, l->x + k,
+                           cols, panel + (size_t)k * CPU_PANEL, CPU_PANEL, l->y[i] + row, rows,
+                           l->add || k);
+    }
+}
+
+/* Weights as the file has them, panels of rows in blocks of columns. */
+static void run_plain(const struct linear *l, int i, int from, int to, float *panel)
+{
+    const struct weight *w = l->w[i];
+    int cols = w->m.cols, rows = w->m.rows, ld;
+    int end = to * CPU_GROUP < rows ? to * CPU_GROUP : rows;
+    for (int row = from * CPU_GROUP; row < end; row += CPU_PANEL) {
+        int n = end - row < CPU_PANEL ? end - row : CPU_PANEL;
+        for (int k = 0; k < cols; k += LINEAR_DEPTH) {
+            int depth = cols - k < LINEAR_DEPTH ? cols - k : LINEAR_DEPTH;
+            const float *p = cpu_weight_rows(l->b, w, row, n, k, depth, panel, &ld);
+            l->b->isa.dots(l->T, n, depth, l->x + k, cols, p, ld, l->y[i] + row, rows, l->add || k);
+        }
+    }
+}
+
+static void linear_task(void *arg, int task, int thread)
+{
+    const struct linear *l = arg;
+    float *panel = (float *)(void *)(l->scratch + (size_t)thread * l->scratch_bytes);
+    int from = task * l->chunk, to = from + l->chunk;
+    for (int i = 0, base = 0; i < l->n && base < to; base += groups_of(l->w[i]), i++) {
+        int a = from > base ? from - base : 0, groups = groups_of(l->w[i]);
+        int z = to - base < groups ? to - base : groups;
+        if (a >= z)
+            continue;
+        if (!l->w[i]->packed)
+            run_plain(l, i, a, z, panel);
+        else if (l->b->exact)
+            run_packed(l, i, a, z, panel);
+        else
+            run_quants(l, i, a, z);
+    }
+}
+
+struct quantise {
+    const struct linear *l;
+    int step;
+};
+
+static void quantise_task(void *arg, int i, int thread)
+{
+    const struct quantise *q = arg;
+    const struct cpu_quants *x = &q->l->quants;
+    (void)thread;
+    int nb = x->cols / CPU_BLOCK, to = (i + 1) * q->step < q->l->T ? (i + 1) * q->step : q->l->T;
+    for (int t = i * q->step; t < to; t++)
+        q->l->b->isa.quantise(q->l->x + (size_t)t * x->cols, x->cols, x->q + (size_t)t * x->cols,
+                              x->scale + (size_t)t * nb, x->sum + (size_t)t * nb);
+}
+
+static bool quantise(struct linear *l)
+{
+    int cols = l->w[0]->m.cols;
+    size_t all = (size_t)l->T * cols, blocks = all / CPU_BLOCK;
+    size_t q_bytes = (all + 63) & ~(size_t)63;
+    char *p = cpu_shared(l->b, q_bytes + 2 * blocks * sizeof(float));
+    if (!p)
+        return false;
+    l->quants = (struct cpu_quants){.q = (int8_t *)p,
+                                    .scale = (float *)(void *)(p + q_bytes),
+                                    .sum = (float *)(void *)(p + q_bytes) + blocks,
+                                    .cols = cols};
+    struct quantise job = {l, l->T < 8 ? l->T : (l->T + 15) / 16};
+    pool_for(l->b->base.pool, (l->T + job.step - 1) / job.step, quantise_task, &job);
+    return true;
+}
+
+void cpu_linear(struct backend *base, int n, const struct weight *const *w, float *const *y,
+                const float *x, int T, bool add)
+{
+    struct linear l = {.b = (struct cpu *)base, .n = n, .T = T, .w = w, .y = y, .x = x, .add = add};
+    int groups = 0, packed = 0;
+    for (int i = 0; i < n; i++) {
+        groups += groups_of(w[i]);
+        packed += w[i]->packed != NULL;
+    }
+    if (!groups || !T)
+        return;
+    int depth = packed && l.b->exact ? w[0]->m.cols : LINEAR_DEPTH;
+    l.scratch_bytes = (size_t)CPU_PANEL * (size_t)depth * sizeof(float);
+    l.scratch = cpu_scratch(l.b, &l.scratch_bytes);
+    if (!l.scratch || (packed && !l.b->exact && !quantise(&l)))
+        return;
+    int tasks = 4 * pool_threads(base->pool);
+    l.chunk = (groups + tasks - 1) / tasks;
+    l.chunk += l.chunk & 1; /* whole panels */
+    pool_for(base->pool, (groups + l.chunk - 1) / l.chunk, linear_task, &l);
+}
+
+/* --- the two halves of kv_b --- */
+
+enum { MLA_CHUNK = 64 }; /* columns or rows of a head's matrix a task */
+
+struct mla {
+    struct cpu *b;
+    const struct weight *w;
+    float *y;
+    const float *x;
+    int ld, stride, H, P, Vd, r, T, chunks;
+    char *scratch;
+    size_t scratch_bytes;
+};
+
+static void absorb_task(void *arg, int i, int thread)
+{
+    const struct mla *a = arg;
+    float *tile = (float *)(void *)(a->scratch + (size_t)thread * a->scratch_bytes);
+    int h = i / a->chunks, col = i % a->chunks * MLA_CHUNK, ld;
+    int n = a->r - col < MLA_CHUNK ? a->r - col : MLA_CHUNK;
+    const float *ku = cpu_weight_rows(a->b, a->w, h * (a->P + a->Vd), a->P, col, n, tile, &ld);
+    a->b->isa.gemm(a->T, n, a->P, a->x + (size_t)h * a->stride, a->ld, ku, ld,
+                   a->y + (size_t)h * a->r + col, a->H * a->r, false);
+}
+
+static void expand_task(void *arg, int i, int thread)
+{
+    const struct mla *a = arg;
+    float *tile = (float *)(void *)(a->scratch + (size_t)thread * a->scratch_bytes);
+    int h = i / a->chunks, row = i % a->chunks * MLA_CHUNK, ld;
+    int n = a->Vd - row < MLA_CHUNK ? a->Vd - row : MLA_CHUNK;
+    const float *vu =
+        cpu_weight_rows(a->b, a->w, h * (a->P + a->Vd) + a->P + row, n, 0, a->r, tile, &ld);
+    a->b->isa.dots(a->T, n, a->r, a->x + (size_t)h * a->r, a->H * a->r, vu, ld,
+                   a->y + (size_t)h * a->Vd + row, a->H * a->Vd, false);
+}
+
+static void mla_run(struct mla *a, int width, int depth, void (*task)(void *, int, int))
+{
+    a->chunks = (width + MLA_CHUNK - 1) / MLA_CHUNK;
+    a->scratch_bytes = (size_t)MLA_CHUNK * (size_t)depth * sizeof(float);
+    a->scratch = cpu_scratch(a->b, &a->scratch_bytes);
+    if (a->scratch)
+        pool_for(a->b->base.pool, a->H * a->chunks, task, a);
+}
+
+void cpu_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, int stride,
+                    const struct weight *kv_b, int H, int P, int Vd, int r, int T)
+{
+    struct mla a = {.b = (struct cpu *)b,
+                    .w = kv_b,
+                    .y = q_lat,
+                    .x = q,
+                    .ld = ld,
+                    .stride = stride,
+                    .H = H,
+                    .P = P,
+                    .Vd = Vd,
+                    .r = r,
+                    .T = T};
+    mla_run(&a, r, P, absorb_task);
+}
+
+void cpu_mla_expand(struct backend *b, float *out, const float *lat, const struct weight *kv_b,
+                    int H, int P, int Vd, int r, int T)
+{
+    struct mla a = {.b = (struct cpu *)b,
+                    .w = kv_b,
+                    .y = out,
+                    .x = lat,
+                    .H = H,
+                    .P = P,
+                    .Vd = Vd,
+                    .r = r,
+                    .T = T};
+    mla_run(&a, Vd, r, expand_task);
+}

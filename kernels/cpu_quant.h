@@ -1,0 +1,237 @@
+/* Products with packed weights, compiled once for AVX2 and once with VNNI (CPU_VNNI): included by
+ * cpu_avx2.c and cpu_avx512.c only, which define INLINE.
+ *
+ * A weight of block b is d·u + m with u unsigned: Q4_1 as stored, Q4_0 with m = −8d, and Q8_0 as
+ * d·s with s signed (VNNI: u = s + 128, m = −128d). So Σ w·x ≈ d·(scale·Σ u·q) + m·sum. */
+#ifndef MLATHE_KERNELS_CPU_QUANT_H
+#define MLATHE_KERNELS_CPU_QUANT_H
+
+enum { QUANT_TOKENS = 4 }; /* tokens whose sums stay in registers */
+
+struct group {
+    const unsigned char *quants;
+    const uint16_t *d, *m;
+    enum dtype type;
+    int blocks, rows; /* rows of the matrix in this group */
+};
+
+INLINE struct group open_group(const struct weight *w, int index)
+{
+    struct group g = {.quants = cpu_group(w, index), .type = w->m.dtype};
+    g.blocks = w->m.cols / CPU_BLOCK;
+    g.d = (const uint16_t *)(const void *)(g.quants + (size_t)g.blocks * cpu_block_quants(g.type));
+    g.m = g.d + (size_t)g.blocks * CPU_GROUP;
+    g.rows = w->m.rows - index * CPU_GROUP;
+    return g;
+}
+
+INLINE __m256 halves(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
+INLINE __m256i bytes32(const void *p)
+{
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+
+/* Four activations to every row. */
+INLINE __m256i spread(const int8_t *q)
+{
+    int32_t four;
+    memcpy(&four, q, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+INLINE void store_rows(float *y, __m256 v, int rows, bool plus)
+{
+    if (plus)
+        v = _mm256_add_ps(v, load(y, (size_t)rows));
+    store(y, v, (size_t)rows);
+}
+
+/* Σ u·q of one block for 8 rows: low nibbles are numbers 0 … 15, high nibbles 16 … 31. */
+INLINE __m256i block_q4(const __m256i *u, const int8_t *q)
+{
+#ifdef CPU_VNNI
+    __m256i s = _mm256_setzero_si256(), t = s;
+    for (int j = 0; j < 4; j++) {
+        s = _mm256_dpbusd_epi32(s, u[j], spread(q + 4 * j));
+        t = _mm256_dpbusd_epi32(t, u[4 + j], spread(q + 16 + 4 * j));
+    }
+    return _mm256_add_epi32(s, t);
+#else
+    /* 8 terms of at most 2·15·127 = 3810 stay below 2¹⁵. */
+    __m256i s = _mm256_maddubs_epi16(u[0], spread(q));
+    for (int j = 1; j < 8; j++)
+        s = _mm256_add_epi16(s, _mm256_maddubs_epi16(u[j], spread(q + 4 * j)));
+    return _mm256_madd_epi16(s, _mm256_set1_epi16(1));
+#endif
+}
+
+INLINE void tile_q4(const struct group *g, const struct cpu_quants *x, int t, int nt, bool q4_1,
+                    float *y, int ldy, bool plus)
+{
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256 acc[QUANT_TOKENS];
+    for (int i = 0; i < nt; i++)
+        acc[i] = _mm256_setzero_ps();
+    for (int b = 0; b < g->blocks; b++) {
+        __m256i u[8];
+        for (int j = 0; j < 4; j++) {
+            __m256i both = bytes32(g->quants + (size_t)b * 128 + 32 * j);
+            u[j] = _mm256_and_si256(both, low);
+            u[4 + j] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+        }
+        __m256 d = halves(g->d + b * CPU_GROUP);
+        __m256 m = q4_1 ? halves(g->m + b * CPU_GROUP) : _mm256_mul_ps(d, _mm256_set1_ps(-8));
+        for (int i = 0; i < nt; i++) {
+            size_t at = (size_t)(t + i) * g->blocks + b;
+            __m256 s = _mm256_cvtepi32_ps(block_q4(u, x->q + at * CPU_BLOCK));
+            __m256 ds = _mm256_mul_ps(d, _mm256_broadcast_ss(x->scale + at));
+            acc[i] = _mm256_fmadd_ps(s, ds, acc[i]);
+            acc[i] = _mm256_fmadd_ps(m, _mm256_broadcast_ss(x->sum + at), acc[i]);
+        }
+    }
+    for (int i = 0; i < nt; i++)
+        store_rows(y + (size_t)i * ldy, acc[i], g->rows, plus);
+}
+
+INLINE void tile_q8(const struct group *g, const struct cpu_quants *x, int t, int nt, float *y,
+                    int ldy, bool plus)
+{
+    __m256 acc[QUANT_TOKENS];
+    for (int i = 0; i < nt; i++)
+        acc[i] = _mm256_setzero_ps();
+    for (int b = 0; b < g->blocks; b++) {
+        __m256i s[QUANT_TOKENS];
+        for (int i = 0; i < nt; i++)
+            s[i] = _mm256_setzero_si256();
+        for (int j = 0; j < 8; j++) {
+            __m256i w = bytes32(g->quants + (size_t)b * 256 + 32 * j);
+#ifdef CPU_VNNI
+            w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+#else
+            __m256i size = _mm256_abs_epi8(w);
+#endif
+            for (int i = 0; i < nt; i++) {
+                size_t at = (size_t)(t + i) * g->blocks + b;
+                __m256i q = spread(x->q + at * CPU_BLOCK + 4 * j);
+#ifdef CPU_VNNI
+                s[i] = _mm256_dpbusd_epi32(s[i], w, q);
+#else
+                __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(q, w));
+                s[i] = _mm256_add_epi32(s[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
+            }
+        }
+        __m256 d = halves(g->d + b * CPU_GROUP);
+        for (int i = 0; i < nt; i++) {
+            size_t at = (size_t)(t + i) * g->blocks + b;
+            __m256 ds = _mm256_mul_ps(d, _mm256_broadcast_ss(x->scale + at));
+            acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s[i]), ds, acc[i]);
+#ifdef CPU_VNNI
+            __m256 m = _mm256_mul_ps(d, _mm256_set1_ps(-128));
+            acc[i] = _mm256_fmadd_ps(m, _mm256_broadcast_ss(x->sum + at), acc[i]);
+#endif
+        }
+    }
+    for (int i = 0; i < nt; i++)
+        store_rows(y + (size_t)i * ldy, acc[i], g->rows, plus);
+}
+
+INLINE void tile_q(const struct group *g, const struct cpu_quants *x, int t, int nt, float *y,
+                   int ldy, bool plus)
+{
+    if (g->type == DTYPE_Q8_0)
+        tile_q8(g, x, t, nt, y, ldy, plus);
+    else if (g->type == DTYPE_Q4_1)
+        tile_q4(g, x, t, nt, true, y, ldy, plus);
+    else
+        tile_q4(g, x, t, nt, false, y, ldy, plus);
+}
+
+static void matmul_q(const struct weight *w, int index, const struct cpu_quants *x, int t0, int T,
+                     float *y, int ldy, bool plus)
+{
+    struct group g = open_group(w, index);
+    for (int t = 0; t < T; t += QUANT_TOKENS, y += (size_t)QUANT_TOKENS * ldy)
+        switch (T - t) {
+        case 1: tile_q(&g, x, t0 + t, 1, y, ldy, plus); break;
+        case 2: tile_q(&g, x, t0 + t, 2, y, ldy, plus); break;
+        case 3: tile_q(&g, x, t0 + t, 3, y, ldy, plus); break;
+        default: tile_q(&g, x, t0 + t, QUANT_TOKENS, y, ldy, plus);
+        }
+}
+
+#ifndef CPU_VNNI
+
+/* --- the same weights as fp32 --- */
+
+/* Number `at` (0 … 31) of block b of the 8 rows; d and m are the block's. */
+INLINE __m256 weights8(const struct group *g, int b, int at, __m256 d, __m256 m)
+{
+    if (g->type == DTYPE_Q8_0) {
+        __m256i w = bytes32(g->quants + (size_t)b * 256 + at / 4 * 32);
+        w = _mm256_srai_epi32(_mm256_sll_epi32(w, _mm_cvtsi32_si128(24 - at % 4 * 8)), 24);
+        return _mm256_mul_ps(d, _mm256_cvtepi32_ps(w));
+    }
+    __m256i w = bytes32(g->quants + (size_t)b * 128 + at % 16 / 4 * 32);
+    w = _mm256_srl_epi32(w, _mm_cvtsi32_si128(at % 4 * 8 + (at < 16 ? 0 : 4)));
+    __m256 u = _mm256_cvtepi32_ps(_mm256_and_si256(w, _mm256_set1_epi32(15)));
+    return _mm256_fmadd_ps(d, u, m);
+}
+
+INLINE __m256 minimum(const struct group *g, int b, __m256 d)
+{
+    return g->type == DTYPE_Q4_1 ? halves(g->m + b * CPU_GROUP)
+                                 : _mm256_mul_ps(d, _mm256_set1_ps(-8));
+}
+
+INLINE void tile_f(const struct group *g, const float *x, int nt, float *y, int ldy, bool plus)
+{
+    __m256 acc[QUANT_TOKENS];
+    size_t cols = (size_t)g->blocks * CPU_BLOCK;
+    for (int i = 0; i < nt; i++)
+        acc[i] = _mm256_setzero_ps();
+    for (int b = 0; b < g->blocks; b++) {
+        __m256 d = halves(g->d + b * CPU_GROUP), m = minimum(g, b, d);
+        for (int at = 0; at < CPU_BLOCK; at++) {
+            __m256 w = weights8(g, b, at, d, m);
+            for (int i = 0; i < nt; i++) {
+                const float *q = x + (size_t)i * cols + (size_t)b * CPU_BLOCK + at;
+                acc[i] = _mm256_fmadd_ps(w, _mm256_broadcast_ss(q), acc[i]);
+            }
+        }
+    }
+    for (int i = 0; i < nt; i++)
+        store_rows(y + (size_t)i * ldy, acc[i], g->rows, plus);
+}
+
+static void matmul_f(const struct weight *w, int index, const float *x, int T, float *y, int ldy,
+                     bool plus)
+{
+    struct group g = open_group(w, index);
+    for (int t = 0; t < T; t += QUANT_TOKENS, y += (size_t)QUANT_TOKENS * ldy) {
+        const float *q = x + (size_t)t * w->m.cols;
+        switch (T - t) {
+        case 1: tile_f(&g, q, 1, y, ldy, plus); break;
+        case 2: tile_f(&g, q, 2, y, ldy, plus); break;
+        case 3: tile_f(&g, q, 3, y, ldy, plus); break;
+        default: tile_f(&g, q, QUANT_TOKENS, y, ldy, plus);
+        }
+    }
+}
+
+static void unpack(const struct weight *w, int index, float *dst, int ld)
+{
+    struct group g = open_group(w, index);
+    for (int b = 0; b < g.blocks; b++) {
+        __m256 d = halves(g.d + b * CPU_GROUP), m = minimum(&g, b, d);
+        for (int at = 0; at < CPU_BLOCK; at++, dst += ld)
+            _mm256_storeu_ps(dst, weights8(&g, b, at, d, m));
+    }
+}
+
+#endif
+#endif

@@ -1,0 +1,135 @@
+/* The portable kernels: what runs where no faster set exists. Partial sums by eights keep the
+ * products exact enough in fp32 and let the compiler use whatever vectors the target has. Weights
+ * stay as the file has them. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu.h"
+
+enum { LANES = 8 };
+
+static float dot(const float *a, const float *b, int n)
+{
+    float s[LANES] = {0}, sum = 0;
+    int i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++)
+            s[l] += a[i + l] * b[i + l];
+    for (; i < n; i++)
+        sum += a[i] * b[i];
+    for (int l = 0; l < LANES; l++)
+        sum += s[l];
+    return sum;
+}
+
+static void dots(int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c,
+                 int ldc, bool add)
+{
+    for (int j = 0; j < n; j++)
+        for (int i = 0; i < m; i++) {
+            float *y = c + (size_t)i * ldc + j;
+            *y = (add ? *y : 0) + dot(a + (size_t)i * lda, b + (size_t)j * ldb, k);
+        }
+}
+
+static void gemm(int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c,
+                 int ldc, bool add)
+{
+    for (int i = 0; i < m; i++) {
+        float *y = c + (size_t)i * ldc;
+        if (!add)
+            memset(y, 0, (size_t)n * sizeof *y);
+        for (int l = 0; l < k; l++) {
+            float x = a[(size_t)i * lda + l];
+            for (int j = 0; j < n; j++)
+                y[j] += x * b[(size_t)l * ldb + j];
+        }
+    }
+}
+
+static void widen(enum dtype type, const void *src, float *dst, int n)
+{
+    dtype_to_f32(type, src, dst, (size_t)n);
+}
+
+static void narrow(const float *src, uint16_t *dst, int n)
+{
+    dtype_from_f32(DTYPE_F16, src, dst, (size_t)n);
+}
+
+static float max(const float *x, int n)
+{
+    float top = -INFINITY;
+    for (int i = 0; i < n; i++)
+        top = x[i] > top ? x[i] : top;
+    return top;
+}
+
+static float exp_sum(float *x, int n, float top)
+{
+    float sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += x[i] = expf(x[i] - top);
+    return sum;
+}
+
+static void softcap(float *x, int n, float cap)
+{
+    for (int i = 0; i < n; i++)
+        x[i] = cap * tanhf(x[i] / cap);
+}
+
+static void scale(float *y, const float *x, int n, float factor)
+{
+    for (int i = 0; i < n; i++)
+        y[i] = factor * x[i];
+}
+
+static void norm(float *y, const float *x, const float *gamma, float eps, int n)
+{
+    float factor = 1 / sqrtf(dot(x, x, n) / (float)n + eps);
+    for (int i = 0; i < n; i++)
+        y[i] = x[i] * factor * gamma[i];
+}
+
+static void rotate(float *re, float *im, const float *cos, const float *sin, int n)
+{
+    for (int j = 0; j < n; j++) {
+        float a = re[j], b = im[j];
+        re[j] = a * cos[j] - b * sin[j];
+        im[j] = a * sin[j] + b * cos[j];
+    }
+}
+
+static void glu(float *y, const float *gate, const float *up, enum glu_act act, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float g = gate[i];
+        if (act == GLU_SILU)
+            y[i] = g / (1 + expf(-g)) * up[i];
+        else
+            y[i] = 0.5f * g * (1 + tanhf(0.7978845608f * (g + 0.044715f * g * g * g))) * up[i];
+    }
+}
+
+static void add(float *y, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] += x[i];
+}
+
+const struct cpu_isa cpu_scalar = {
+    .name = "scalar",
+    .dots = dots,
+    .gemm = gemm,
+    .widen = widen,
+    .narrow = narrow,
+    .max = max,
+    .exp_sum = exp_sum,
+    .softcap = softcap,
+    .scale = scale,
+    .norm = norm,
+    .rotate = rotate,
+    .glu = glu,
+    .add = add,
+};

@@ -1,0 +1,352 @@
+/* Every operation of every backend and instruction set against the reference, by normalised error
+ * at odd sizes. Outputs start as NaN, so that a number nobody wrote fails too. */
+#include "kernels/backend.h"
+#include "tests/support.h"
+
+/* fp32 against double accumulation: sums of up to some thousand terms of mixed sign, errors grow
+ * like √n·2⁻²⁴; squared and relative to the result's energy that is below 1e-11. */
+#define FP32_NMSE 1e-10
+/* int8 activations: a block's step is amax/127 ≈ 3σ/127, its rounding error σ²·(3/127)²/12, so
+ * ≈ 5e-5 of the energy; blocks with outliers do worse. */
+#define INT8_NMSE 2e-4
+/* F16 rounding of stored numbers is the same on both sides (nearest even). */
+
+struct pair {
+    struct backend *ref, *b;
+    bool exact;
+    char name[64];
+    uint64_t seed;
+};
+
+static float *numbers(struct pair *p, size_t n, double spread)
+{
+    float *x = malloc((n ? n : 1) * sizeof *x);
+    for (size_t i = 0; i < n; i++)
+        x[i] = (float)(spread * test_normal(&p->seed));
+    return x;
+}
+
+static float *nans(size_t n)
+{
+    float *x = malloc((n ? n : 1) * sizeof *x);
+    for (size_t i = 0; i < n; i++)
+        x[i] = NAN;
+    return x;
+}
+
+/* The same floats as `type`, in fresh memory. */
+static void *as_type(enum dtype type, const float *x, size_t n)
+{
+    void *p = malloc(dtype_bytes(type, n) + 1);
+    dtype_from_f32(type, x, p, n);
+    return p;
+}
+
+static void compare(const struct pair *p, const char *what, const float *got, const float *want,
+                    size_t n, double limit)
+{
+    double nmse = test_nmse(got, want, n);
+    CHECK(nmse <= limit, "%s: %s: nmse %.3g above %.3g", p->name, what, nmse, limit);
+}
+
+static struct weight *load(struct backend *b, const void *data, enum dtype type, int rows, int cols)
+{
+    struct err e = {0};
+    struct weight *w = NULL;
+    size_t owned;
+    struct matrix m = {data, type, rows, cols};
+    CHECK_OK(b->ops->weight_load(b, &m, &w, &owned, &e), e);
+    return w;
+}
+
+static void test_linear(struct pair *p, enum dtype type, int rows, int cols, int T, bool add)
+{
+    float *w = numbers(p, (size_t)rows * cols, 0.05), *x = numbers(p, (size_t)T * cols, 1);
+    int rows2 = 5;
+    void *data = as_type(type, w, (size_t)rows * cols);
+    void *data2 = as_type(DTYPE_F32, w, (size_t)rows2 * cols);
+    size_t n[2] = {(size_t)T * rows, (size_t)T * rows2};
+    float *y[2][2];
+    for (int side = 0; side < 2; side++) {
+        struct backend *b = side ? p->b : p->ref;
+        p->seed = 1 + (uint64_t)T; /* the same start for both sides */
+        for (int i = 0; i < 2; i++) {
+            y[side][i] = add ? numbers(p, n[i], 0.1) : nans(n[i]);
+        }
+        struct weight *weights[2] = {load(b, data, type, rows, cols),
+                                     load(b, data2, DTYPE_F32, rows2, cols)};
+        b->ops->linear(b, 2, (const struct weight *const *)weights, y[side], x, T, add);
+        for (int i = 0; i < 2; i++)
+            b->ops->weight_free(b, weights[i]);
+    }
+    char what[128];
+    bool quantised = dtype_traits(type)->block > 1 && !p->exact;
+    for (int i = 0; i < 2; i++) {
+        snprintf(what, sizeof what, "linear %s [%d][%d] T %d%s, output %d",
+                 dtype_traits(i ? DTYPE_F32 : type)->name, rows, cols, T, add ? " add" : "", i);
+        compare(p, what, y[1][i], y[0][i], n[i], quantised && !i ? INT8_NMSE : FP32_NMSE);
+        free(y[0][i]);
+        free(y[1][i]);
+    }
+    free(w);
+    free(x);
+    free(data);
+    free(data2);
+}
+
+static void test_linears(struct pair *p)
+{
+    static const int tokens[] = {1, 2, 5, 7, 33, 130};
+    static const int shapes[][2] = {{8, 32}, {17, 64}, {100, 576}, {192, 96}};
+    for (int type = 0; type < DTYPE_COUNT; type++)
+        for (size_t t = 0; t < sizeof tokens / sizeof *tokens; t++)
+            for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+                test_linear(p, (enum dtype)type, shapes[s][0], shapes[s][1], tokens[t],
+                            (t + s) % 2);
+    static const int odd[] = {1, 2, 15, 77, 401}; /* plain types have no block to respect */
+    for (int type = 0; type <= DTYPE_BF16; type++)
+        for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) {
+            test_linear(p, (enum dtype)type, 13, odd[i], 1, false);
+            test_linear(p, (enum dtype)type, 21, odd[i], 9, true);
+        }
+}
+
+static void test_embed(struct pair *p)
+{
+    int rows = 37, cols = 96;
+    int32_t ids[] = {36, 0, 5, 5, 17};
+    for (int type = 0; type < DTYPE_COUNT; type++) {
+        float *w = numbers(p, (size_t)rows * cols, 1), *y[2];
+        void *data = as_type((enum dtype)type, w, (size_t)rows * cols);
+        for (int side = 0; side < 2; side++) {
+            struct backend *b = side ? p->b : p->ref;
+            struct weight *weight = load(b, data, (enum dtype)type, rows, cols);
+            y[side] = nans(5 * 96);
+            b->ops->embed(b, y[side], weight, ids, 5);
+            b->ops->weight_free(b, weight);
+        }
+        /* Reading a weight is exact in every backend. */
+        CHECK(!memcmp(y[0], y[1], 5 * 96 * sizeof(float)), "%s: embed %s", p->name,
+              dtype_traits((enum dtype)type)->name);
+        free(w);
+        free(data);
+        free(y[0]);
+        free(y[1]);
+    }
+}
+
+static void test_gqa(struct pair *p, struct attn_gqa_args a)
+{
+    size_t keys = (size_t)a.past + a.T, n = keys * a.G * a.d, nq = (size_t)a.T * a.H * a.d;
+    float *q = numbers(p, nq, 1), *k = numbers(p, n, 1), *v = numbers(p, n, 1), *y[2];
+    void *kc = as_type(a.kv, k, n), *vc = as_type(a.kv, v, n);
+    a.q = q, a.k = kc, a.v = vc, a.scale = 1.5f / sqrtf((float)a.d);
+    for (int side = 0; side < 2; side++) {
+        struct backend *b = side ? p->b : p->ref;
+        a.out = y[side] = nans(nq);
+        b->ops->attn_gqa(b, &a);
+    }
+    char what[160];
+    snprintf(what, sizeof what, "attn_gqa T %d past %d H %d G %d d %d window %d cap %g %s", a.T,
+             a.past, a.H, a.G, a.d, a.window, a.softcap, dtype_traits(a.kv)->name);
+    compare(p, what, y[1], y[0], nq, FP32_NMSE);
+    free(q), free(k), free(v), free(kc), free(vc), free(y[0]), free(y[1]);
+}
+
+static void test_mla(struct pair *p, struct attn_mla_args a)
+{
+    size_t keys = (size_t)a.past + a.T, n = keys * (a.r + a.R), nq = (size_t)a.T * a.H;
+    float *ql = numbers(p, nq * a.r, 1), *qr = numbers(p, nq * a.R, 1), *c = numbers(p, n, 1);
+    float *y[2];
+    void *cache = as_type(a.kv, c, n);
+    a.q_lat = ql, a.q_rope = qr, a.cache = cache, a.scale = 1.5f / sqrtf((float)(a.r + a.R));
+    for (int side = 0; side < 2; side++) {
+        struct backend *b = side ? p->b : p->ref;
+        a.out = y[side] = nans(nq * a.r);
+        b->ops->attn_mla(b, &a);
+    }
+    char what[160];
+    snprintf(what, sizeof what, "attn_mla T %d past %d H %d r %d R %d window %d cap %g %s", a.T,
+             a.past, a.H, a.r, a.R, a.window, a.softcap, dtype_traits(a.kv)->name);
+    compare(p, what, y[1], y[0], nq * a.r, FP32_NMSE);
+    free(ql), free(qr), free(c), free(cache), free(y[0]), free(y[1]);
+}
+
+static void test_attention(struct pair *p)
+{
+    static const int tokens[] = {1, 2, 7, 33}, context[] = {1, 63, 64, 65, 300};
+    static const int gqa[][3] = {{9, 3, 64}, {4, 4, 16}, {8, 1, 80}, {64, 8, 128}, {3, 1, 18}};
+    static const int mla[][3] = {{9, 64, 32}, {1, 16, 0}, {64, 512, 64}, {6, 50, 2}, {9, 128, 64}};
+    int round = 0;
+    for (int t = 0; t < 4; t++)
+        for (int c = 0; c < 5; c++)
+            for (int s = 0; s < 5; s++, round++) {
+                int keys = context[c] > tokens[t] ? context[c] : tokens[t];
+                if (keys * tokens[t] > 2000 && (gqa[s][0] == 64 || mla[s][0] == 64))
+                    continue; /* the reference takes too long, not the backends */
+                enum dtype kv = round % 2 ? DTYPE_F16 : DTYPE_F32;
+                int window = round % 3 == 0 ? 40 : 0;
+                float cap = round % 4 == 0 ? 5 : 0;
+                test_gqa(p, (struct attn_gqa_args){.T = tokens[t],
+                                                   .past = keys - tokens[t],
+                                                   .H = gqa[s][0],
+                                                   .G = gqa[s][1],
+                                                   .d = gqa[s][2],
+                                                   .kv = kv,
+                                                   .window = window,
+                                                   .softcap = cap});
+                test_mla(p, (struct attn_mla_args){.T = tokens[t],
+                                                   .past = keys - tokens[t],
+                                                   .H = mla[s][0],
+                                                   .r = mla[s][1],
+                                                   .R = mla[s][2],
+                                                   .kv = kv,
+                                                   .window = window,
+                                                   .softcap = cap});
+            }
+    test_gqa(p, (struct attn_gqa_args){
+                    .T = 1, .past = 1500, .H = 2, .G = 1, .d = 16, .kv = DTYPE_F16, .window = 1});
+}
+
+static void test_kv_b(struct pair *p, enum dtype type, int H, int P, int Vd, int r, int T)
+{
+    int rows = H * (P + Vd), stride = P + 6, ld = H * stride + 3;
+    float *w = numbers(p, (size_t)rows * r, 0.1), *q = numbers(p, (size_t)T * ld, 1);
+    float *lat = numbers(p, (size_t)T * H * r, 1), *y[2], *z[2];
+    void *data = as_type(type, w, (size_t)rows * r);
+    size_t ny = (size_t)T * H * r, nz = (size_t)T * H * Vd;
+    for (int side = 0; side < 2; side++) {
+        struct backend *b = side ? p->b : p->ref;
+        struct weight *kv_b = load(b, data, type, rows, r);
+        y[side] = nans(ny), z[side] = nans(nz);
+        b->ops->mla_absorb(b, y[side], q, ld, stride, kv_b, H, P, Vd, r, T);
+        b->ops->mla_expand(b, z[side], lat, kv_b, H, P, Vd, r, T);
+        b->ops->weight_free(b, kv_b);
+    }
+    char what[128];
+    snprintf(what, sizeof what, "kv_b %s H %d P %d Vd %d r %d T %d", dtype_traits(type)->name, H, P,
+             Vd, r, T);
+    compare(p, what, y[1], y[0], ny, FP32_NMSE);
+    compare(p, what, z[1], z[0], nz, FP32_NMSE);
+    free(w), free(q), free(lat), free(data), free(y[0]), free(y[1]), free(z[0]), free(z[1]);
+}
+
+static void test_kv_bs(struct pair *p)
+{
+    static const int tokens[] = {1, 2, 7, 33};
+    for (int t = 0; t < 4; t++) {
+        test_kv_b(p, DTYPE_F32, 9, 64, 64, 128, tokens[t]);
+        test_kv_b(p, DTYPE_BF16, 3, 34, 80, 50, tokens[t]);
+        test_kv_b(p, DTYPE_F16, 4, 16, 20, 512, tokens[t]);
+        test_kv_b(p, DTYPE_Q8_0, 2, 18, 30, 96, tokens[t]);
+    }
+}
+
+static void test_small(struct pair *p, int T, int n)
+{
+    size_t all = (size_t)T * n;
+    float *x = numbers(p, all, 4), *u = numbers(p, all, 1), *gamma = numbers(p, (size_t)n, 1);
+    float *cosines = numbers(p, all, 1), *sines = numbers(p, all, 1), *y[2];
+    int half = n / 2;
+    enum { NORM, SILU, GELU, ADD, ROPE, OPS };
+    static const char *const names[OPS] = {"rms_norm", "silu", "gelu", "add", "rope"};
+    for (int op = 0; op < OPS; op++) {
+        for (int side = 0; side < 2; side++) {
+            struct backend *b = side ? p->b : p->ref;
+            y[side] = op == ADD || op == ROPE ? malloc(all * sizeof(float) + 1) : nans(all);
+            if (op == ADD || op == ROPE)
+                memcpy(y[side], x, all * sizeof(float));
+            if (op == NORM)
+                b->ops->rms_norm(b, y[side], x, gamma, 1e-5f, T, n);
+            else if (op == ADD)
+                b->ops->add(b, y[side], u, all);
+            else if (op == ROPE)
+                b->ops->rope(b, y[side], n, 1, n, 2 * half, cosines, sines, T);
+            else
+                b->ops->glu(b, y[side], x, u, op == SILU ? GLU_SILU : GLU_GELU_TANH, all);
+        }
+        char what[64];
+        snprintf(what, sizeof what, "%s T %d n %d", names[op], T, n);
+        compare(p, what, y[1], y[0], all, FP32_NMSE);
+        free(y[0]), free(y[1]);
+    }
+    free(x), free(u), free(gamma), free(cosines), free(sines);
+}
+
+/* Heads inside wider rows, in place, and the cache write beside untouched neighbours. */
+static void test_strides(struct pair *p)
+{
+    int T = 5, ld = 70, heads = 3, stride = 20, R = 14;
+    float *x = numbers(p, (size_t)T * ld, 1), *c = numbers(p, 100, 1), *s = numbers(p, 100, 1);
+    float *y[2];
+    for (int side = 0; side < 2; side++) {
+        struct backend *b = side ? p->b : p->ref;
+        y[side] = malloc((size_t)T * ld * sizeof(float));
+        memcpy(y[side], x, (size_t)T * ld * sizeof(float));
+        b->ops->rope(b, y[side] + 6, ld, heads, stride, R, c, s, T);
+        b->ops->rms_norm(b, y[side], y[side], c, 1e-5f, 2, ld);
+    }
+    compare(p, "rope with strides, norm in place", y[1], y[0], (size_t)T * ld, FP32_NMSE);
+    for (int kv = 0; kv < 2; kv++) {
+        uint16_t cache[2][400] = {{0}};
+        for (int side = 0; side < 2; side++) {
+            struct backend *b = side ? p->b : p->ref;
+            b->ops->store(b, cache[side], kv ? DTYPE_F16 : DTYPE_F32, 33, x + 1, ld, 29, T);
+        }
+        CHECK(!memcmp(cache[0], cache[1], sizeof cache[0]), "%s: store", p->name);
+    }
+    free(x), free(c), free(s), free(y[0]), free(y[1]);
+}
+
+static void test_backend(const char *name, struct backend_options opt)
+{
+    struct err e = {0};
+    struct pair p = {.seed = 12345, .exact = opt.exact};
+    struct backend_options plain = {.threads = 2};
+    CHECK_OK(backend_open(&p.ref, "ref", &plain, &e), e);
+    CHECK_OK(backend_open(&p.b, name, &opt, &e), e);
+    if (p.ref && p.b) {
+        p.b->ops->describe(p.b, p.name, sizeof p.name - 8);
+        strcat(p.name, opt.exact ? ", exact" : "");
+        printf("%s\n", p.name);
+        test_linears(&p);
+        test_embed(&p);
+        test_attention(&p);
+        test_kv_bs(&p);
+        test_small(&p, 1, 576);
+        test_small(&p, 3, 50);
+        test_small(&p, 40, 1030);
+        test_small(&p, 2, 2);
+        test_strides(&p);
+        CHECK_OK(p.b->ops->sync(p.b, &e), e);
+    }
+    backend_close(p.b);
+    backend_close(p.ref);
+}
+
+static void test_refusals(void)
+{
+    struct err e = {0};
+    struct backend *b = NULL;
+    struct backend_options opt = {.threads = 1};
+    CHECK(backend_open(&b, "cuda:1", &opt, &e) == ERR_DEVICE && !b);
+    CHECK(strstr(e.text, "--device cpu"), "%s", e.text);
+    CHECK(backend_open(&b, "gpu", &opt, &e) == ERR_ARG && !b);
+    opt.isa = "mmx";
+    CHECK(backend_open(&b, "cpu", &opt, &e) == ERR_ARG && !b);
+    opt = (struct backend_options){.threads = -1};
+    CHECK(backend_open(&b, "auto", &opt, &e) == ERR_ARG && !b);
+    backend_close(NULL);
+}
+
+int main(void)
+{
+    static const char *const levels[] = {"scalar", "avx2", "avx512"};
+    test_refusals();
+    for (int i = 0; i < 3; i++) {
+        test_backend("cpu", (struct backend_options){.threads = 1 + i, .isa = levels[i]});
+        test_backend("cpu",
+                     (struct backend_options){.threads = 3 - i, .isa = levels[i], .exact = true});
+    }
+    return test_end("backend");
+}
