@@ -6,6 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 #include "kernels/linalg.h"
 #include "kernels/pool.h"
@@ -18,9 +21,10 @@ static const char *const isa_names[] = {"scalar", "avx2", "avx512"};
 static int isa_of_machine(void)
 {
 #ifdef __x86_64__
-    __builtin_cpu_init();
+    unsigned a, b, features = 0, d;
+    __builtin_cpu_init(); /* its answers include the system's consent; clang has no name for F16C */
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-        !__builtin_cpu_supports("f16c"))
+        !__get_cpuid(1, &a, &b, &features, &d) || !(features & bit_F16C))
         return ISA_SCALAR;
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
