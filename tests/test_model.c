@@ -5,6 +5,7 @@
 #include "core/ropefreq.h"
 #include "core/sha256.h"
 #include "tests/support.h"
+#include "tests/support_models.h"
 
 static struct model *open_ok(const char *name)
 {
@@ -94,8 +95,45 @@ static void test_arch_folders(void)
     }
 }
 
-/* The GGUF twin holds the same weights in another row order (and F16 for BF16, which is exact for
- * these magnitudes down to 2⁻²⁴): after binding, every row must be equal. */
+/* Every weight of b within tolerance of a. */
+static void compare_weights(const struct model *a, const struct model *b, double tolerance,
+                            const char *what)
+{
+    for (int l = 0; l < a->hp.n_layer; l++) {
+        const struct model_layer *x = &a->layer[l], *y = &b->layer[l];
+        const struct tensor *ts[][2] = {
+            {&x->q, &y->q},
+            {&x->k, &y->k},
+            {&x->v, &y->v},
+            {&x->o, &y->o},
+            {&x->down, &y->down},
+            {&x->up, &y->up},
+            {&x->gate, &y->gate},
+            {&a->embed, &b->embed},
+            {&a->head, &b->head},
+            {&x->attn_norm, &y->attn_norm},
+            {&x->ffn_norm, &y->ffn_norm},
+            {&a->final_norm, &b->final_norm},
+        };
+        for (size_t t = 0; t < sizeof ts / sizeof *ts; t++) {
+            struct err e = {0};
+            float *u = NULL, *v = NULL;
+            double worst = 0;
+            CHECK_OK(tensor_to_f32(ts[t][0], &u, &e), e);
+            CHECK_OK(tensor_to_f32(ts[t][1], &v, &e), e);
+            for (size_t i = 0; u && v && i < tensor_elements(ts[t][0]); i++)
+                worst = fmax(worst, fabs((double)u[i] - v[i]));
+            CHECK(worst <= tolerance, "%s layer %d tensor %zu: %g", what, l, t, worst);
+            free(u);
+            free(v);
+        }
+        for (int j = 0; j < x->rope_dim / 2; j++) /* the GGUF's divisors are fp32 */
+            CHECK(fabs(x->rope_freq[j] / y->rope_freq[j] - 1) < 1e-6, "freq %d", j);
+    }
+}
+
+/* The GGUF twins hold the same weights in another row order and in F16 for BF16, which is exact
+ * down to its smallest step of 2⁻²⁴. */
 static void test_twins(void)
 {
     static const char *const pairs[][2] = {
@@ -104,24 +142,56 @@ static void test_twins(void)
     };
     for (size_t i = 0; i < 2; i++) {
         struct model *a = open_ok(pairs[i][0]), *b = open_ok(pairs[i][1]);
-        for (int l = 0; l < a->hp.n_layer; l++) {
-            const struct model_layer *x = &a->layer[l], *y = &b->layer[l];
-            const struct tensor *ts[][2] = {
-                {&x->q, &y->q},       {&x->k, &y->k},   {&x->v, &y->v},      {&x->o, &y->o},
-                {&x->down, &y->down}, {&x->up, &y->up}, {&x->gate, &y->gate}};
-            for (size_t t = 0; t < sizeof ts / sizeof *ts; t++)
-                for (size_t row = 0; row < ts[t][0]->dim[0]; row++) {
-                    float u[256], v[256];
-                    size_t n = ts[t][0]->dim[1];
-                    tensor_row_f32(ts[t][0], row, u);
-                    tensor_row_f32(ts[t][1], row, v);
-                    for (size_t j = 0; j < n; j++)
-                        CHECK(fabsf(u[j] - v[j]) <= 0x1p-25f, "%s layer %d tensor %zu row %zu",
-                              pairs[i][0], l, t, row);
-                }
-            for (int j = 0; j < x->rope_dim / 2; j++) /* the GGUF's divisors are fp32 */
-                CHECK(fabs(x->rope_freq[j] / y->rope_freq[j] - 1) < 1e-6, "freq %d", j);
-        }
+        compare_weights(a, b, 0x1p-25, pairs[i][0]);
+        model_free(a);
+        model_free(b);
+    }
+}
+
+/* The generator's two formats agree after binding: exactly for plain types, up to the block's step
+ * for quantised ones (Q4_0: an eighth of the block's largest number, which is under 4.8). */
+static void test_generated(void)
+{
+    static const struct {
+        enum dtype hf, gguf;
+        double tolerance;
+        bool untied, llama3;
+    } cases[] = {
+        {DTYPE_F32, DTYPE_F32, 0, false, false},   {DTYPE_F16, DTYPE_F16, 0, true, true},
+        {DTYPE_BF16, DTYPE_BF16, 0, true, false},  {DTYPE_F32, DTYPE_Q8_0, 0.02, false, true},
+        {DTYPE_F32, DTYPE_Q4_0, 0.6, true, false}, {DTYPE_F32, DTYPE_Q4_1, 0.3, false, false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct err e = {0};
+        char dir[300], file[300], fp[3][65];
+        struct test_model_spec spec = test_model_small();
+        spec.untied = cases[i].untied;
+        spec.rope_llama3 = cases[i].llama3;
+        snprintf(dir, sizeof dir, "%s/hf%zu", test_tmpdir(), i);
+        snprintf(file, sizeof file, "%s/m%zu.gguf", test_tmpdir(), i);
+        spec.dtype = cases[i].hf;
+        CHECK(test_model_write_hf(dir, &spec) == 0, "%s", dir);
+        spec.dtype = cases[i].gguf;
+        CHECK(test_model_write_gguf(file, &spec) == 0, "%s", file);
+        struct model *a = NULL, *b = NULL;
+        CHECK_OK(model_open(&a, dir, &e), e);
+        CHECK_OK(model_open(&b, file, &e), e);
+        if (!a || !b)
+            return;
+        check_layers(a);
+        check_layers(b);
+        CHECK(a->hp.dtype == cases[i].hf && b->hp.dtype == cases[i].gguf, "%zu", i);
+        CHECK(a->hp.bos == TEST_IM_START && b->hp.bos == TEST_IM_START, "%zu", i);
+        CHECK(a->hp.n_eos == 2 && a->hp.eos[0] == TEST_IM_END && b->hp.n_eos == 2, "%zu", i);
+        CHECK(!strcmp(b->hp.name, "Tiny test model"), "%s", b->hp.name);
+        compare_weights(a, b, cases[i].tolerance, dir);
+        CHECK_OK(model_fingerprint(a, fp[0], &e), e);
+        CHECK_OK(model_fingerprint(b, fp[1], &e), e);
+        CHECK(cases[i].hf == cases[i].gguf || strcmp(fp[0], fp[1]), "%s", fp[0]);
+        model_free(b);
+        CHECK_OK(model_open(&b, file, &e), e);
+        CHECK_OK(model_fingerprint(b, fp[2], &e), e);
+        CHECK(!strcmp(fp[1], fp[2]), "%s %s", fp[1], fp[2]);
         model_free(a);
         model_free(b);
     }
@@ -224,6 +294,7 @@ int main(void)
     test_ropefreq();
     test_arch_folders();
     test_twins();
+    test_generated();
     test_refusals();
     test_default_model();
     return test_end("model");
