@@ -1,0 +1,68 @@
+/* forward: one layer over a batch of rows. The piece that inference (all layers, KV caches) and
+ * calibration (one layer over all windows, a tap on the way) share. Rows are grouped in segments,
+ * each a run of consecutive positions of one sequence with its own cache for this layer. */
+#ifndef MLATHE_SESSIONS_FORWARD_H
+#define MLATHE_SESSIONS_FORWARD_H
+
+#include "sessions/infer.h"
+
+enum forward_slot { W_Q, W_K, W_V, W_O, W_GATE, W_UP, W_DOWN, W_KV_A, W_KV_B, W_COUNT };
+
+struct engine_layer {
+    float *attn_norm, *ffn_norm; /* [D] backend memory */
+    struct weight *w[W_COUNT];   /* NULL where the layer has none */
+    bool borrowed[W_COUNT];
+};
+
+struct engine {
+    const struct model *model;
+    struct backend *backend;
+    struct engine_layer *layer;
+    struct weight *embed, *head;
+    bool embed_borrowed, head_borrowed;
+    float *final_norm;
+    size_t owned;
+};
+
+/* One layer's cache of one sequence: GQA a = K rows, b = V rows [ctx][G·d]; MLA a [ctx][r+R]. */
+struct layer_cache {
+    void *a, *b;
+};
+struct segment {
+    int row, n; /* rows row … row+n−1 of the batch */
+    int past;   /* position of the first one */
+    struct layer_cache cache;
+};
+
+/* Activations for up to a number of rows; grows, never shrinks. */
+struct scratch {
+    struct backend *backend;
+    int rows;
+    float *x, *q, *k, *v, *att, *lat, *q_rope, *gate, *up;
+    float *cos, *sin;         /* host, [rows][rope_dim/2] of the last table */
+    const double *table_freq; /* the list that cos/sin were made for; NULL: none */
+    int table_pairs;
+};
+int scratch_reserve(struct scratch *s, const struct engine *g, int rows, struct err *e);
+void scratch_done(struct scratch *s);
+/* Forgets the rope table: call when the batch's positions change. */
+void scratch_new_batch(struct scratch *s);
+
+/* Looks at a layer's attention on the way: x [rows][D] the normed input; q, k, v before rotation
+ * (GQA only). Pointers are backend memory. */
+struct forward_tap {
+    void (*attention)(void *user, int layer, const float *x, const float *q, const float *k,
+                      const float *v, int rows);
+    void *user;
+};
+
+/* h[rows][D] → the next layer's input, in place: attention and feed-forward with residuals. */
+void forward_layer(const struct engine *g, int layer, float *h, int rows,
+                   const struct segment *seg, int n_seg, enum dtype kv, struct scratch *s,
+                   const struct forward_tap *tap);
+/* The attention block alone: att[rows][H·Vd] heads' outputs (before o) from normed input x. */
+void forward_attention(const struct engine *g, int layer, const float *x, int rows,
+                       const struct segment *seg, int n_seg, enum dtype kv, struct scratch *s,
+                       const struct forward_tap *tap);
+
+#endif

@@ -1,0 +1,378 @@
+/* Engines (weights on a backend) and timelines (KV caches). Refuses contexts beyond the model's. */
+#include "sessions/infer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/kvmem.h"
+#include "sessions/forward.h"
+
+#define INFER_BLOCK 512 /* rows a prefill block */
+#define LOGIT_BLOCK 64  /* rows of logits at a time: [64][V] stays small */
+
+static const struct tensor *slot_tensor(const struct model_layer *y, int slot)
+{
+    const struct tensor *all[W_COUNT] = {
+        [W_Q] = &y->q,       [W_K] = &y->k,       [W_V] = &y->v,
+        [W_O] = &y->o,       [W_GATE] = &y->gate, [W_UP] = &y->up,
+        [W_DOWN] = &y->down, [W_KV_A] = &y->kv_a, [W_KV_B] = &y->kv_b,
+    };
+    return all[slot];
+}
+
+static int load_weight(struct engine *g, const struct tensor *t, struct weight **out, struct err *e)
+{
+    struct matrix m = tensor_matrix(t);
+    size_t owned = 0;
+    int rc = g->backend->ops->weight_load(g->backend, &m, out, &owned, e);
+    g->owned += owned;
+    return rc;
+}
+
+static int load_norm(struct engine *g, const struct tensor *t, float **out, struct err *e)
+{
+    float *host;
+    int rc = tensor_to_f32(t, &host, e);
+    if (rc)
+        return rc;
+    size_t bytes = tensor_elements(t) * sizeof *host;
+    *out = g->backend->ops->alloc(g->backend, bytes);
+    if (*out)
+        g->backend->ops->put(g->backend, *out, host, bytes);
+    free(host);
+    return *out ? OK : err_nomem(e, bytes, "a norm");
+}
+
+static int load_layer(struct engine *g, const struct engine *share, int l, struct err *e)
+{
+    const struct model_layer *y = &g->model->layer[l];
+    struct engine_layer *w = &g->layer[l];
+    int rc = load_norm(g, &y->attn_norm, &w->attn_norm, e);
+    if (!rc)
+        rc = load_norm(g, &y->ffn_norm, &w->ffn_norm, e);
+    for (int i = 0; i < W_COUNT && !rc; i++) {
+        const struct tensor *t = slot_tensor(y, i);
+        if (!t->data)
+            continue;
+        if (share && slot_tensor(&share->model->layer[l], i)->data == t->data) {
+            w->w[i] = share->layer[l].w[i];
+            w->borrowed[i] = true;
+        } else {
+            rc = load_weight(g, t, &w->w[i], e);
+        }
+    }
+    return rc;
+}
+
+int engine_new(struct engine **out, const struct model *m, struct backend *b,
+               const struct engine *share, struct err *e)
+{
+    *out = NULL;
+    struct engine *g = mem_calloc(1, sizeof *g);
+    int rc = OK;
+    if (!g || !(g->layer = mem_calloc((size_t)m->hp.n_layer, sizeof *g->layer))) {
+        free(g);
+        return err_nomem(e, sizeof *g, "an engine");
+    }
+    g->model = m;
+    g->backend = b;
+    bool same = share && share->backend == b && share->model->hp.n_layer == m->hp.n_layer;
+    for (int l = 0; l < m->hp.n_layer && !rc; l++)
+        rc = load_layer(g, same ? share : NULL, l, e);
+    if (!rc)
+        rc = load_norm(g, &m->final_norm, &g->final_norm, e);
+    g->embed_borrowed = same && share->model->embed.data == m->embed.data;
+    if (!rc && g->embed_borrowed)
+        g->embed = share->embed;
+    else if (!rc)
+        rc = load_weight(g, &m->embed, &g->embed, e);
+    g->head_borrowed =
+        m->head.data == m->embed.data || (same && share->model->head.data == m->head.data);
+    if (!rc && g->head_borrowed)
+        g->head = m->head.data == m->embed.data ? g->embed : share->head;
+    else if (!rc)
+        rc = load_weight(g, &m->head, &g->head, e);
+    if (rc) {
+        engine_free(g);
+        return rc;
+    }
+    *out = g;
+    return OK;
+}
+
+void engine_free(struct engine *g)
+{
+    if (!g)
+        return;
+    const struct backend_ops *op = g->backend->ops;
+    for (int l = 0; l < g->model->hp.n_layer; l++) {
+        struct engine_layer *w = &g->layer[l];
+        op->free(g->backend, w->attn_norm);
+        op->free(g->backend, w->ffn_norm);
+        for (int i = 0; i < W_COUNT; i++)
+            if (w->w[i] && !w->borrowed[i])
+                op->weight_free(g->backend, w->w[i]);
+    }
+    op->free(g->backend, g->final_norm);
+    if (g->head && !g->head_borrowed)
+        op->weight_free(g->backend, g->head);
+    if (g->embed && !g->embed_borrowed)
+        op->weight_free(g->backend, g->embed);
+    free(g->layer);
+    free(g);
+}
+
+const struct model *engine_model(const struct engine *g)
+{
+    return g->model;
+}
+
+struct backend *engine_backend(const struct engine *g)
+{
+    return g->backend;
+}
+
+size_t engine_owned_bytes(const struct engine *g)
+{
+    return g->owned;
+}
+
+struct infer {
+    const struct engine *g;
+    int n_ctx, pos;
+    enum dtype kv;
+    int *numbers; /* [L] cached numbers a token */
+    char *cache;  /* one block: layer after layer */
+    struct layer_cache *layer;
+    struct scratch scratch;
+    float *h;      /* [rows][D] */
+    float *logits; /* [LOGIT_BLOCK][V] */
+    int h_rows;
+};
+
+static int layer_numbers(const struct model *m, int l)
+{
+    const struct model_layer *y = &m->layer[l];
+    return y->attn == ATTN_MLA ? kvmem_mla_numbers(y->kv_lora_rank, y->qk_rope_head_dim)
+                               : kvmem_gqa_numbers(m->hp.n_kv_head, m->hp.head_dim);
+}
+
+static void place_caches(struct infer *t)
+{
+    const struct model *m = t->g->model;
+    char *at = t->cache;
+    for (int l = 0; l < m->hp.n_layer; l++) {
+        size_t bytes = dtype_bytes(t->kv, (size_t)t->numbers[l] * (size_t)t->n_ctx);
+        t->layer[l].a = at;
+        t->layer[l].b = m->layer[l].attn == ATTN_MLA ? NULL : at + bytes / 2;
+        at += bytes;
+    }
+}
+
+int infer_new(struct infer **out, const struct engine *g, int n_ctx, enum dtype kv, struct err *e)
+{
+    const struct model_hparams *hp = &g->model->hp;
+    *out = NULL;
+    if (n_ctx < 1 || n_ctx > hp->context)
+        return err_set(e, ERR_ARG, "a context of %d tokens: %s takes 1 to %d", n_ctx, hp->name,
+                       hp->context);
+    if (kv != DTYPE_F32 && kv != DTYPE_F16)
+        return err_set(e, ERR_UNSUPPORTED, "a KV cache in %s: F16 or F32 it must be",
+                       dtype_traits(kv)->name);
+    struct infer *t = mem_calloc(1, sizeof *t);
+    size_t L = (size_t)hp->n_layer;
+    if (!t || !(t->numbers = mem_calloc(L, sizeof *t->numbers)) ||
+        !(t->layer = mem_calloc(L, sizeof *t->layer))) {
+        if (t)
+            free(t->numbers);
+        free(t);
+        return err_nomem(e, L * sizeof *t->layer, "a timeline");
+    }
+    t->g = g;
+    t->n_ctx = n_ctx;
+    t->kv = kv;
+    for (int l = 0; l < hp->n_layer; l++)
+        t->numbers[l] = layer_numbers(g->model, l);
+    size_t bytes = infer_kv_bytes(t);
+    t->cache = bytes < SIZE_MAX ? g->backend->ops->alloc(g->backend, bytes) : NULL;
+    if (!t->cache) {
+        infer_free(t);
+        return err_nomem(e, bytes, "the KV cache: choose a shorter context");
+    }
+    place_caches(t);
+    *out = t;
+    return OK;
+}
+
+void infer_free(struct infer *t)
+{
+    if (!t)
+        return;
+    const struct backend_ops *op = t->g->backend->ops;
+    op->free(t->g->backend, t->cache);
+    op->free(t->g->backend, t->h);
+    op->free(t->g->backend, t->logits);
+    scratch_done(&t->scratch);
+    free(t->layer);
+    free(t->numbers);
+    free(t);
+}
+
+int infer_pos(const struct infer *t)
+{
+    return t->pos;
+}
+
+int infer_context(const struct infer *t)
+{
+    return t->n_ctx;
+}
+
+size_t infer_kv_bytes(const struct infer *t)
+{
+    return kvmem_bytes(t->numbers, t->g->model->hp.n_layer, t->kv, (size_t)t->n_ctx, 1);
+}
+
+size_t infer_kv_bytes_used(const struct infer *t)
+{
+    return kvmem_bytes(t->numbers, t->g->model->hp.n_layer, t->kv, (size_t)t->pos, 1);
+}
+
+void infer_rewind(struct infer *t, int pos)
+{
+    if (pos >= 0 && pos < t->pos)
+        t->pos = pos;
+}
+
+static int reserve(struct infer *t, int rows, bool logits, struct err *e)
+{
+    struct backend *b = t->g->backend;
+    const struct model_hparams *hp = &t->g->model->hp;
+    int rc = scratch_reserve(&t->scratch, t->g, rows, e);
+    if (rc)
+        return rc;
+    if (rows > t->h_rows) {
+        b->ops->free(b, t->h);
+        t->h_rows = 0;
+        t->h = b->ops->alloc(b, (size_t)rows * (size_t)hp->hidden * sizeof(float));
+        if (!t->h)
+            return err_nomem(e, (size_t)rows * (size_t)hp->hidden * sizeof(float), "hidden states");
+        t->h_rows = rows;
+    }
+    if (logits && !t->logits) {
+        size_t bytes = (size_t)LOGIT_BLOCK * (size_t)hp->vocab * sizeof(float);
+        t->logits = b->ops->alloc(b, bytes);
+        if (!t->logits)
+            return err_nomem(e, bytes, "logits");
+    }
+    return OK;
+}
+
+/* Final norm and head of rows [first, first+n) of h into out [n][V] on the host. */
+static void head_rows(struct infer *t, int first, int n, float *out)
+{
+    struct backend *b = t->g->backend;
+    const struct model_hparams *hp = &t->g->model->hp;
+    size_t V = (size_t)hp->vocab, D = (size_t)hp->hidden;
+    for (int i = 0; i < n; i += LOGIT_BLOCK) {
+        int rows = n - i < LOGIT_BLOCK ? n - i : LOGIT_BLOCK;
+        b->ops->rms_norm(b, t->scratch.x, t->h + (size_t)(first + i) * D, t->g->final_norm,
+                         (float)hp->rms_eps, rows, hp->hidden);
+        b->ops->linear(b, 1, (const struct weight *const[]){t->g->head},
+                       (float *const[]){t->logits}, t->scratch.x, rows, false);
+        b->ops->get(b, out + (size_t)i * V, t->logits, (size_t)rows * V * sizeof(float));
+    }
+}
+
+static int check_ids(const struct infer *t, const int32_t *ids, int n, struct err *e)
+{
+    for (int i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= t->g->model->hp.vocab)
+            return err_set(e, ERR_ARG, "token id %d is outside the vocabulary of %d", ids[i],
+                           t->g->model->hp.vocab);
+    return OK;
+}
+
+static int check_room(const struct infer *t, int n, struct err *e)
+{
+    if (n > t->n_ctx - t->pos)
+        return err_set(e, ERR_LIMIT, "context full: %d of %d tokens used, %d more do not fit",
+                       t->pos, t->n_ctx, n);
+    return OK;
+}
+
+/* One block of rows of this timeline through all layers; h holds the result. */
+static void run_block(struct infer *t, const int32_t *ids, int n)
+{
+    struct backend *b = t->g->backend;
+    scratch_new_batch(&t->scratch);
+    b->ops->embed(b, t->h, t->g->embed, ids, n);
+    for (int l = 0; l < t->g->model->hp.n_layer; l++) {
+        struct segment s = {.row = 0, .n = n, .past = t->pos, .cache = t->layer[l]};
+        forward_layer(t->g, l, t->h, n, &s, 1, t->kv, &t->scratch, NULL);
+    }
+    t->pos += n;
+}
+
+int infer_prefill(struct infer *t, const int32_t *ids, int n, enum infer_out want, float *out,
+                  const struct progress *p, struct err *e)
+{
+    int start = t->pos, block = n < INFER_BLOCK ? n : INFER_BLOCK;
+    size_t V = (size_t)t->g->model->hp.vocab;
+    int rc = check_room(t, n, e);
+    if (!rc)
+        rc = check_ids(t, ids, n, e);
+    if (!rc && n > 0)
+        rc = reserve(t, block, want != INFER_NONE, e);
+    for (int i = 0; i < n && !rc; i += block) {
+        int rows = n - i < block ? n - i : block;
+        if (!progress_report(p, "reading the prompt", i, n)) {
+            rc = err_set(e, ERR_CANCELLED, "stopped");
+            break;
+        }
+        run_block(t, ids + i, rows);
+        if (want == INFER_ALL)
+            head_rows(t, 0, rows, out + (size_t)i * V);
+        else if (want == INFER_LAST && i + rows == n)
+            head_rows(t, rows - 1, 1, out);
+        rc = t->g->backend->ops->sync(t->g->backend, e);
+    }
+    if (rc)
+        infer_rewind(t, start);
+    return rc;
+}
+
+int infer_step(struct infer *t, int32_t id, float *logits, struct err *e)
+{
+    return infer_prefill(t, &id, 1, INFER_LAST, logits, NULL, e);
+}
+
+int infer_step_many(struct infer *const *t, const int32_t *ids, int n, float *logits, struct err *e)
+{
+    if (n < 1)
+        return OK;
+    const struct engine *g = t[0]->g;
+    struct backend *b = g->backend;
+    int rc = reserve(t[0], n, true, e);
+    for (int i = 0; i < n && !rc; i++) {
+        rc = t[i]->g == g ? check_room(t[i], 1, e)
+                          : err_set(e, ERR_ARG, "timelines of different engines");
+        if (!rc)
+            rc = check_ids(t[i], ids + i, 1, e);
+    }
+    struct segment *seg = rc ? NULL : mem_calloc((size_t)n, sizeof *seg);
+    if (rc || !seg)
+        return rc ? rc : err_nomem(e, (size_t)n * sizeof *seg, "a batch");
+    scratch_new_batch(&t[0]->scratch);
+    b->ops->embed(b, t[0]->h, g->embed, ids, n);
+    for (int l = 0; l < g->model->hp.n_layer; l++) {
+        for (int i = 0; i < n; i++)
+            seg[i] = (struct segment){i, 1, t[i]->pos, t[i]->layer[l]};
+        forward_layer(g, l, t[0]->h, n, seg, n, t[0]->kv, &t[0]->scratch, NULL);
+    }
+    head_rows(t[0], 0, n, logits);
+    for (int i = 0; i < n; i++)
+        t[i]->pos++;
+    free(seg);
+    return b->ops->sync(b, e);
+}
