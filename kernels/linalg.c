@@ -77,9 +77,6 @@ void linalg_dgemm(struct pool *p, bool ta, bool tb, int m, int n, int k, double 
 void linalg_ssyrk_add(int n, int k, const float *a, int lda, float *c, int ldc)
 {
     cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, n, k, 1, a, lda, 1, c, ldc);
-    for (int i = 1; i < n; i++)
-        for (int j = 0; j < i; j++)
-            c[(size_t)i * ldc + j] = c[(size_t)j * ldc + i];
 }
 
 static int lapack_failed(struct err *e, const char *routine, int n, int info)

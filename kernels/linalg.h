@@ -20,7 +20,7 @@ void linalg_sgemm(struct pool *p, bool ta, bool tb, int m, int n, int k, float a
 void linalg_dgemm(struct pool *p, bool ta, bool tb, int m, int n, int k, double alpha,
                   const double *a, int lda, const double *b, int ldb, double beta, double *c,
                   int ldc);
-/* Lower and upper triangle of C[n][n] += Aᵀ A with A [k][n]. */
+/* Upper triangle (j ≥ i) of C[n][n] += Aᵀ A with A [k][n]; the lower one is left alone. */
 void linalg_ssyrk_add(int n, int k, const float *a, int lda, float *c, int ldc);
 
 /* Symmetric eigenproblem: a[n][n] is replaced by eigenvectors in its ROWS, w ascending. */

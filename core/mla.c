@@ -1,0 +1,621 @@
+/* Solves one layer: nope forms, weighted latent, per-head refit (method: steps 3, 5, 6, 7), and
+ * the published TransMLA latent. All algebra in fp64; only the result is fp32. */
+#include "core/mla.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/linalg.h"
+
+#define SQRT_FLOOR 1e-6  /* method step 5: eigenvalues of a metric, relative to the largest */
+#define REFIT_RIDGE 1e-4 /* method step 6: relative to the mean diagonal */
+
+/* Everything a solve needs at hand; matrices row-major fp64. */
+struct solve {
+    const struct mla_source *src;
+    const struct moments *m;
+    int n, nk, d, D, H, G;
+    struct rope_choice rope;
+    double complex *shrink; /* [H][half] */
+    double *r2;             /* [H][half] */
+    double *B;              /* [H][d][nk] nope forms */
+    double *MK;             /* [nk][nk] */
+    double *L;              /* [H][d][d] */
+    double *LG;             /* [G][d][d] Σ over the group */
+    double *W, *Winv;       /* [n][n] Wt and its inverse */
+    double *U, *val;        /* [n][n] rows descending, [n] */
+    double *A;              /* [r][n] */
+    double *X0;             /* [n][r] z ≈ X0·(A z) before the refit */
+    double *t1, *t2;        /* [n][n] scratch */
+    double tau;             /* key weight over value weight */
+};
+
+static void solve_done(struct solve *s)
+{
+    double **all[] = {&s->r2, &s->B,   &s->MK, &s->L,  &s->LG, &s->W, &s->Winv,
+                      &s->U,  &s->val, &s->A,  &s->X0, &s->t1, &s->t2};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(*all[i]);
+    free(s->shrink);
+    rope_choice_done(&s->rope);
+}
+
+static int solve_init(struct solve *s, const struct mla_source *src, const struct moments *m,
+                      struct err *e)
+{
+    const struct moments_shape *p = &src->shape;
+    *s = (struct solve){.src = src,
+                        .m = m,
+                        .n = moments_n(p),
+                        .nk = p->G * p->d,
+                        .d = p->d,
+                        .D = p->D,
+                        .H = p->H,
+                        .G = p->G,
+                        .tau = 1};
+    size_t n = (size_t)s->n, nk = (size_t)s->nk, d = (size_t)s->d, H = (size_t)s->H;
+    size_t half = (size_t)(p->rope_dim / 2);
+    s->shrink = mem_calloc(H * half, sizeof *s->shrink);
+    s->r2 = mem_calloc(H * half, sizeof *s->r2);
+    s->B = mem_calloc(H * d * nk, sizeof *s->B);
+    s->MK = mem_calloc(nk * nk, sizeof *s->MK);
+    s->L = mem_calloc(H * d * d, sizeof *s->L);
+    s->LG = mem_calloc((size_t)s->G * d * d, sizeof *s->LG);
+    s->W = mem_calloc(n * n, sizeof *s->W);
+    s->Winv = mem_calloc(n * n, sizeof *s->Winv);
+    s->U = mem_calloc(n * n, sizeof *s->U);
+    s->val = mem_calloc(n, sizeof *s->val);
+    s->A = mem_calloc(n * n, sizeof *s->A);
+    s->X0 = mem_calloc(n * n, sizeof *s->X0);
+    s->t1 = mem_calloc(n * n, sizeof *s->t1);
+    s->t2 = mem_calloc(n * n, sizeof *s->t2);
+    if (!s->shrink || !s->r2 || !s->B || !s->MK || !s->L || !s->LG || !s->W || !s->Winv || !s->U ||
+        !s->val || !s->A || !s->X0 || !s->t1 || !s->t2)
+        return err_nomem(e, 8 * n * n * sizeof(double), "a layer's conversion");
+    return OK;
+}
+
+static void gemm(bool ta, bool tb, int m, int n, int k, const double *a, int lda, const double *b,
+                 int ldb, double beta, double *c, int ldc)
+{
+    linalg_dgemm(NULL, ta, tb, m, n, k, 1, a, lda, b, ldb, beta, c, ldc);
+}
+
+static double trace_product(const double *a, const double *b, int rows, int lda, int ldb)
+{
+    double sum = 0;
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < rows; j++)
+            sum += a[(size_t)i * (size_t)lda + (size_t)j] * b[(size_t)i * (size_t)ldb + (size_t)j];
+    return sum;
+}
+
+/* B_h [d][nk]: the nope logit of head h is s·q_hᵀ B_h k. The head's own keys at the shrink c (NULL:
+ * 1), minus the roped part at its own shrink; dims that never rotate as they are. */
+static void nope_form(const struct solve *s, const double complex *c, int h, double *B)
+{
+    int d = s->d, half = s->src->shape.rope_dim / 2, g = h / (s->H / s->G);
+    size_t nk = (size_t)s->nk, width = (size_t)(s->G * half);
+    memset(B, 0, (size_t)d * nk * sizeof *B);
+    for (int i = s->src->shape.rope_dim; i < d; i++)
+        B[(size_t)i * nk + (size_t)(g * d + i)] = 1;
+    for (int j = 0; j < half; j++) {
+        double *re = B + (size_t)j * nk, *im = B + (size_t)(j + half) * nk;
+        for (int g2 = 0; g2 < s->G; g2++) {
+            for (int j2 = 0; j2 < half; j2++) {
+                double complex z = g2 == g && j2 == j ? (c ? c[h * half + j] : 1) : 0;
+                for (int a = 0; a < s->rope.pairs; a++) {
+                    size_t row = (size_t)a * width;
+                    double complex p = s->rope.P[row + (size_t)(g * half + j)];
+                    if (p != 0)
+                        z -= conj(p) * (c ? c[h * half + s->rope.index[a]] : 1) *
+                             s->rope.T[row + (size_t)(g2 * half + j2)];
+                }
+                size_t cr = (size_t)(g2 * d + j2), ci = cr + (size_t)half;
+                re[cr] = creal(z);
+                re[ci] = -cimag(z);
+                im[cr] = cimag(z);
+                im[ci] = creal(z);
+            }
+        }
+    }
+}
+
+static void build_forms(struct solve *s, bool shrunk)
+{
+    for (int h = 0; h < s->H; h++)
+        nope_form(s, shrunk ? s->shrink : NULL, h, s->B + (size_t)h * (size_t)s->d * (size_t)s->nk);
+}
+
+/* L_h = W_O,hᵀ W_O,h and its sums over groups. */
+static int output_metrics(struct solve *s, struct err *e)
+{
+    int d = s->d, width = s->H * d;
+    size_t dd = (size_t)d * (size_t)d;
+    double *wo = mem_calloc((size_t)s->D * (size_t)width, sizeof *wo);
+    if (!wo)
+        return err_nomem(e, (size_t)s->D * (size_t)width * sizeof *wo, "output weights");
+    for (size_t i = 0; i < (size_t)s->D * (size_t)width; i++)
+        wo[i] = s->src->wo[i];
+    for (int h = 0; h < s->H; h++) {
+        double *L = s->L + (size_t)h * dd, *LG = s->LG + (size_t)(h / (s->H / s->G)) * dd;
+        gemm(true, false, d, d, s->D, wo + h * d, width, wo + h * d, width, 0, L, d);
+        for (size_t i = 0; i < dd; i++)
+            LG[i] += L[i];
+    }
+    free(wo);
+    return OK;
+}
+
+/* M_K = s² Σ_h B_hᵀ M_h B_h, and the balance τ: key energy by its effect on the attention output
+ * over plain key energy, against the same ratio for values. */
+static void key_metric(struct solve *s)
+{
+    int d = s->d, nk = s->nk, n = s->n;
+    double s2 = s->src->scale * s->src->scale, ko = 0, vi = 0, vu = 0;
+    double *mb = s->t1, *bmb = s->t2;
+    memset(s->MK, 0, (size_t)nk * (size_t)nk * sizeof *s->MK);
+    for (int h = 0; h < s->H; h++) {
+        const double *B = s->B + (size_t)h * (size_t)d * (size_t)nk;
+        gemm(false, false, d, nk, d, s->m->m + (size_t)h * (size_t)(d * d), d, B, nk, 0, mb, nk);
+        gemm(true, false, nk, nk, d, B, nk, mb, nk, 0, bmb, nk);
+        for (size_t i = 0; i < (size_t)nk * (size_t)nk; i++)
+            s->MK[i] += s2 * bmb[i];
+        if (s->m->cko) {
+            moments_unpack(s->m->cko, n, h, s->U); /* U is free until the eigenproblem */
+            ko += s2 * trace_product(bmb, s->U, nk, nk, n);
+            vi += s->m->cvi[h];
+        }
+    }
+    double ku = trace_product(s->MK, s->m->c, nk, nk, n);
+    for (int g = 0; g < s->G; g++) {
+        size_t at = (size_t)nk + (size_t)(g * d);
+        vu += trace_product(s->LG + (size_t)g * (size_t)(d * d), s->m->c + at * (size_t)n + at, d,
+                            d, n);
+    }
+    if (!s->m->cko) /* never run: let keys and values weigh the same in total */
+        s->tau = ku > 0 ? vu / ku : 1;
+    else
+        s->tau = ku > 0 && vi > 0 && vu > 0 ? (ko / ku) / (vi / vu) : 1;
+    if (!(s->tau > 0) || !isfinite(s->tau))
+        s->tau = 1;
+}
+
+/* a[m][m] → √a into root, √a⁻¹ into inverse (leading dimension ld), times f and 1/f. */
+static int square_root(const double *a, int m, double f, double *root, double *inverse, int ld,
+                       struct err *e)
+{
+    size_t mm = (size_t)m * (size_t)m;
+    double *u = mem_calloc(3 * mm + (size_t)m, sizeof *u);
+    if (!u)
+        return err_nomem(e, 3 * mm * sizeof *u, "a metric's square root");
+    double *up = u + mm, *down = up + mm, *w = down + mm;
+    memcpy(u, a, mm * sizeof *u);
+    int rc = linalg_eigh(m, u, w, e);
+    double top = rc ? 0 : w[m - 1];
+    for (int i = 0; i < m && !rc; i++) {
+        double lam = sqrt(fmax(w[i], SQRT_FLOOR * top));
+        for (int j = 0; j < m; j++) {
+            size_t at = (size_t)i * (size_t)m + (size_t)j;
+            up[at] = top > 0 ? lam * f * u[at] : 0;
+            down[at] = top > 0 ? u[at] / (lam * f) : 0;
+        }
+    }
+    if (!rc) {
+        gemm(true, false, m, m, m, u, m, up, m, 0, root, ld);
+        gemm(true, false, m, m, m, u, m, down, m, 0, inverse, ld);
+    }
+    free(u);
+    return rc;
+}
+
+static int build_weighting(struct solve *s, struct err *e)
+{
+    size_t n = (size_t)s->n;
+    int rc = square_root(s->MK, s->nk, sqrt(s->tau), s->W, s->Winv, s->n, e);
+    for (int g = 0; g < s->G && !rc; g++) {
+        size_t at = ((size_t)s->nk + (size_t)(g * s->d)) * (n + 1);
+        rc = square_root(s->LG + (size_t)g * (size_t)(s->d * s->d), s->d, 1, s->W + at,
+                         s->Winv + at, s->n, e);
+    }
+    return rc;
+}
+
+/* Eigenpairs of W C Wᵀ into U (rows, descending) and val. */
+static int eigen_descending(struct solve *s, const double *C, struct err *e)
+{
+    int n = s->n;
+    size_t nn = (size_t)n;
+    gemm(false, false, n, n, n, s->W, n, C, n, 0, s->t1, n);
+    gemm(false, true, n, n, n, s->t1, n, s->W, n, 0, s->U, n);
+    int rc = linalg_eigh(n, s->U, s->val, e);
+    for (int i = 0; i < n / 2 && !rc; i++) {
+        double *a = s->U + (size_t)i * nn, *b = s->U + (size_t)(n - 1 - i) * nn;
+        for (int j = 0; j < n; j++) {
+            double t = a[j];
+            a[j] = b[j];
+            b[j] = t;
+        }
+        double t = s->val[i];
+        s->val[i] = s->val[n - 1 - i];
+        s->val[n - 1 - i] = t;
+    }
+    return rc;
+}
+
+static int latent(struct solve *s, int r, struct err *e)
+{
+    int n = s->n, rc = eigen_descending(s, s->m->c, e);
+    if (rc)
+        return rc;
+    gemm(false, false, r, n, n, s->U, n, s->W, n, 0, s->A, n);
+    gemm(false, true, n, r, n, s->Winv, n, s->U, n, 0, s->X0, r);
+    return OK;
+}
+
+/* out[d][r] = (S C Aᵀ + ε S X0)(A C Aᵀ + ε)⁻¹ with S [d][n] given as rows (cols from at): least
+ * squares under the moment C, pulled towards the unfitted map. C [n][n] (ld n); S [d][ns]. */
+static int refit(struct solve *s, const double *C, const double *S, int ns, int at, int r,
+                 double *out, double *work, struct err *e)
+{
+    int n = s->n, d = s->d;
+    double *CA = work, *K = CA + (size_t)n * (size_t)r, *rhs = K + (size_t)r * (size_t)r;
+    double *prior = rhs + (size_t)d * (size_t)r, mean = 0;
+    gemm(false, true, n, r, n, C, n, s->A, n, 0, CA, r);
+    gemm(false, false, r, r, n, s->A, n, CA, r, 0, K, r);
+    for (int i = 0; i < r; i++)
+        mean += K[(size_t)i * (size_t)(r + 1)] / r;
+    double ridge = REFIT_RIDGE * mean;
+    gemm(false, false, d, r, ns, S, ns, CA + (size_t)at * (size_t)r, r, 0, rhs, r);
+    gemm(false, false, d, r, ns, S, ns, s->X0 + (size_t)at * (size_t)r, r, 0, prior, r);
+    if (!(ridge > 0)) { /* nothing ever flowed here: keep the unfitted map */
+        memcpy(out, prior, (size_t)d * (size_t)r * sizeof *out);
+        return OK;
+    }
+    for (int i = 0; i < r; i++) {
+        K[(size_t)i * (size_t)(r + 1)] += ridge;
+        for (int j = 0; j < d; j++) /* transposed right-hand side [r][d] */
+            CA[(size_t)i * (size_t)d + (size_t)j] =
+                rhs[(size_t)j * (size_t)r + (size_t)i] +
+                ridge * prior[(size_t)j * (size_t)r + (size_t)i];
+    }
+    int rc = linalg_solve_spd(r, d, K, CA, e);
+    for (int j = 0; j < d && !rc; j++)
+        for (int i = 0; i < r; i++)
+            out[(size_t)j * (size_t)r + (size_t)i] = CA[(size_t)i * (size_t)d + (size_t)j];
+    return rc;
+}
+
+static void store_f32(const double *from, float *to, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        to[i] = (float)from[i];
+}
+
+/* kv_b of every head: refitted (mlathe), or straight from X0 (rank n, transmla, no statistics). */
+static int up_maps(struct solve *s, int r, bool fitted, float *kv_b, struct err *e)
+{
+    int d = s->d, n = s->n, nk = s->nk;
+    size_t dr = (size_t)d * (size_t)r, nn = (size_t)n;
+    size_t size = (nn + (size_t)r + 2 * (size_t)d) * (size_t)(r > d ? r : d) + dr;
+    double *work = mem_calloc(size, sizeof *work),
+           *pick = mem_calloc((size_t)(d * d), sizeof *pick);
+    double *out = mem_calloc(dr, sizeof *out);
+    int rc = work && pick && out ? OK : err_nomem(e, size * sizeof *work, "a refit");
+    for (int i = 0; i < d && !rc; i++)
+        pick[i * (d + 1)] = 1;
+    for (int h = 0; h < s->H && !rc; h++) {
+        const double *B = s->B + (size_t)h * (size_t)d * (size_t)nk;
+        int at = nk + h / (s->H / s->G) * d;
+        float *key = kv_b + (size_t)h * 2 * dr, *value = key + dr;
+        if (fitted) {
+            moments_unpack(s->m->cko, n, h, s->t1);
+            rc = refit(s, s->t1, B, nk, 0, r, out, work, e);
+            store_f32(out, key, dr);
+            if (rc)
+                break;
+            moments_unpack(s->m->cv, n, h, s->t1);
+            rc = refit(s, s->t1, pick, d, at, r, out, work, e);
+            store_f32(out, value, dr);
+        } else {
+            gemm(false, false, d, r, nk, B, nk, s->X0, r, 0, out, r);
+            store_f32(out, key, dr);
+            store_f32(s->X0 + (size_t)at * (size_t)r, value, dr);
+        }
+    }
+    free(work);
+    free(pick);
+    free(out);
+    return rc;
+}
+
+/* Row a of the real form of a complex row z[G·half] on the key layout: a < pairs the real part,
+ * a ≥ pairs the imaginary part. */
+static void real_row(const struct solve *s, const double complex *z, bool imag, double *row)
+{
+    int half = s->src->shape.rope_dim / 2;
+    memset(row, 0, (size_t)s->nk * sizeof *row);
+    for (int g = 0; g < s->G; g++) {
+        for (int j = 0; j < half; j++) {
+            double complex v = z[g * half + j];
+            row[g * s->d + j] = imag ? cimag(v) : creal(v);
+            row[g * s->d + half + j] = imag ? creal(v) : -cimag(v);
+        }
+    }
+}
+
+/* kv_a = [A W_kv; real(T) W_k]. */
+static int down_map(struct solve *s, int r, float *kv_a, struct err *e)
+{
+    int D = s->D, nk = s->nk, R = 2 * s->rope.pairs, rows = r > R ? r : R;
+    size_t kd = (size_t)nk * (size_t)D;
+    double *w = mem_calloc(2 * kd, sizeof *w),
+           *out = mem_calloc((size_t)rows * (size_t)D, sizeof *out);
+    double *t = mem_calloc((size_t)R * (size_t)nk, sizeof *t);
+    int rc = w && out && t ? OK : err_nomem(e, 2 * kd * sizeof *w, "key and value weights");
+    if (!rc) {
+        for (size_t i = 0; i < kd; i++) {
+            w[i] = s->src->wk[i];
+            w[kd + i] = s->src->wv[i];
+        }
+        gemm(false, false, r, D, s->n, s->A, s->n, w, D, 0, out, D);
+        store_f32(out, kv_a, (size_t)r * (size_t)D);
+        for (int a = 0; a < R; a++)
+            real_row(s,
+                     s->rope.T + (size_t)(a % s->rope.pairs) *
+                                     (size_t)(s->G * (s->src->shape.rope_dim / 2)),
+                     a >= s->rope.pairs, t + (size_t)a * (size_t)nk);
+        gemm(false, false, R, D, nk, t, nk, w, D, 0, out, D);
+        store_f32(out, kv_a + (size_t)r * (size_t)D, (size_t)R * (size_t)D);
+    }
+    free(w);
+    free(out);
+    free(t);
+    return rc;
+}
+
+/* q per head: W_q,h rows, then real(P_g) W_q,h; all times s·√(d+R), which a DeepSeek class divides
+ * by √(d+R) again. */
+static int query_map(struct solve *s, float *q, struct err *e)
+{
+    int d = s->d, D = s->D, R = 2 * s->rope.pairs, half = s->src->shape.rope_dim / 2;
+    size_t wide =
+        (size_t)s->nk + (size_t)d * (size_t)D + (size_t)R * (size_t)d + (size_t)R * (size_t)D;
+    double *row = mem_calloc(wide, sizeof *row), f = s->src->scale * sqrt(d + R);
+    if (!row)
+        return err_nomem(e, wide * sizeof *row, "query weights");
+    double *w = row + s->nk, *p = w + (size_t)d * (size_t)D, *out = p + (size_t)R * (size_t)d;
+    for (int h = 0; h < s->H; h++) {
+        int g = h / (s->H / s->G);
+        float *to = q + (size_t)h * (size_t)(d + R) * (size_t)D;
+        for (size_t i = 0; i < (size_t)d * (size_t)D; i++) {
+            w[i] = f * s->src->wq[(size_t)h * (size_t)d * (size_t)D + i];
+            to[i] = (float)w[i];
+        }
+        for (int a = 0; a < R; a++) {
+            real_row(s, s->rope.P + (size_t)(a % s->rope.pairs) * (size_t)(s->G * half),
+                     a >= s->rope.pairs, row);
+            memcpy(p + (size_t)a * (size_t)d, row + g * d, (size_t)d * sizeof *p);
+        }
+        gemm(false, false, R, D, d, p, d, w, D, 0, out, D);
+        store_f32(out, to + (size_t)d * (size_t)D, (size_t)R * (size_t)D);
+    }
+    free(row);
+    return OK;
+}
+
+/* TransMLA's latent (method: section 2): K in the basis of the components that lost their
+ * rotation, scaled by the ratio of mean column norms (BKV; the slice of V skips R columns), plain
+ * PCA of [K/ratio; V], shared up maps. Leaves A, X0 and the spectrum as `latent` does. */
+static int latent_transmla(struct solve *s, const double *rest, const double *C, int r,
+                           struct err *e)
+{
+    int n = s->n, nk = s->nk, R = 2 * s->rope.pairs, left = nk - R;
+    size_t nn = (size_t)n;
+    /* W = blkdiag(rest / ratio, 1) as [n][n] with R zero rows at the end of the key block. */
+    memset(s->W, 0, nn * nn * sizeof *s->W);
+    memcpy(s->t2, rest, (size_t)left * (size_t)nk * sizeof *rest);
+    gemm(false, false, left, nk, nk, rest, nk, C, n, 0, s->t1, nk);
+    double key = 0, value = 0;
+    for (int i = 0; i < left; i++) {
+        double sum = 0;
+        for (int j = 0; j < nk; j++)
+            sum += s->t1[(size_t)i * (size_t)nk + (size_t)j] *
+                   rest[(size_t)i * (size_t)nk + (size_t)j];
+        key += sqrt(fmax(sum, 0)) / left;
+    }
+    for (int i = nk + R; i < n; i++)
+        value += sqrt(fmax(C[(size_t)i * (nn + 1)], 0)) / (nk - R);
+    double ratio = left > 0 && value > 0 && key > 0 ? key / value : 1;
+    for (int i = 0; i < left; i++)
+        for (int j = 0; j < nk; j++)
+            s->W[(size_t)i * nn + (size_t)j] = rest[(size_t)i * (size_t)nk + (size_t)j] / ratio;
+    for (int i = nk; i < n; i++)
+        s->W[(size_t)i * (nn + 1)] = 1;
+    int rc = eigen_descending(s, C, e);
+    if (rc)
+        return rc;
+    gemm(false, false, r, n, n, s->U, n, s->W, n, 0, s->A, n);
+    /* Winv = pseudo-inverse: ratio·restᵀ on keys. */
+    for (int i = 0; i < nk; i++)
+        for (int j = 0; j < nk; j++)
+            s->Winv[(size_t)i * nn + (size_t)j] =
+                j < left ? ratio * rest[(size_t)j * (size_t)nk + (size_t)i] : 0;
+    for (int i = nk; i < n; i++)
+        s->Winv[(size_t)i * (nn + 1)] = 1;
+    gemm(false, true, n, r, n, s->Winv, n, s->U, n, 0, s->X0, r);
+    return OK;
+}
+
+static void identity_latent(struct solve *s)
+{
+    size_t n = (size_t)s->n;
+    memset(s->A, 0, n * n * sizeof *s->A);
+    memset(s->X0, 0, n * n * sizeof *s->X0);
+    for (size_t i = 0; i < n; i++)
+        s->A[i * (n + 1)] = s->X0[i * (n + 1)] = 1;
+}
+
+static int choose_rope(struct solve *s, const struct mla_options *o, double **rest, struct err *e)
+{
+    *rest = NULL;
+    if (o->method == METHOD_TRANSMLA)
+        return mla_rope_transmla(s->m, o->rope_dim, o->freqfold, &s->rope, rest, e);
+    mla_shrink(s->m, s->shrink, s->r2);
+    if (o->layout == LAYOUT_STOCK)
+        return mla_rope_stock(s->m, s->r2, o->rope_dim, &s->rope, e);
+    return mla_rope_own(s->m, s->r2, o->rope_dim, &s->rope, e);
+}
+
+static int fill_spectrum(struct solve *s, const struct mla_options *o, struct spectrum *out,
+                         struct err *e)
+{
+    int n = s->n, nk = s->nk, rc = spectrum_init(out, n, nk, n - nk, e);
+    if (rc)
+        return rc;
+    out->calibrated = s->m->cko != NULL;
+    out->rope_dim = o->rope_dim;
+    for (int i = 0; i < n; i++) {
+        double share = 0;
+        for (int j = 0; j < nk; j++)
+            share +=
+                s->U[(size_t)i * (size_t)n + (size_t)j] * s->U[(size_t)i * (size_t)n + (size_t)j];
+        out->joint[i] = fmax(s->val[i], 0);
+        out->key_share[i] = share;
+    }
+    /* Keys and values alone: the diagonal blocks of W C Wᵀ. */
+    gemm(false, false, n, n, n, s->W, n, s->m->c, n, 0, s->t1, n);
+    gemm(false, true, n, n, n, s->t1, n, s->W, n, 0, s->t2, n);
+    for (int part = 0; part < 2 && !rc; part++) {
+        int size = part ? n - nk : nk, at = part ? nk : 0;
+        double *to = part ? out->value : out->key;
+        for (int i = 0; i < size; i++)
+            memcpy(s->t1 + (size_t)i * (size_t)size,
+                   s->t2 + (size_t)(at + i) * (size_t)n + (size_t)at, (size_t)size * sizeof *to);
+        rc = linalg_eigh(size, s->t1, s->val, e);
+        for (int i = 0; i < size && !rc; i++)
+            to[i] = fmax(s->val[size - 1 - i], 0);
+    }
+    if (rc)
+        spectrum_done(out);
+    return rc;
+}
+
+/* Rope, forms and latent for rank r; fitted says whether the refit applies. */
+static int solve_maps(struct solve *s, const struct mla_options *o, int r, bool *fitted,
+                      struct err *e)
+{
+    double *rest;
+    int rc = choose_rope(s, o, &rest, e);
+    *fitted = false;
+    if (!rc)
+        build_forms(s, o->method == METHOD_MLATHE);
+    if (!rc && o->method == METHOD_TRANSMLA) {
+        rc = latent_transmla(s, rest, o->c_second ? o->c_second : s->m->c, r, e);
+    } else if (!rc) {
+        rc = output_metrics(s, e);
+        if (!rc)
+            key_metric(s);
+        if (!rc)
+            rc = build_weighting(s, e);
+        if (!rc)
+            rc = latent(s, r, e);
+        *fitted = s->m->cko != NULL;
+    }
+    free(rest);
+    if (!rc && r == s->n) {
+        identity_latent(s);
+        *fitted = false;
+    }
+    return rc;
+}
+
+int mla_solve(const struct mla_source *src, const struct moments *m, const struct mla_options *o,
+              struct mla_result *out, struct spectrum *spectrum, struct err *e)
+{
+    struct solve s;
+    bool fitted;
+    int r = o->rank, R = o->rope_dim;
+    *out = (struct mla_result){.r = r, .R = R};
+    int rc = solve_init(&s, src, m, e);
+    if (!rc && (r < 1 || r > s.n))
+        rc = err_set(e, ERR_ARG, "latent rank %d: this layer takes 1 to %d", r, s.n);
+    if (!rc)
+        rc = solve_maps(&s, o, r, &fitted, e);
+    size_t D = (size_t)s.D, H = (size_t)s.H, d = (size_t)s.d;
+    if (!rc) {
+        out->freq = mem_calloc((size_t)(R / 2), sizeof *out->freq);
+        out->q = mem_calloc(H * (d + (size_t)R) * D, sizeof *out->q);
+        out->kv_a = mem_calloc((size_t)(r + R) * D, sizeof *out->kv_a);
+        out->kv_b = mem_calloc(H * 2 * d * (size_t)r, sizeof *out->kv_b);
+        if (!out->freq || !out->q || !out->kv_a || !out->kv_b)
+            rc = err_nomem(e, H * (d + (size_t)R) * D * sizeof *out->q, "a converted layer");
+    }
+    for (int a = 0; a < R / 2 && !rc; a++)
+        out->freq[a] = src->freq[s.rope.index[a]];
+    if (!rc)
+        rc = query_map(&s, out->q, e);
+    if (!rc)
+        rc = down_map(&s, r, out->kv_a, e);
+    if (!rc)
+        rc = up_maps(&s, r, fitted, out->kv_b, e);
+    if (!rc && spectrum)
+        rc = fill_spectrum(&s, o, spectrum, e);
+    solve_done(&s);
+    if (rc)
+        mla_result_done(out);
+    return rc;
+}
+
+void mla_result_done(struct mla_result *r)
+{
+    free(r->freq);
+    free(r->q);
+    free(r->kv_a);
+    free(r->kv_b);
+    *r = (struct mla_result){0};
+}
+
+int mla_spectrum(const struct mla_source *src, const struct moments *m, const struct mla_options *o,
+                 struct spectrum *out, struct err *e)
+{
+    struct solve s;
+    bool fitted;
+    int rc = solve_init(&s, src, m, e);
+    if (!rc)
+        rc = solve_maps(&s, o, 1, &fitted, e);
+    if (!rc)
+        rc = fill_spectrum(&s, o, out, e);
+    solve_done(&s);
+    return rc;
+}
+
+int mla_weight_moments(const struct mla_source *src, const float *gamma, struct moments *out,
+                       struct err *e)
+{
+    const struct moments_shape *p = &src->shape;
+    int rc = moments_init(out, p, false, e);
+    if (rc)
+        return rc;
+    int n = moments_n(p), d = p->d, D = p->D, kd = p->G * d;
+    size_t rows = (size_t)(n > p->H * d ? n : p->H * d);
+    double *w = mem_calloc(rows * (size_t)D, sizeof *w);
+    if (!w) {
+        moments_done(out);
+        return err_nomem(e, rows * (size_t)D * sizeof *w, "weights");
+    }
+    for (size_t i = 0; i < (size_t)kd * (size_t)D; i++) {
+        w[i] = (double)src->wk[i] * gamma[i % (size_t)D];
+        w[(size_t)kd * (size_t)D + i] = (double)src->wv[i] * gamma[i % (size_t)D];
+    }
+    gemm(false, true, n, n, D, w, D, w, D, 0, out->c, n);
+    for (size_t i = 0; i < (size_t)(p->H * d) * (size_t)D; i++)
+        w[i] = (double)src->wq[i] * gamma[i % (size_t)D];
+    for (int h = 0; h < p->H; h++) {
+        const double *q = w + (size_t)h * (size_t)d * (size_t)D;
+        gemm(false, true, d, d, D, q, D, q, D, 0, out->m + (size_t)h * (size_t)(d * d), d);
+    }
+    free(w);
+    return OK;
+}

@@ -1,0 +1,79 @@
+/* mla: one layer's conversion from GQA to MLA, a pure function of the layer's weights, its moments
+ * and what is wanted (rank, rope width, method, layout). No model, no file, no thread.
+ *
+ * Complex view (method: section 1): κ_{g,j} = k_g[j] + i·k_g[j + d/2], χ_{h,j} likewise for q.
+ * A rope choice is R/2 rows: key row T over the G·d/2 complex key coordinates (g, j), query row P,
+ * each rotating at one frequency; T and P live at a single j (free and stock choices) or a few
+ * neighbouring ones (TransMLA's folding). What is not in a row loses its rotation. */
+#ifndef MLATHE_CORE_MLA_H
+#define MLATHE_CORE_MLA_H
+
+#include <complex.h>
+
+#include "core/moments.h"
+#include "core/rankplan.h"
+
+/* A GQA layer's attention, dequantised. Borrowed. */
+struct mla_source {
+    struct moments_shape shape;
+    const float *wq;    /* [H·d][D] */
+    const float *wk;    /* [G·d][D] */
+    const float *wv;    /* [G·d][D] */
+    const float *wo;    /* [D][H·d] */
+    const double *freq; /* [rope_dim/2] rad/token */
+    double scale;       /* s */
+};
+
+struct rope_choice {
+    int pairs;           /* R/2 */
+    double complex *T;   /* [pairs][G·d/2] */
+    double complex *P;   /* [pairs][G·d/2] */
+    int *index;          /* [pairs] into freq: the frequency each row rotates at */
+};
+void rope_choice_done(struct rope_choice *c);
+
+/* Shrinks c_{h,j} = α − iβ [H][d/2] and explained fractions R² [H][d/2] from the phase moments
+ * (method: step 1). Without phase moments (all zero): c = 1, R² = 0. */
+void mla_shrink(const struct moments *m, double complex *c, double *r2);
+/* Free choice: the R/2 pairs worth most (method: step 2, own layout). */
+int mla_rope_own(const struct moments *m, const double *r2, int R, struct rope_choice *out,
+                 struct err *e);
+/* The best component at each of the R/2 fastest frequencies (stock layout). */
+int mla_rope_stock(const struct moments *m, const double *r2, int R, struct rope_choice *out,
+                   struct err *e);
+/* TransMLA's RoRoPE with FreqFold M (method: section 2); rest (may be NULL): the basis of the
+ * components that lose their rotation, real [G·d − R][G·d]. */
+int mla_rope_transmla(const struct moments *m, int R, int fold, struct rope_choice *out,
+                      double **rest, struct err *e);
+/* Which frequencies need a rope_theta the model does not have: stock layout's θ' = θ^(R/d). */
+double mla_stock_theta(double theta, int R, int d);
+
+/* The converted layer, DeepSeek's tensors with P = Vd = d; queries carry s·sqrt(d + R). */
+struct mla_result {
+    int r, R;
+    double *freq; /* [R/2] */
+    float *q;     /* [H·(d+R)][D], per head nope | rope */
+    float *kv_a;  /* [r+R][D] */
+    float *kv_b;  /* [H·2d][r], per head key | value */
+};
+void mla_result_done(struct mla_result *r);
+
+struct mla_options {
+    enum plan_method method;
+    enum plan_layout layout;
+    int rank, rope_dim;
+    int freqfold;          /* transmla */
+    const double *c_second;/* transmla: [n][n] E[z zᵀ] on the partial-rope model; NULL: m->c */
+};
+/* Solves a layer. spectrum (may be NULL) receives the joint spectrum. rank = n keeps z itself
+ * (partial rope alone: nothing lost but rotations). */
+int mla_solve(const struct mla_source *src, const struct moments *m, const struct mla_options *o,
+              struct mla_result *out, struct spectrum *spectrum, struct err *e);
+/* The spectrum alone. */
+int mla_spectrum(const struct mla_source *src, const struct moments *m,
+                 const struct mla_options *o, struct spectrum *out, struct err *e);
+/* Moments of a layer that was never run: identity input moment through the norm's gamma [D]. */
+int mla_weight_moments(const struct mla_source *src, const float *gamma, struct moments *out,
+                       struct err *e);
+
+#endif

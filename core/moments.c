@@ -1,0 +1,438 @@
+/* Accumulates a layer's second moments from its queries, keys and values. One task a query head;
+ * a head's sums never depend on which thread made them. */
+#include "core/moments.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/linalg.h"
+#include "kernels/pool.h"
+
+struct moments_accum {
+    struct moments_shape s;
+    int n, threads;
+    double scale;
+    double *freq; /* [rope_dim/2] */
+    float *L;     /* [H][d][d] */
+    double tokens;
+    double *c, *m, *cko, *cv, *cvi, *phase;
+    float *z, *qr, *kr; /* batch: [rows][n], rotated copies */
+    float *cos, *sin;   /* [T][rope_dim/2] */
+    int rows_cap, T_cap;
+    float **work; /* one block a thread */
+    size_t work_cap;
+};
+
+int moments_n(const struct moments_shape *s)
+{
+    return 2 * s->G * s->d;
+}
+
+static size_t triangle(int n)
+{
+    return (size_t)n * ((size_t)n + 1) / 2;
+}
+
+int moments_init(struct moments *m, const struct moments_shape *s, bool attended, struct err *e)
+{
+    size_t n = (size_t)moments_n(s), H = (size_t)s->H, d = (size_t)s->d;
+    *m = (struct moments){.shape = *s};
+    m->c = mem_calloc(n * n, sizeof *m->c);
+    m->m = mem_calloc(H * d * d, sizeof *m->m);
+    bool ok = m->c && m->m;
+    if (ok && attended) {
+        m->cko = mem_calloc(H * triangle((int)n), sizeof *m->cko);
+        m->cv = mem_calloc(H * triangle((int)n), sizeof *m->cv);
+        m->cvi = mem_calloc(H, sizeof *m->cvi);
+        m->phase = mem_calloc(H * (size_t)(s->rope_dim / 2) * PHASE_COUNT, sizeof *m->phase);
+        ok = m->cko && m->cv && m->cvi && m->phase;
+    }
+    if (ok)
+        return OK;
+    moments_done(m);
+    return err_nomem(e, H * n * n * sizeof(float), "calibration statistics");
+}
+
+void moments_done(struct moments *m)
+{
+    free(m->c);
+    free(m->m);
+    free(m->cko);
+    free(m->cv);
+    free(m->cvi);
+    free(m->phase);
+    free(m->sample);
+    *m = (struct moments){0};
+}
+
+void moments_unpack(const float *packed, int n, int head, double *full)
+{
+    const float *p = packed + (size_t)head * triangle(n);
+    for (int i = 0; i < n; i++)
+        for (int j = i; j < n; j++, p++)
+            full[(size_t)i * n + j] = full[(size_t)j * n + i] = *p;
+}
+
+/* L_h = W_O,hᵀ W_O,h */
+static void output_metric(const struct moments_accum *a, const float *wo)
+{
+    int d = a->s.d, width = a->s.H * d;
+    for (int h = 0; h < a->s.H; h++)
+        linalg_sgemm(NULL, true, false, d, d, a->s.D, 1, wo + h * d, width, wo + h * d, width, 0,
+                     a->L + (size_t)h * d * d, d);
+}
+
+int moments_accum_new(struct moments_accum **out, const struct moments_shape *s, const float *wo,
+                      const double *freq, double scale, int threads, struct err *e)
+{
+    size_t n = (size_t)moments_n(s), H = (size_t)s->H, d = (size_t)s->d;
+    size_t pairs = (size_t)s->rope_dim / 2;
+    *out = NULL;
+    struct moments_accum *a = mem_calloc(1, sizeof *a);
+    if (!a)
+        return err_nomem(e, sizeof *a, "calibration");
+    a->s = *s;
+    a->n = (int)n;
+    a->threads = threads;
+    a->scale = scale;
+    a->freq = mem_calloc(pairs, sizeof *a->freq);
+    a->L = mem_calloc(H * d * d, sizeof *a->L);
+    a->c = mem_calloc(n * n, sizeof *a->c);
+    a->m = mem_calloc(H * d * d, sizeof *a->m);
+    a->cko = mem_calloc(H * n * n, sizeof *a->cko);
+    a->cv = mem_calloc(H * n * n, sizeof *a->cv);
+    a->cvi = mem_calloc(H, sizeof *a->cvi);
+    a->phase = mem_calloc(H * pairs * PHASE_COUNT, sizeof *a->phase);
+    a->work = mem_calloc((size_t)threads, sizeof *a->work);
+    if (!a->freq || !a->L || !a->c || !a->m || !a->cko || !a->cv || !a->cvi || !a->phase ||
+        !a->work) {
+        moments_accum_free(a);
+        return err_nomem(e, 2 * H * n * n * sizeof(double), "calibration statistics");
+    }
+    memcpy(a->freq, freq, pairs * sizeof *freq);
+    output_metric(a, wo);
+    *out = a;
+    return OK;
+}
+
+void moments_accum_free(struct moments_accum *a)
+{
+    if (!a)
+        return;
+    for (int i = 0; a->work && i < a->threads; i++)
+        free(a->work[i]);
+    free(a->work);
+    free(a->freq);
+    free(a->L);
+    free(a->c);
+    free(a->m);
+    free(a->cko);
+    free(a->cv);
+    free(a->cvi);
+    free(a->phase);
+    free(a->z);
+    free(a->qr);
+    free(a->kr);
+    free(a->cos);
+    free(a->sin);
+    free(a);
+}
+
+static bool regrow(float **p, size_t n)
+{
+    free(*p);
+    *p = mem_aligned(n, sizeof **p);
+    return *p != NULL;
+}
+
+static int reserve(struct moments_accum *a, int rows, int T, struct err *e)
+{
+    size_t n = (size_t)a->n, d = (size_t)a->s.d, t = (size_t)T, pairs = (size_t)a->s.rope_dim / 2;
+    bool ok = true;
+    if (rows > a->rows_cap) {
+        size_t r = (size_t)rows;
+        ok = regrow(&a->z, r * n) && regrow(&a->qr, r * (size_t)a->s.H * d) &&
+             regrow(&a->kr, r * (size_t)a->s.G * d);
+        a->rows_cap = ok ? rows : 0;
+    }
+    if (ok && T > a->T_cap) {
+        ok = regrow(&a->cos, t * pairs) && regrow(&a->sin, t * pairs);
+        for (size_t i = 0; ok && i < t; i++) {
+            for (size_t j = 0; j < pairs; j++) {
+                a->cos[i * pairs + j] = (float)cos((double)i * a->freq[j]);
+                a->sin[i * pairs + j] = (float)sin((double)i * a->freq[j]);
+            }
+        }
+        a->T_cap = ok ? T : 0;
+    }
+    size_t work = 2 * t * t + 2 * t * n + 2 * t * d + 4 * t + 2 * n * n + d * d;
+    for (int i = 0; ok && work > a->work_cap && i < a->threads; i++)
+        ok = regrow(&a->work[i], work);
+    if (ok && work > a->work_cap)
+        a->work_cap = work;
+    return ok ? OK : err_nomem(e, work * sizeof(float), "calibration work space");
+}
+
+/* x[T][heads·d] → rotated copy, pairs (j, j + rope_dim/2) of each head. */
+static void rotate(const struct moments_accum *a, const float *x, float *y, int heads, int T)
+{
+    size_t pairs = (size_t)a->s.rope_dim / 2, d = (size_t)a->s.d;
+    memcpy(y, x, (size_t)T * (size_t)heads * d * sizeof *x);
+    for (size_t t = 0; t < (size_t)T; t++) {
+        const float *c = a->cos + t * pairs, *s = a->sin + t * pairs;
+        for (size_t h = 0; h < (size_t)heads; h++) {
+            float *v = y + (t * (size_t)heads + h) * d;
+            for (size_t j = 0; j < pairs; j++) {
+                float re = v[j], im = v[j + pairs];
+                v[j] = re * c[j] - im * s[j];
+                v[j + pairs] = im * c[j] + re * s[j];
+            }
+        }
+    }
+}
+
+/* P[T][T] from rotated q, k of one head (leading dimensions lq, lk): causal softmax, zero above. */
+static void attention_weights(const struct moments_accum *a, const float *q, int lq, const float *k,
+                              int lk, int T, float *P)
+{
+    linalg_sgemm(NULL, false, true, T, T, a->s.d, (float)a->scale, q, lq, k, lk, 0, P, T);
+    for (int m = 0; m < T; m++) {
+        float *row = P + (size_t)m * T, top = row[0], sum = 0;
+        for (int i = 1; i <= m; i++)
+            top = row[i] > top ? row[i] : top;
+        for (int i = 0; i <= m; i++)
+            sum += row[i] = expf(row[i] - top);
+        for (int i = 0; i <= m; i++)
+            row[i] /= sum;
+        memset(row + m + 1, 0, (size_t)(T - m - 1) * sizeof *row);
+    }
+}
+
+/* One window of one head: P is ready. Adds CV and CKo of the window into bv, bk [n][n] (fp32) and
+ * returns this window's share of cvi. */
+static double head_window(const struct moments_accum *a, int h, const float *z, int T,
+                          const float *P, float *work, float *bk, float *bv)
+{
+    int n = a->n, d = a->s.d, g = h / (a->s.H / a->s.G), nk = a->s.G * d;
+    size_t t = (size_t)T;
+    float *zb = work, *zs = zb + t * (size_t)n, *Lv = zs + t * (size_t)n, *Lo = Lv + t * (size_t)d;
+    float *vLv = Lo + t * (size_t)d, *oLo = vLv + t, *wk = oLo + t, *w2 = wk + t, *U = w2 + t;
+    const float *v = z + nk + g * d, *o = zb + nk + g * d, *L = a->L + (size_t)h * d * d;
+    linalg_sgemm(NULL, false, false, T, n, T, 1, P, T, z, n, 0, zb, n);
+    linalg_ssyrk_add(n, T, zb, n, bv, n);
+    linalg_sgemm(NULL, false, false, T, d, d, 1, v, n, L, d, 0, Lv, d);
+    linalg_sgemm(NULL, false, false, T, d, d, 1, o, n, L, d, 0, Lo, d);
+    linalg_sgemm(NULL, false, true, T, T, d, 1, o, n, Lv, d, 0, U, T);
+    for (int i = 0; i < T; i++) {
+        float sv = 0, so = 0;
+        for (int j = 0; j < d; j++) {
+            sv += v[(size_t)i * n + j] * Lv[(size_t)i * d + j];
+            so += o[(size_t)i * n + j] * Lo[(size_t)i * d + j];
+        }
+        vLv[i] = sv;
+        oLo[i] = so;
+        wk[i] = w2[i] = 0;
+    }
+    for (int m = 0; m < T; m++) {
+        for (int i = 0; i <= m; i++) {
+            float p = P[(size_t)m * T + i], p2 = p * p;
+            float u = vLv[i] - 2 * U[(size_t)m * T + i] + oLo[m];
+            wk[i] += p2 * (u > 0 ? u : 0);
+            w2[i] += p2;
+        }
+    }
+    double cvi = 0;
+    for (int i = 0; i < T; i++) {
+        float root = sqrtf(wk[i]);
+        for (int j = 0; j < n; j++)
+            zs[(size_t)i * n + j] = root * z[(size_t)i * n + j];
+        cvi += (double)w2[i] * vLv[i];
+    }
+    linalg_ssyrk_add(n, T, zs, n, bk, n);
+    return cvi;
+}
+
+struct add_job {
+    struct moments_accum *a;
+    const float *q;
+    int windows, T;
+};
+
+static void add_to(double *total, const float *block, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        total[i] += block[i];
+}
+
+static void add_head(void *arg, int h, int thread)
+{
+    const struct add_job *job = arg;
+    struct moments_accum *a = job->a;
+    int d = a->s.d, H = a->s.H, G = a->s.G, g = h / (H / G), T = job->T;
+    size_t n = (size_t)a->n, nn = n * n, t = (size_t)T;
+    float *bk = a->work[thread], *bv = bk + nn, *bm = bv + nn, *P = bm + (size_t)d * (size_t)d;
+    float *rest = P + t * t;
+    memset(bk, 0, 2 * nn * sizeof *bk);
+    for (int w = 0; w < job->windows; w++) {
+        size_t row = (size_t)w * t;
+        attention_weights(a, a->qr + (row * (size_t)H + (size_t)h) * (size_t)d, H * d,
+                          a->kr + (row * (size_t)G + (size_t)g) * (size_t)d, G * d, T, P);
+        a->cvi[h] += head_window(a, h, a->z + row * n, T, P, rest, bk, bv);
+    }
+    const float *q = job->q + (size_t)h * (size_t)d;
+    linalg_sgemm(NULL, true, false, d, d, job->windows * T, 1, q, H * d, q, H * d, 0, bm, d);
+    add_to(a->m + (size_t)h * (size_t)(d * d), bm, (size_t)d * (size_t)d);
+    add_to(a->cko + (size_t)h * nn, bk, nn);
+    add_to(a->cv + (size_t)h * nn, bv, nn);
+}
+
+static void add_task(void *arg, int i, int thread)
+{
+    const struct add_job *job = arg;
+    struct moments_accum *a = job->a;
+    if (i > 0) {
+        add_head(arg, i - 1, thread);
+        return;
+    }
+    size_t n = (size_t)a->n;
+    float *block = a->work[thread];
+    memset(block, 0, n * n * sizeof *block);
+    linalg_ssyrk_add(a->n, job->windows * job->T, a->z, a->n, block, a->n);
+    add_to(a->c, block, n * n);
+}
+
+int moments_add(struct moments_accum *a, struct pool *pool, const float *q, const float *k,
+                const float *v, int windows, int T, struct err *e)
+{
+    int rows = windows * T, H = a->s.H, G = a->s.G;
+    size_t kd = (size_t)G * (size_t)a->s.d, n = (size_t)a->n;
+    int rc = reserve(a, rows, T, e);
+    if (rc)
+        return rc;
+    for (size_t i = 0; i < (size_t)rows; i++) {
+        memcpy(a->z + i * n, k + i * kd, kd * sizeof *k);
+        memcpy(a->z + i * n + kd, v + i * kd, kd * sizeof *v);
+    }
+    for (int w = 0; w < windows; w++) {
+        size_t row = (size_t)w * (size_t)T, qd = (size_t)H * (size_t)a->s.d;
+        rotate(a, q + row * qd, a->qr + row * qd, H, T);
+        rotate(a, k + row * kd, a->kr + row * kd, G, T);
+    }
+    struct add_job job = {a, q, windows, T};
+    pool_for(pool, H + 1, add_task, &job);
+    a->tokens += rows;
+    return OK;
+}
+
+struct phase_job {
+    struct moments_accum *a;
+    const float *q, *k;
+    int T, step;
+};
+
+/* Sums of p·(zr, zi, y, zr², zi², zr·zi, zr·y, zi·y, y²) over keys 0 … m for one query and head,
+ * all frequencies at once; then the centred covariances are added to out. */
+static void phase_query(const struct moments_accum *a, const float *q, const float *qr,
+                        const float *k, const float *kr, int ld, const float *p, int m, float *sum,
+                        double *out)
+{
+    size_t pairs = (size_t)a->s.rope_dim / 2;
+    memset(sum, 0, 9 * pairs * sizeof *sum);
+    for (int i = 0; i <= m; i++) {
+        const float *b = k + (size_t)i * (size_t)ld, *br = kr + (size_t)i * (size_t)ld;
+        float w = p[i];
+        for (size_t j = 0; j < pairs; j++) {
+            float zr = q[j] * b[j] + q[j + pairs] * b[j + pairs];
+            float zi = q[j] * b[j + pairs] - q[j + pairs] * b[j];
+            float y = qr[j] * br[j] + qr[j + pairs] * br[j + pairs];
+            float wr = w * zr, wi = w * zi, wy = w * y;
+            sum[j] += wr;
+            sum[pairs + j] += wi;
+            sum[2 * pairs + j] += wy;
+            sum[3 * pairs + j] += wr * zr;
+            sum[4 * pairs + j] += wi * zi;
+            sum[5 * pairs + j] += wr * zi;
+            sum[6 * pairs + j] += wr * y;
+            sum[7 * pairs + j] += wi * y;
+            sum[8 * pairs + j] += wy * y;
+        }
+    }
+    for (size_t j = 0; j < pairs; j++) {
+        double r = sum[j], i = sum[pairs + j], y = sum[2 * pairs + j];
+        double *o = out + j * PHASE_COUNT;
+        o[PHASE_RR] += sum[3 * pairs + j] - r * r;
+        o[PHASE_II] += sum[4 * pairs + j] - i * i;
+        o[PHASE_RI] += sum[5 * pairs + j] - r * i;
+        o[PHASE_RY] += sum[6 * pairs + j] - r * y;
+        o[PHASE_IY] += sum[7 * pairs + j] - i * y;
+        o[PHASE_YY] += sum[8 * pairs + j] - y * y;
+    }
+}
+
+static void phase_head(void *arg, int h, int thread)
+{
+    const struct phase_job *job = arg;
+    struct moments_accum *a = job->a;
+    int d = a->s.d, H = a->s.H, G = a->s.G, g = h / (H / G), T = job->T;
+    float *P = a->work[thread], *sum = P + (size_t)T * (size_t)T;
+    const float *k = job->k + g * d, *kr = a->kr + g * d;
+    attention_weights(a, a->qr + h * d, H * d, kr, G * d, T, P);
+    for (int m = job->step - 1; m < T; m += job->step) {
+        size_t at = (size_t)m * (size_t)(H * d) + (size_t)(h * d);
+        phase_query(a, job->q + at, a->qr + at, k, kr, G * d, P + (size_t)m * T, m, sum,
+                    a->phase + (size_t)h * (size_t)(a->s.rope_dim / 2) * PHASE_COUNT);
+    }
+}
+
+int moments_add_phase(struct moments_accum *a, struct pool *pool, const float *q, const float *k,
+                      int T, int step, struct err *e)
+{
+    int rc = reserve(a, T, T, e);
+    if (rc)
+        return rc;
+    rotate(a, q, a->qr, a->s.H, T);
+    rotate(a, k, a->kr, a->s.G, T);
+    struct phase_job job = {a, q, k, T, step};
+    pool_for(pool, a->s.H, phase_head, &job);
+    return OK;
+}
+
+static void pack(const double *full, int n, double f, float *out)
+{
+    for (int i = 0; i < n; i++)
+        for (int j = i; j < n; j++)
+            *out++ = (float)(full[(size_t)i * n + j] * f);
+}
+
+int moments_finish(const struct moments_accum *a, struct moments *m, struct err *e)
+{
+    int rc = moments_init(m, &a->s, true, e);
+    if (rc)
+        return rc;
+    size_t n = (size_t)a->n, H = (size_t)a->s.H, d = (size_t)a->s.d;
+    double f = a->tokens > 0 ? 1 / a->tokens : 0, trace = 0;
+    m->tokens = a->tokens;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = i; j < n; j++)
+            m->c[i * n + j] = m->c[j * n + i] = a->c[i * n + j] * f;
+    for (size_t i = 0; i < H * d * d; i++)
+        m->m[i] = a->m[i] * f;
+    for (size_t h = 0; h < H; h++) {
+        pack(a->cko + h * n * n, a->n, f, m->cko + h * triangle(a->n));
+        pack(a->cv + h * n * n, a->n, f, m->cv + h * triangle(a->n));
+        m->cvi[h] = a->cvi[h] * f;
+        trace += m->cvi[h];
+    }
+    memcpy(m->phase, a->phase, H * (size_t)(a->s.rope_dim / 2) * PHASE_COUNT * sizeof *m->phase);
+    for (size_t i = 0; i < n; i++)
+        trace += m->c[i * n + i];
+    for (size_t i = 0; i < H * (size_t)(a->s.rope_dim / 2) * PHASE_COUNT; i++)
+        trace += m->phase[i];
+    if (isfinite(trace))
+        return OK;
+    moments_done(m);
+    return err_set(e, ERR_NUMERIC,
+                   "calibration gave NaN or infinity: the model's weights or "
+                   "activations are broken");
+}

@@ -1,0 +1,279 @@
+/* Which key directions keep their rotation. Free and stock choices by benefit, and TransMLA's
+ * folded PCA. Complex coordinates are (g, j), j < rope_dim/2; dims beyond rope_dim never rotate
+ * and take no part here. */
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/mla.h"
+#include "kernels/linalg.h"
+
+#define SHRINK_RIDGE 1e-2 /* method step 1: λ relative to (rr + ii)/2 */
+#define WORTH_FLOOR 1e-9  /* a direction no query reads still needs a finite P */
+
+void rope_choice_done(struct rope_choice *c)
+{
+    free(c->T);
+    free(c->P);
+    free(c->index);
+    *c = (struct rope_choice){0};
+}
+
+static int choice_init(struct rope_choice *c, int pairs, size_t width, struct err *e)
+{
+    size_t n = (size_t)pairs * width;
+    *c = (struct rope_choice){.pairs = pairs};
+    c->T = mem_calloc(n, sizeof *c->T);
+    c->P = mem_calloc(n, sizeof *c->P);
+    c->index = mem_calloc((size_t)pairs, sizeof *c->index);
+    if (c->T && c->P && c->index)
+        return OK;
+    rope_choice_done(c);
+    return err_nomem(e, 2 * n * sizeof *c->T, "rope directions");
+}
+
+void mla_shrink(const struct moments *m, double complex *c, double *r2)
+{
+    size_t n = (size_t)m->shape.H * (size_t)(m->shape.rope_dim / 2);
+    for (size_t i = 0; i < n; i++) {
+        const double *p = m->phase ? m->phase + i * PHASE_COUNT : NULL;
+        c[i] = 1;
+        r2[i] = 0;
+        if (!p || !(p[PHASE_YY] > 0))
+            continue;
+        double ridge = SHRINK_RIDGE * (p[PHASE_RR] + p[PHASE_II]) / 2 + 1e-30;
+        double a = p[PHASE_RR] + ridge, b = p[PHASE_II] + ridge, o = p[PHASE_RI];
+        double det = a * b - o * o;
+        double al = (b * p[PHASE_RY] - o * p[PHASE_IY]) / det;
+        double be = (a * p[PHASE_IY] - o * p[PHASE_RY]) / det;
+        double left = p[PHASE_YY] - 2 * (al * p[PHASE_RY] + be * p[PHASE_IY]) +
+                      al * al * p[PHASE_RR] + be * be * p[PHASE_II] + 2 * al * be * p[PHASE_RI];
+        c[i] = al - be * I;
+        r2[i] = fmin(1, fmax(0, 1 - left / p[PHASE_YY]));
+    }
+}
+
+/* E[κ_a conj(κ_b)] of complex key coordinates a = (g, j), b = (g2, j2). */
+static double complex key_moment(const struct moments *m, int g, int j, int g2, int j2)
+{
+    int d = m->shape.d, half = m->shape.rope_dim / 2;
+    size_t n = (size_t)moments_n(&m->shape);
+    size_t ar = (size_t)(g * d + j), ai = ar + (size_t)half;
+    size_t br = (size_t)(g2 * d + j2), bi = br + (size_t)half;
+    return m->c[ar * n + br] + m->c[ai * n + bi] + I * (m->c[ai * n + br] - m->c[ar * n + bi]);
+}
+
+/* Σ over the group's heads of E|χ_{h,j}|² (1 − R²): what keeping the rotation is worth; [G][half].
+ * Floored, so that 1/√w stays finite. */
+static void rope_worth(const struct moments *m, const double *r2, double *w)
+{
+    const struct moments_shape *s = &m->shape;
+    int d = s->d, half = s->rope_dim / 2, per = s->H / s->G;
+    double top = 0;
+    for (int g = 0; g < s->G; g++) {
+        for (int j = 0; j < half; j++) {
+            double sum = 0;
+            for (int h = g * per; h < (g + 1) * per; h++) {
+                const double *mh = m->m + (size_t)h * (size_t)(d * d);
+                double chi =
+                    mh[(size_t)j * (size_t)(d + 1)] + mh[(size_t)(j + half) * (size_t)(d + 1)];
+                sum += chi * (1 - r2[h * half + j]);
+            }
+            w[g * half + j] = sum;
+            top = fmax(top, sum);
+        }
+    }
+    for (int i = 0; i < s->G * half; i++)
+        w[i] = fmax(w[i], WORTH_FLOOR * top + DBL_MIN);
+}
+
+/* Eigenpairs of diag(√w) E[κ_j κ_jᴴ] diag(√w) at frequency j: U rows, e ascending. */
+static int components(const struct moments *m, const double *w, int j, double complex *U, double *e,
+                      struct err *err)
+{
+    int G = m->shape.G, half = m->shape.rope_dim / 2;
+    for (int a = 0; a < G; a++)
+        for (int b = 0; b < G; b++)
+            U[a * G + b] = sqrt(w[a * half + j] * w[b * half + j]) * key_moment(m, a, j, b, j);
+    return linalg_eigh_complex(G, U, e, err);
+}
+
+/* Row `row` of the choice: component u [G] at frequency j. */
+static void set_row(struct rope_choice *c, int row, const struct moments *m, const double *w,
+                    const double complex *u, int j)
+{
+    int G = m->shape.G, half = m->shape.rope_dim / 2;
+    size_t at = (size_t)row * (size_t)(G * half);
+    for (int g = 0; g < G; g++) {
+        double root = sqrt(w[g * half + j]);
+        c->T[at + (size_t)(g * half + j)] = conj(u[g]) * root;
+        c->P[at + (size_t)(g * half + j)] = conj(u[g]) / root;
+    }
+    c->index[row] = j;
+}
+
+struct candidate {
+    double value;
+    int j, a;
+};
+
+static int by_value(const void *x, const void *y)
+{
+    const struct candidate *a = x, *b = y;
+    if (a->value != b->value)
+        return a->value < b->value ? 1 : -1;
+    return a->j != b->j ? (a->j > b->j) - (a->j < b->j) : (a->a > b->a) - (a->a < b->a);
+}
+
+static int by_frequency(const void *x, const void *y)
+{
+    const struct candidate *a = x, *b = y;
+    return a->j != b->j ? (a->j > b->j) - (a->j < b->j) : (a->a > b->a) - (a->a < b->a);
+}
+
+static int check_width(const struct moments *m, int R, int most, struct err *e)
+{
+    if (R < 2 || R % 2 || R > most)
+        return err_set(e, ERR_ARG, "rope width %d: this layer takes even widths from 2 to %d", R,
+                       most);
+    if (m->shape.rope_dim < 2)
+        return err_set(e, ERR_UNSUPPORTED, "this layer has no rotary part");
+    return OK;
+}
+
+int mla_rope_own(const struct moments *m, const double *r2, int R, struct rope_choice *out,
+                 struct err *e)
+{
+    int G = m->shape.G, half = m->shape.rope_dim / 2, rc = check_width(m, R, 2 * G * half, e);
+    *out = (struct rope_choice){0};
+    if (rc)
+        return rc;
+    size_t gg = (size_t)G * (size_t)G, all = (size_t)half * (size_t)G;
+    double *w = mem_calloc(all, sizeof *w), *val = mem_calloc(all, sizeof *val);
+    double complex *U = mem_calloc((size_t)half * gg, sizeof *U);
+    struct candidate *cand = mem_calloc(all, sizeof *cand);
+    if (!w || !val || !U || !cand)
+        rc = err_nomem(e, (size_t)half * gg * sizeof *U, "rope directions");
+    if (!rc)
+        rope_worth(m, r2, w);
+    for (int j = 0; j < half && !rc; j++) {
+        rc = components(m, w, j, U + (size_t)j * gg, val + j * G, e);
+        for (int a = 0; a < G; a++)
+            cand[j * G + a] = (struct candidate){val[j * G + a], j, G - 1 - a};
+    }
+    if (!rc)
+        rc = choice_init(out, R / 2, all, e);
+    if (!rc) {
+        qsort(cand, all, sizeof *cand, by_value);
+        qsort(cand, (size_t)(R / 2), sizeof *cand, by_frequency);
+        for (int i = 0; i < R / 2; i++)
+            set_row(out, i, m, w, U + (size_t)cand[i].j * gg + (size_t)((G - 1 - cand[i].a) * G),
+                    cand[i].j);
+    }
+    free(w);
+    free(val);
+    free(U);
+    free(cand);
+    return rc;
+}
+
+int mla_rope_stock(const struct moments *m, const double *r2, int R, struct rope_choice *out,
+                   struct err *e)
+{
+    int G = m->shape.G, half = m->shape.rope_dim / 2, rc = check_width(m, R, 2 * half, e);
+    *out = (struct rope_choice){0};
+    if (rc)
+        return rc;
+    double *w = mem_calloc((size_t)(G * half), sizeof *w),
+           *val = mem_calloc((size_t)G, sizeof *val);
+    double complex *U = mem_calloc((size_t)(G * G), sizeof *U);
+    rc = w && val && U ? choice_init(out, R / 2, (size_t)(G * half), e)
+                       : err_nomem(e, (size_t)(G * G) * sizeof *U, "rope directions");
+    if (!rc)
+        rope_worth(m, r2, w);
+    for (int j = 0; j < R / 2 && !rc; j++) {
+        rc = components(m, w, j, U, val, e);
+        if (!rc)
+            set_row(out, j, m, w, U + (size_t)((G - 1) * G), j);
+    }
+    free(w);
+    free(val);
+    free(U);
+    if (rc)
+        rope_choice_done(out);
+    return rc;
+}
+
+double mla_stock_theta(double theta, int R, int d)
+{
+    return pow(theta, (double)R / d);
+}
+
+/* Eigenvectors (rows of U [m][m], ascending) of the pooled real second moment of one group: M
+ * neighbouring frequencies from j0, all G heads, entries ordered (g, j). */
+static int fold_components(const struct moments *m, int j0, int fold, double *U, double *val,
+                           struct err *e)
+{
+    int G = m->shape.G, size = G * fold;
+    for (int a = 0; a < size; a++)
+        for (int b = 0; b < size; b++)
+            U[a * size + b] =
+                creal(key_moment(m, a / fold, j0 + a % fold, b / fold, j0 + b % fold));
+    return linalg_eigh(size, U, val, e);
+}
+
+int mla_rope_transmla(const struct moments *m, int R, int fold, struct rope_choice *out,
+                      double **rest, struct err *e)
+{
+    int G = m->shape.G, d = m->shape.d, half = m->shape.rope_dim / 2;
+    int rc = check_width(m, R, 2 * half, e);
+    *out = (struct rope_choice){0};
+    if (rest)
+        *rest = NULL;
+    if (rc)
+        return rc;
+    int collapse = d / R, kd = G * d, size = G * fold;
+    if (m->shape.rope_dim != d || d % R || fold < 1 || half % fold || fold % collapse)
+        return err_set(e, ERR_ARG,
+                       "transmla: rope width %d must divide the head dim %d, and freqfold %d must "
+                       "divide %d and be a multiple of %d",
+                       R, d, fold, half, collapse);
+    double *U = mem_calloc((size_t)size * (size_t)size, sizeof *U);
+    double *val = mem_calloc((size_t)size, sizeof *val);
+    double *N = rest ? mem_calloc((size_t)(kd - R) * (size_t)kd, sizeof *N) : NULL;
+    if (!U || !val || (rest && !N))
+        rc = err_nomem(e, (size_t)kd * (size_t)kd * sizeof *N, "rope directions");
+    if (!rc)
+        rc = choice_init(out, R / 2, (size_t)(G * half), e);
+    int row = 0, keep = fold / collapse, spare = 0, spares = (kd - R) / 2;
+    for (int i = 0; i < half / fold && !rc; i++) {
+        rc = fold_components(m, i * fold, fold, U, val, e);
+        for (int a = 0; a < size && !rc; a++) {
+            const double *u = U + (size_t)(size - 1 - a) * (size_t)size;
+            for (int b = 0; b < size; b++) {
+                int g = b / fold, j = i * fold + b % fold;
+                if (a < keep) {
+                    size_t at = (size_t)row * (size_t)(G * half) + (size_t)(g * half + j);
+                    out->T[at] = out->P[at] = u[b];
+                } else if (N) {
+                    N[(size_t)spare * (size_t)kd + (size_t)(g * d + j)] = u[b];
+                    N[(size_t)(spares + spare) * (size_t)kd + (size_t)(g * d + half + j)] = u[b];
+                }
+            }
+            if (a < keep)
+                out->index[row++] = i * fold + a * collapse;
+            else
+                spare++;
+        }
+    }
+    free(U);
+    free(val);
+    if (rc) {
+        free(N);
+        rope_choice_done(out);
+    } else if (rest) {
+        *rest = N;
+    }
+    return rc;
+}
