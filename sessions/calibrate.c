@@ -1,0 +1,254 @@
+/* Streams calibration windows through the model layer by layer and accumulates moments. */
+#include "sessions/calibrate.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/linalg.h"
+#include "kernels/pool.h"
+#include "sessions/forward.h"
+
+#define GROUP 8             /* windows that go through a layer together */
+#define PHASE_STEP 16       /* every 16th query of a long window */
+#define SAMPLE_ROWS 256     /* rows kept of the first and of the last sequence */
+
+/* What the pass needs beside the model: hidden states, caches, host copies of a group. */
+struct stream {
+    const struct engine *g;
+    struct backend *b;
+    const struct calib_text *text;
+    float *h;                 /* backend [rows][D] all tokens */
+    struct layer_cache cache; /* backend, one group */
+    struct scratch scratch;
+    float *x, *q, *k, *v;     /* host, one group */
+    size_t x_width, q_width, k_width, v_width;
+    size_t done, total;       /* progress in rows × layers */
+};
+
+static int group_rows(const struct calib_text *t)
+{
+    int rows = GROUP * CALIB_WINDOW;
+    return t->long_len > rows ? t->long_len : rows;
+}
+
+static size_t text_rows(const struct calib_text *t)
+{
+    return (size_t)t->windows * CALIB_WINDOW + (size_t)t->n_long * (size_t)t->long_len;
+}
+
+static void stream_done(struct stream *s)
+{
+    if (s->b) {
+        s->b->ops->free(s->b, s->h);
+        s->b->ops->free(s->b, s->cache.a);
+        s->b->ops->free(s->b, s->cache.b);
+    }
+    scratch_done(&s->scratch);
+    free(s->x);
+    free(s->q);
+    free(s->k);
+    free(s->v);
+}
+
+static int stream_init(struct stream *s, const struct engine *g, const struct calib_text *text,
+                       struct err *e)
+{
+    const struct model_hparams *hp = &g->model->hp;
+    const struct model_layer *y = &g->model->layer[0];
+    size_t rows = text_rows(text), group = (size_t)group_rows(text), D = (size_t)hp->hidden;
+    bool mla = y->attn == ATTN_MLA;
+    *s = (struct stream){.g = g, .b = g->backend, .text = text, .x_width = D};
+    s->q_width = (size_t)hp->n_head * (size_t)hp->head_dim;
+    s->v_width = mla ? 0 : (size_t)hp->n_kv_head * (size_t)hp->head_dim;
+    s->k_width = mla ? (size_t)(y->kv_lora_rank + y->qk_rope_head_dim) : s->v_width;
+    s->total = rows * (size_t)hp->n_layer;
+    s->h = s->b->ops->alloc(s->b, rows * D * sizeof(float));
+    s->cache.a = s->b->ops->alloc(s->b, group * s->k_width * sizeof(float));
+    if (!mla)
+        s->cache.b = s->b->ops->alloc(s->b, group * s->v_width * sizeof(float));
+    s->x = mem_aligned(group * D, sizeof(float));
+    s->q = mem_aligned(group * s->q_width, sizeof(float));
+    s->k = mem_aligned(group * s->k_width, sizeof(float));
+    s->v = mem_aligned(group * (s->v_width ? s->v_width : 1), sizeof(float));
+    if (!s->h || !s->cache.a || (!mla && !s->cache.b) || !s->x || !s->q || !s->k || !s->v)
+        return err_nomem(e, rows * D * sizeof(float),
+                         "calibration's hidden states: use fewer tokens (--tokens)");
+    int rc = scratch_reserve(&s->scratch, g, (int)group, e);
+    for (size_t i = 0; i < rows && !rc; i += group) {
+        int n = (int)(rows - i < group ? rows - i : group);
+        s->b->ops->embed(s->b, s->h + i * D, g->embed, text->ids + i, n);
+    }
+    return rc ? rc : s->b->ops->sync(s->b, e);
+}
+
+static void copy_group(void *user, int layer, const float *x, const float *q, const float *k,
+                       const float *v, int rows)
+{
+    struct stream *s = user;
+    size_t n = (size_t)rows * sizeof(float);
+    (void)layer;
+    s->b->ops->get(s->b, s->x, x, n * s->x_width);
+    if (v) {
+        s->b->ops->get(s->b, s->q, q, n * s->q_width);
+        s->b->ops->get(s->b, s->v, v, n * s->v_width);
+    }
+    s->b->ops->get(s->b, s->k, k, n * s->k_width);
+}
+
+/* Runs one group (count sequences of T rows from row first) through a layer; the tap leaves the
+ * group's x, q, k, v on the host. */
+static int run_group(struct stream *s, int layer, size_t first, int count, int T, const char *what,
+                     const struct progress *p, struct err *e)
+{
+    struct segment seg[GROUP];
+    size_t kb = (size_t)T * s->k_width * sizeof(float), vb = (size_t)T * s->v_width * sizeof(float);
+    char phase[96];
+    for (int i = 0; i < count; i++) {
+        seg[i] = (struct segment){.row = i * T, .n = T};
+        seg[i].cache.a = (char *)s->cache.a + (size_t)i * kb;
+        seg[i].cache.b = s->cache.b ? (char *)s->cache.b + (size_t)i * vb : NULL;
+    }
+    snprintf(phase, sizeof phase, "%s: layer %d of %d", what, layer + 1, s->g->model->hp.n_layer);
+    if (!progress_report(p, phase, (double)s->done, (double)s->total))
+        return err_set(e, ERR_CANCELLED, "calibration stopped");
+    struct forward_tap tap = {copy_group, s};
+    scratch_new_batch(&s->scratch);
+    forward_layer(s->g, layer, s->h + first * (size_t)s->g->model->hp.hidden, count * T, seg, count,
+                  DTYPE_F32, &s->scratch, &tap);
+    s->done += (size_t)(count * T);
+    return s->b->ops->sync(s->b, e);
+}
+
+/* Keeps the first rows of a group's layer input as measuring sample number `which` of two. */
+static int keep_sample(struct stream *s, float **sample, int which, int rows, struct err *e)
+{
+    size_t n = (size_t)rows * s->x_width;
+    if (!*sample)
+        *sample = mem_calloc(2 * n, sizeof **sample);
+    if (!*sample)
+        return err_nomem(e, 2 * n * sizeof **sample, "a sample of layer inputs");
+    memcpy(*sample + (size_t)which * n, s->x, n * sizeof **sample);
+    return OK;
+}
+
+static int layer_pass(struct stream *s, int layer, struct moments_accum *a, float **sample,
+                      const struct progress *p, struct err *e)
+{
+    const struct calib_text *t = s->text;
+    int rc = OK;
+    for (int w = 0; w < t->windows && !rc; w += GROUP) {
+        int count = t->windows - w < GROUP ? t->windows - w : GROUP;
+        rc = run_group(s, layer, (size_t)w * CALIB_WINDOW, count, CALIB_WINDOW, "calibrating", p, e);
+        if (!rc)
+            rc = moments_add(a, s->b->pool, s->q, s->k, s->v, count, CALIB_WINDOW, e);
+        if (!rc && !t->n_long && (w == 0 || w + GROUP >= t->windows))
+            rc = keep_sample(s, sample, w != 0, SAMPLE_ROWS, e);
+    }
+    size_t first = (size_t)t->windows * CALIB_WINDOW;
+    for (int i = 0; i < t->n_long && !rc; i++) {
+        rc = run_group(s, layer, first + (size_t)i * (size_t)t->long_len, 1, t->long_len,
+                       "calibrating", p, e);
+        if (!rc)
+            rc = moments_add_phase(a, s->b->pool, s->q, s->k, t->long_len, PHASE_STEP, e);
+        if (!rc && (i == 0 || i == t->n_long - 1))
+            rc = keep_sample(s, sample, i != 0, SAMPLE_ROWS, e);
+    }
+    return rc;
+}
+
+static int layer_moments(struct stream *s, int layer, struct moments *out, const struct progress *p,
+                         struct err *e)
+{
+    const struct model_hparams *hp = &s->g->model->hp;
+    const struct model_layer *y = &s->g->model->layer[layer];
+    struct moments_shape shape = {.H = hp->n_head, .G = hp->n_kv_head, .d = hp->head_dim,
+                                  .D = hp->hidden, .rope_dim = y->rope_dim};
+    struct moments_accum *a = NULL;
+    float *wo = NULL, *sample = NULL;
+    int rc = tensor_to_f32(&y->o, &wo, e);
+    if (!rc)
+        rc = moments_accum_new(&a, &shape, wo, y->rope_freq, y->attn_scale,
+                               pool_threads(s->b->pool), e);
+    if (!rc)
+        rc = layer_pass(s, layer, a, &sample, p, e);
+    if (!rc)
+        rc = moments_finish(a, out, e);
+    if (!rc) {
+        out->sample = sample;
+        out->sample_rows = 2 * SAMPLE_ROWS;
+        out->sample_window = SAMPLE_ROWS;
+        sample = NULL;
+    }
+    free(sample);
+    free(wo);
+    moments_accum_free(a);
+    return rc;
+}
+
+int calibrate_run(const struct engine *g, const struct calib_text *text, struct moments *layer,
+                  void (*on_layer)(void *user, int layer, const struct moments *m), void *user,
+                  const struct progress *p, struct err *e)
+{
+    struct stream s;
+    int L = g->model->hp.n_layer, l = 0;
+    memset(layer, 0, (size_t)L * sizeof *layer);
+    int rc = stream_init(&s, g, text, e);
+    for (; l < L && !rc; l++) {
+        rc = layer_moments(&s, l, &layer[l], p, e);
+        if (!rc && on_layer)
+            on_layer(user, l, &layer[l]);
+    }
+    stream_done(&s);
+    for (l = 0; rc && l < L; l++)
+        moments_done(&layer[l]);
+    return rc;
+}
+
+static int second_layer(struct stream *s, int layer, int n, double **out, const struct progress *p,
+                        struct err *e)
+{
+    const struct calib_text *t = s->text;
+    size_t nn = (size_t)n * (size_t)n;
+    float *block = mem_calloc(nn, sizeof *block);
+    double *c = mem_calloc(nn, sizeof *c);
+    int rc = block && c ? OK : err_nomem(e, nn * sizeof *c, "second moments");
+    for (int w = 0; w < t->windows && !rc; w += GROUP) {
+        int count = t->windows - w < GROUP ? t->windows - w : GROUP, rows = count * CALIB_WINDOW;
+        rc = run_group(s, layer, (size_t)w * CALIB_WINDOW, count, CALIB_WINDOW, "second pass", p, e);
+        if (rc)
+            break;
+        memset(block, 0, nn * sizeof *block);
+        linalg_ssyrk_add(n, rows, s->k, (int)s->k_width, block, n);
+        for (size_t i = 0; i < nn; i++)
+            c[i] += (double)block[i] / ((double)t->windows * CALIB_WINDOW);
+    }
+    for (int i = 0; i < n && !rc; i++)
+        for (int j = 0; j < i; j++)
+            c[(size_t)i * (size_t)n + (size_t)j] = c[(size_t)j * (size_t)n + (size_t)i];
+    free(block);
+    if (rc)
+        free(c);
+    else
+        *out = c;
+    return rc;
+}
+
+int calibrate_second(const struct engine *partial, const struct calib_text *text, double **c,
+                     const struct progress *p, struct err *e)
+{
+    struct stream s;
+    struct calib_text windows = *text; /* long windows serve the phase statistics only */
+    windows.n_long = 0;
+    int L = partial->model->hp.n_layer;
+    memset(c, 0, (size_t)L * sizeof *c);
+    int rc = stream_init(&s, partial, &windows, e);
+    for (int l = 0; l < L && !rc; l++)
+        rc = second_layer(&s, l, partial->model->layer[l].kv_lora_rank, &c[l], p, e);
+    stream_done(&s);
+    for (int l = 0; rc && l < L; l++) {
+        free(c[l]);
+        c[l] = NULL;
+    }
+    return rc;
+}

@@ -1,0 +1,42 @@
+/* calibrate: text → moments of every layer, in one pass. Hidden states of all calibration tokens
+ * travel through the model layer by layer, so that a layer's statistics are complete (and can be
+ * shown) as soon as it is done, and only one layer's sums are alive at a time. */
+#ifndef MLATHE_SESSIONS_CALIBRATE_H
+#define MLATHE_SESSIONS_CALIBRATE_H
+
+#include "core/moments.h"
+#include "core/tokenizer.h"
+#include "sessions/infer.h"
+#include "sessions/workspace.h"
+
+#define CALIB_WINDOW 256    /* tokens of a window */
+#define CALIB_LONG 1024     /* tokens of a long window (phase statistics) */
+#define CALIB_LONG_COUNT 4  /* long windows over all files */
+
+/* The chosen token ids: windows of CALIB_WINDOW, then long windows of long_len each. */
+struct calib_text {
+    int32_t *ids;
+    int windows, n_long, long_len;
+    char source[512], sha256[65];
+    long long tokens;
+    uint64_t seed;
+};
+/* Windows spread evenly over each file, files sharing the tokens equally. */
+int calib_text_files(struct calib_text *out, const struct tokenizer *t, const char *const *files,
+                     int n_files, long long tokens, int context, struct err *e);
+/* Text that the model writes itself, batched sampling at temperature 1, seeded. */
+int calib_text_self(struct calib_text *out, const struct engine *g, const struct tokenizer *t,
+                    long long tokens, uint64_t seed, const struct progress *p, struct err *e);
+void calib_text_done(struct calib_text *t);
+
+/* Moments of every layer; layer[n_layer] initialised by the call, moments_done each. on_layer is
+ * called with each finished layer. */
+int calibrate_run(const struct engine *g, const struct calib_text *text, struct moments *layer,
+                  void (*on_layer)(void *user, int layer, const struct moments *m), void *user,
+                  const struct progress *p, struct err *e);
+/* TransMLA's second pass: E[z zᵀ] of every layer on the partial-rope model (an MLA engine whose
+ * latent is z itself): c[n_layer][n·n], fresh memory each. */
+int calibrate_second(const struct engine *partial, const struct calib_text *text, double **c,
+                     const struct progress *p, struct err *e);
+
+#endif
