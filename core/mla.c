@@ -503,17 +503,20 @@ static int fill_spectrum(struct solve *s, const struct mla_options *o, struct sp
 }
 
 /* Rope, forms and latent for rank r; fitted says whether the refit applies. */
-static int solve_maps(struct solve *s, const struct mla_options *o, int r, bool *fitted,
-                      struct err *e)
+static int solve_maps(struct solve *s, const struct mla_options *o, int r, bool spectrum,
+                      bool *fitted, struct err *e)
 {
     double *rest;
+    bool plain = r == s->n && !spectrum;
     int rc = choose_rope(s, o, &rest, e);
     *fitted = false;
     if (!rc)
         build_forms(s, o->method == METHOD_MLATHE);
-    if (!rc && o->method == METHOD_TRANSMLA) {
+    if (rc || plain) {
+        /* z itself is the latent: nothing to solve */
+    } else if (o->method == METHOD_TRANSMLA) {
         rc = latent_transmla(s, rest, o->c_second ? o->c_second : s->m->c, r, e);
-    } else if (!rc) {
+    } else {
         rc = output_metrics(s, e);
         if (!rc)
             key_metric(s);
@@ -542,7 +545,7 @@ int mla_solve(const struct mla_source *src, const struct moments *m, const struc
     if (!rc && (r < 1 || r > s.n))
         rc = err_set(e, ERR_ARG, "latent rank %d: this layer takes 1 to %d", r, s.n);
     if (!rc)
-        rc = solve_maps(&s, o, r, &fitted, e);
+        rc = solve_maps(&s, o, r, spectrum != NULL, &fitted, e);
     size_t D = (size_t)s.D, H = (size_t)s.H, d = (size_t)s.d;
     if (!rc) {
         out->freq = mem_calloc((size_t)(R / 2), sizeof *out->freq);
@@ -584,7 +587,7 @@ int mla_spectrum(const struct mla_source *src, const struct moments *m, const st
     bool fitted;
     int rc = solve_init(&s, src, m, e);
     if (!rc)
-        rc = solve_maps(&s, o, 1, &fitted, e);
+        rc = solve_maps(&s, o, 1, true, &fitted, e);
     if (!rc)
         rc = fill_spectrum(&s, o, out, e);
     solve_done(&s);

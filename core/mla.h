@@ -69,6 +69,10 @@ struct mla_options {
  * (partial rope alone: nothing lost but rotations). */
 int mla_solve(const struct mla_source *src, const struct moments *m, const struct mla_options *o,
               struct mla_result *out, struct spectrum *spectrum, struct err *e);
+/* error[i] = |attention output change|² / |attention output|² of each result on layer inputs
+ * x [rows][D], sequences of `window` rows starting at position 0. */
+int mla_measure(const struct mla_source *src, const float *x, int rows, int window,
+                const struct mla_result *const *results, int n, double *error, struct err *e);
 /* The spectrum alone. */
 int mla_spectrum(const struct mla_source *src, const struct moments *m,
                  const struct mla_options *o, struct spectrum *out, struct err *e);

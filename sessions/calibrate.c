@@ -9,9 +9,8 @@
 #include "kernels/pool.h"
 #include "sessions/forward.h"
 
-#define GROUP 8             /* windows that go through a layer together */
-#define PHASE_STEP 16       /* every 16th query of a long window */
-#define SAMPLE_ROWS 256     /* rows kept of the first and of the last sequence */
+#define GROUP 8       /* windows that go through a layer together */
+#define PHASE_STEP 16 /* every 16th query of a long window */
 
 /* What the pass needs beside the model: hidden states, caches, host copies of a group. */
 struct stream {
@@ -21,20 +20,20 @@ struct stream {
     float *h;                 /* backend [rows][D] all tokens */
     struct layer_cache cache; /* backend, one group */
     struct scratch scratch;
-    float *x, *q, *k, *v;     /* host, one group */
+    float *x, *q, *k, *v; /* host, one group */
     size_t x_width, q_width, k_width, v_width;
-    size_t done, total;       /* progress in rows × layers */
+    size_t done, total; /* progress in rows × layers */
 };
 
 static int group_rows(const struct calib_text *t)
 {
-    int rows = GROUP * CALIB_WINDOW;
+    int rows = GROUP * t->window;
     return t->long_len > rows ? t->long_len : rows;
 }
 
 static size_t text_rows(const struct calib_text *t)
 {
-    return (size_t)t->windows * CALIB_WINDOW + (size_t)t->n_long * (size_t)t->long_len;
+    return (size_t)t->windows * (size_t)t->window + (size_t)t->n_long * (size_t)t->long_len;
 }
 
 static void stream_done(struct stream *s)
@@ -139,20 +138,20 @@ static int layer_pass(struct stream *s, int layer, struct moments_accum *a, floa
     int rc = OK;
     for (int w = 0; w < t->windows && !rc; w += GROUP) {
         int count = t->windows - w < GROUP ? t->windows - w : GROUP;
-        rc = run_group(s, layer, (size_t)w * CALIB_WINDOW, count, CALIB_WINDOW, "calibrating", p, e);
+        rc = run_group(s, layer, (size_t)(w * t->window), count, t->window, "calibrating", p, e);
         if (!rc)
-            rc = moments_add(a, s->b->pool, s->q, s->k, s->v, count, CALIB_WINDOW, e);
+            rc = moments_add(a, s->b->pool, s->q, s->k, s->v, count, t->window, e);
         if (!rc && !t->n_long && (w == 0 || w + GROUP >= t->windows))
-            rc = keep_sample(s, sample, w != 0, SAMPLE_ROWS, e);
+            rc = keep_sample(s, sample, w != 0, t->window, e);
     }
-    size_t first = (size_t)t->windows * CALIB_WINDOW;
+    size_t first = (size_t)t->windows * (size_t)t->window;
     for (int i = 0; i < t->n_long && !rc; i++) {
         rc = run_group(s, layer, first + (size_t)i * (size_t)t->long_len, 1, t->long_len,
                        "calibrating", p, e);
         if (!rc)
             rc = moments_add_phase(a, s->b->pool, s->q, s->k, t->long_len, PHASE_STEP, e);
         if (!rc && (i == 0 || i == t->n_long - 1))
-            rc = keep_sample(s, sample, i != 0, SAMPLE_ROWS, e);
+            rc = keep_sample(s, sample, i != 0, t->window, e);
     }
     return rc;
 }
@@ -162,8 +161,11 @@ static int layer_moments(struct stream *s, int layer, struct moments *out, const
 {
     const struct model_hparams *hp = &s->g->model->hp;
     const struct model_layer *y = &s->g->model->layer[layer];
-    struct moments_shape shape = {.H = hp->n_head, .G = hp->n_kv_head, .d = hp->head_dim,
-                                  .D = hp->hidden, .rope_dim = y->rope_dim};
+    struct moments_shape shape = {.H = hp->n_head,
+                                  .G = hp->n_kv_head,
+                                  .d = hp->head_dim,
+                                  .D = hp->hidden,
+                                  .rope_dim = y->rope_dim};
     struct moments_accum *a = NULL;
     float *wo = NULL, *sample = NULL;
     int rc = tensor_to_f32(&y->o, &wo, e);
@@ -176,8 +178,8 @@ static int layer_moments(struct stream *s, int layer, struct moments *out, const
         rc = moments_finish(a, out, e);
     if (!rc) {
         out->sample = sample;
-        out->sample_rows = 2 * SAMPLE_ROWS;
-        out->sample_window = SAMPLE_ROWS;
+        out->sample_rows = 2 * s->text->window;
+        out->sample_window = s->text->window;
         sample = NULL;
     }
     free(sample);
@@ -214,14 +216,14 @@ static int second_layer(struct stream *s, int layer, int n, double **out, const 
     double *c = mem_calloc(nn, sizeof *c);
     int rc = block && c ? OK : err_nomem(e, nn * sizeof *c, "second moments");
     for (int w = 0; w < t->windows && !rc; w += GROUP) {
-        int count = t->windows - w < GROUP ? t->windows - w : GROUP, rows = count * CALIB_WINDOW;
-        rc = run_group(s, layer, (size_t)w * CALIB_WINDOW, count, CALIB_WINDOW, "second pass", p, e);
+        int count = t->windows - w < GROUP ? t->windows - w : GROUP, rows = count * t->window;
+        rc = run_group(s, layer, (size_t)(w * t->window), count, t->window, "second pass", p, e);
         if (rc)
             break;
         memset(block, 0, nn * sizeof *block);
         linalg_ssyrk_add(n, rows, s->k, (int)s->k_width, block, n);
         for (size_t i = 0; i < nn; i++)
-            c[i] += (double)block[i] / ((double)t->windows * CALIB_WINDOW);
+            c[i] += (double)block[i] / ((double)t->windows * t->window);
     }
     for (int i = 0; i < n && !rc; i++)
         for (int j = 0; j < i; j++)

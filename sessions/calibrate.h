@@ -9,14 +9,14 @@
 #include "sessions/infer.h"
 #include "sessions/workspace.h"
 
-#define CALIB_WINDOW 256    /* tokens of a window */
-#define CALIB_LONG 1024     /* tokens of a long window (phase statistics) */
+#define CALIB_WINDOW 256    /* tokens of a window, or the model's context where that is shorter */
+#define CALIB_LONG 1024     /* tokens of a long window (phase statistics), likewise */
 #define CALIB_LONG_COUNT 4  /* long windows over all files */
 
-/* The chosen token ids: windows of CALIB_WINDOW, then long windows of long_len each. */
+/* The chosen token ids: windows of `window` tokens, then long windows of long_len each. */
 struct calib_text {
     int32_t *ids;
-    int windows, n_long, long_len;
+    int windows, window, n_long, long_len;
     char source[512], sha256[65];
     long long tokens;
     uint64_t seed;

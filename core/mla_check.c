@@ -1,0 +1,158 @@
+/* Measures what a converted layer does to its attention output, on kept layer inputs. Plain GEMMs
+ * on the host; the decompressed form of MLA (keys and values rebuilt a head), so it also checks
+ * the maps independently of the absorbed runtime. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/mla.h"
+#include "kernels/linalg.h"
+
+/* Work space of one measurement; T rows at a time. */
+struct check {
+    const struct mla_source *src;
+    int T, D, H, G, d;
+    float *q, *k, *v; /* projections (MLA: k holds latent | rope key) */
+    float *kn, *vn;   /* one head's rebuilt keys, values */
+    float *P;         /* [T][T] */
+    float *o;         /* [T][H·d] */
+    float *y;         /* [T][D] */
+};
+
+static void rotate(float *x, int ld, int rows, int R, const double *freq)
+{
+    for (int t = 0; t < rows; t++) {
+        float *v = x + (size_t)t * (size_t)ld;
+        for (int j = 0; j < R / 2; j++) {
+            float c = (float)cos(t * freq[j]), s = (float)sin(t * freq[j]);
+            float re = v[j], im = v[j + R / 2];
+            v[j] = re * c - im * s;
+            v[j + R / 2] = im * c + re * s;
+        }
+    }
+}
+
+static void gemm_nt(int m, int n, int k, float alpha, const float *a, int lda, const float *b,
+                    int ldb, float beta, float *c, int ldc)
+{
+    linalg_sgemm(NULL, false, true, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+static void causal_softmax(float *P, int T)
+{
+    for (int m = 0; m < T; m++) {
+        float *row = P + (size_t)m * (size_t)T, top = row[0], sum = 0;
+        for (int i = 1; i <= m; i++)
+            top = fmaxf(top, row[i]);
+        for (int i = 0; i <= m; i++)
+            sum += row[i] = expf(row[i] - top);
+        for (int i = 0; i < T; i++)
+            row[i] = i <= m ? row[i] / sum : 0;
+    }
+}
+
+static void output(struct check *c)
+{
+    gemm_nt(c->T, c->D, c->H * c->d, 1, c->o, c->H * c->d, c->src->wo, c->H * c->d, 0, c->y, c->D);
+}
+
+static void attend_original(struct check *c, const float *x)
+{
+    int T = c->T, d = c->d, H = c->H, kd = c->G * d;
+    gemm_nt(T, H * d, c->D, 1, x, c->D, c->src->wq, c->D, 0, c->q, H * d);
+    gemm_nt(T, kd, c->D, 1, x, c->D, c->src->wk, c->D, 0, c->k, kd);
+    gemm_nt(T, kd, c->D, 1, x, c->D, c->src->wv, c->D, 0, c->v, kd);
+    for (int h = 0; h < H; h++)
+        rotate(c->q + h * d, H * d, T, c->src->shape.rope_dim, c->src->freq);
+    for (int g = 0; g < c->G; g++)
+        rotate(c->k + g * d, kd, T, c->src->shape.rope_dim, c->src->freq);
+    for (int h = 0; h < H; h++) {
+        int g = h / (H / c->G);
+        gemm_nt(T, T, d, (float)c->src->scale, c->q + h * d, H * d, c->k + g * d, kd, 0, c->P, T);
+        causal_softmax(c->P, T);
+        linalg_sgemm(NULL, false, false, T, d, T, 1, c->P, T, c->v + g * d, kd, 0, c->o + h * d,
+                     H * d);
+    }
+    output(c);
+}
+
+static void attend_mla(struct check *c, const struct mla_result *m, const float *x)
+{
+    int T = c->T, d = c->d, H = c->H, R = m->R, r = m->r, head = d + R, width = r + R;
+    float scale = (float)(1 / sqrt(d + R));
+    gemm_nt(T, H * head, c->D, 1, x, c->D, m->q, c->D, 0, c->q, H * head);
+    gemm_nt(T, width, c->D, 1, x, c->D, m->kv_a, c->D, 0, c->k, width);
+    rotate(c->k + r, width, T, R, m->freq);
+    for (int h = 0; h < H; h++) {
+        const float *ku = m->kv_b + (size_t)h * 2 * (size_t)d * (size_t)r;
+        float *q = c->q + h * head;
+        rotate(q + d, H * head, T, R, m->freq);
+        gemm_nt(T, d, r, 1, c->k, width, ku, r, 0, c->kn, d);
+        gemm_nt(T, d, r, 1, c->k, width, ku + (size_t)d * (size_t)r, r, 0, c->vn, d);
+        gemm_nt(T, T, d, scale, q, H * head, c->kn, d, 0, c->P, T);
+        gemm_nt(T, T, R, scale, q + d, H * head, c->k + r, width, 1, c->P, T);
+        causal_softmax(c->P, T);
+        linalg_sgemm(NULL, false, false, T, d, T, 1, c->P, T, c->vn, d, 0, c->o + h * d, H * d);
+    }
+    output(c);
+}
+
+static int check_init(struct check *c, const struct mla_source *src, int T, int wide, struct err *e)
+{
+    const struct moments_shape *p = &src->shape;
+    *c = (struct check){.src = src, .T = T, .D = p->D, .H = p->H, .G = p->G, .d = p->d};
+    size_t t = (size_t)T, d = (size_t)p->d, H = (size_t)p->H, kd = (size_t)p->G * d;
+    size_t width = kd > (size_t)wide ? kd : (size_t)wide;
+    c->q = mem_calloc(t * H * (d + (size_t)wide), sizeof *c->q);
+    c->k = mem_calloc(t * width, sizeof *c->k);
+    c->v = mem_calloc(t * kd, sizeof *c->v);
+    c->kn = mem_calloc(t * d, sizeof *c->kn);
+    c->vn = mem_calloc(t * d, sizeof *c->vn);
+    c->P = mem_calloc(t * t, sizeof *c->P);
+    c->o = mem_calloc(t * H * d, sizeof *c->o);
+    c->y = mem_calloc(t * (size_t)p->D, sizeof *c->y);
+    if (!c->q || !c->k || !c->v || !c->kn || !c->vn || !c->P || !c->o || !c->y)
+        return err_nomem(e, t * (t + H * d) * sizeof *c->P, "measuring a layer");
+    return OK;
+}
+
+static void check_done(struct check *c)
+{
+    float **all[] = {&c->q, &c->k, &c->v, &c->kn, &c->vn, &c->P, &c->o, &c->y};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(*all[i]);
+}
+
+int mla_measure(const struct mla_source *src, const float *x, int rows, int window,
+                const struct mla_result *const *results, int n, double *error, struct err *e)
+{
+    struct check c;
+    int wide = 0, D = src->shape.D;
+    for (int i = 0; i < n; i++)
+        wide = results[i]->r + results[i]->R > wide ? results[i]->r + results[i]->R : wide;
+    int rc = check_init(&c, src, window, wide, e);
+    float *y = rc ? NULL : mem_calloc((size_t)window * (size_t)D, sizeof *y);
+    if (!rc && !y)
+        rc = err_nomem(e, (size_t)window * (size_t)D * sizeof *y, "measuring a layer");
+    double base = 0;
+    for (int i = 0; i < n; i++)
+        error[i] = 0;
+    for (int at = 0; at + window <= rows && !rc; at += window) {
+        const float *in = x + (size_t)at * (size_t)D;
+        size_t size = (size_t)window * (size_t)D;
+        attend_original(&c, in);
+        memcpy(y, c.y, size * sizeof *y);
+        for (size_t j = 0; j < size; j++)
+            base += (double)y[j] * y[j];
+        for (int i = 0; i < n; i++) {
+            attend_mla(&c, results[i], in);
+            for (size_t j = 0; j < size; j++)
+                error[i] += ((double)c.y[j] - y[j]) * ((double)c.y[j] - y[j]);
+        }
+    }
+    for (int i = 0; i < n; i++)
+        error[i] /= base > 0 ? base : 1;
+    free(y);
+    check_done(&c);
+    return rc;
+}

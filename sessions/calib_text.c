@@ -1,0 +1,210 @@
+/* Calibration text: windows spread over files, or sequences sampled from the model itself. Refuses
+ * text too short for one window. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/file.h"
+#include "core/sampler.h"
+#include "core/sha256.h"
+#include "sessions/calibrate.h"
+#include "sessions/eval.h"
+
+#define SELF_BATCH 16 /* sequences that the model writes at a time */
+
+void calib_text_done(struct calib_text *t)
+{
+    free(t->ids);
+    *t = (struct calib_text){0};
+}
+
+static int least(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+/* Room for the windows; the long ones, when asked for, follow. */
+static int text_init(struct calib_text *t, long long tokens, int n_long, int context, struct err *e)
+{
+    *t = (struct calib_text){.window = least(CALIB_WINDOW, context),
+                             .n_long = n_long,
+                             .long_len = least(CALIB_LONG, context)};
+    if (tokens < t->window || tokens > (1 << 28))
+        return err_set(e, ERR_ARG, "calibration on %lld tokens: at least one window of %d", tokens,
+                       t->window);
+    t->windows = (int)(tokens / t->window);
+    size_t n = (size_t)t->windows * (size_t)t->window + (size_t)n_long * (size_t)t->long_len;
+    t->ids = mem_calloc(n, sizeof *t->ids);
+    t->tokens = (long long)t->windows * t->window;
+    return t->ids ? OK : err_nomem(e, n * sizeof *t->ids, "calibration text");
+}
+
+static void text_hash(struct calib_text *t)
+{
+    struct sha256 s;
+    size_t n = (size_t)t->windows * (size_t)t->window + (size_t)t->n_long * (size_t)t->long_len;
+    sha256_init(&s);
+    sha256_add(&s, t->ids, n * sizeof *t->ids);
+    sha256_hex(&s, t->sha256);
+}
+
+/* count windows of len tokens spread evenly over ids[n], from the first token to the last. */
+static void spread(const int32_t *ids, size_t n, int count, int len, int32_t *out)
+{
+    size_t slack = n - (size_t)len;
+    for (int i = 0; i < count; i++) {
+        size_t at = count > 1 ? slack * (size_t)i / (size_t)(count - 1) : slack / 2;
+        memcpy(out + (size_t)i * (size_t)len, ids + at, (size_t)len * sizeof *out);
+    }
+}
+
+static void name_source(struct calib_text *t, const char *const *files, int n)
+{
+    size_t at = 0;
+    for (int i = 0; i < n && at < sizeof t->source; i++) {
+        int put = snprintf(t->source + at, sizeof t->source - at, "%s%s", i ? ", " : "",
+                           path_base(files[i]));
+        at += put > 0 ? (size_t)put : 0;
+    }
+}
+
+int calib_text_files(struct calib_text *out, const struct tokenizer *t, const char *const *files,
+                     int n_files, long long tokens, int context, struct err *e)
+{
+    struct ids *ids = mem_calloc((size_t)n_files, sizeof *ids);
+    int rc = ids ? text_init(out, tokens, CALIB_LONG_COUNT, context, e)
+                 : err_nomem(e, sizeof *ids, "calibration text");
+    if (rc) {
+        free(ids);
+        return rc;
+    }
+    for (int i = 0; i < n_files && !rc; i++) {
+        rc = eval_text_ids(t, files[i], EVAL_HF, &ids[i], e);
+        if (!rc && ids[i].n < (size_t)out->window)
+            rc =
+                err_set(e, ERR_ARG, "%s: %zu tokens, calibration needs at least %d: give more text",
+                        files[i], ids[i].n, out->window);
+        if (!rc && ids[i].n < (size_t)out->long_len)
+            out->long_len = out->window; /* short text: short distances only */
+    }
+    int32_t *at = out->ids, *far = out->ids + (size_t)out->windows * (size_t)out->window;
+    for (int i = 0; i < n_files && !rc; i++) {
+        int count = out->windows * (i + 1) / n_files - out->windows * i / n_files;
+        int longs = out->n_long * (i + 1) / n_files - out->n_long * i / n_files;
+        spread(ids[i].v, ids[i].n, count, out->window, at);
+        spread(ids[i].v, ids[i].n, longs, out->long_len, far);
+        at += (size_t)count * (size_t)out->window;
+        far += (size_t)longs * (size_t)out->long_len;
+    }
+    for (int i = 0; i < n_files; i++)
+        ids_free(&ids[i]);
+    free(ids);
+    if (rc) {
+        calib_text_done(out);
+        return rc;
+    }
+    name_source(out, files, n_files);
+    text_hash(out);
+    return OK;
+}
+
+/* The ids a sequence starts from: half of them BOS or a text start, half a chat turn if there is
+ * such a token. */
+static int32_t first_id(const struct tokenizer *t, int i)
+{
+    int32_t turn = tokenizer_find(t, "<|im_start|>", 12);
+    int32_t end = tokenizer_find(t, "<|endoftext|>", 13);
+    if (i % 2 && turn >= 0)
+        return turn;
+    if (end >= 0)
+        return end;
+    return tokenizer_bos(t) >= 0 ? tokenizer_bos(t) : 0;
+}
+
+struct writer {
+    struct infer *line[SELF_BATCH];
+    struct sampler *sampler[SELF_BATCH];
+    float *logits;
+};
+
+static void writer_done(struct writer *w)
+{
+    for (int i = 0; i < SELF_BATCH; i++) {
+        infer_free(w->line[i]);
+        sampler_free(w->sampler[i]);
+    }
+    free(w->logits);
+}
+
+static int writer_init(struct writer *w, const struct engine *g, int n, int length, uint64_t seed,
+                       struct err *e)
+{
+    int vocab = engine_model(g)->hp.vocab, rc = OK;
+    *w = (struct writer){.logits = mem_aligned((size_t)n * (size_t)vocab, sizeof(float))};
+    if (!w->logits)
+        rc = err_nomem(e, (size_t)n * (size_t)vocab * sizeof(float), "logits");
+    for (int i = 0; i < n && !rc; i++) {
+        struct sampler_options o = {
+            .temperature = 1, .top_p = 1, .seed = seed * 1000003u + (uint64_t)i};
+        rc = infer_new(&w->line[i], g, length, DTYPE_F16, e);
+        if (!rc)
+            rc = sampler_new(&w->sampler[i], &o, vocab, e);
+    }
+    return rc;
+}
+
+/* n sequences of length tokens each into out, row after row. */
+static int write_batch(const struct engine *g, const struct tokenizer *t, int n, int length,
+                       uint64_t seed, int32_t *out, struct err *e)
+{
+    struct writer w;
+    int vocab = engine_model(g)->hp.vocab, limit = least(vocab, tokenizer_size(t));
+    int32_t now[SELF_BATCH];
+    int rc = writer_init(&w, g, n, length, seed, e);
+    for (int i = 0; i < n; i++)
+        out[(size_t)i * (size_t)length] = now[i] = first_id(t, i);
+    for (int at = 1; at < length && !rc; at++) {
+        rc = infer_step_many(w.line, now, n, w.logits, e);
+        for (int i = 0; i < n && !rc; i++) {
+            now[i] = sampler_next(w.sampler[i], w.logits + (size_t)i * (size_t)vocab, limit);
+            out[(size_t)i * (size_t)length + (size_t)at] = now[i];
+        }
+    }
+    writer_done(&w);
+    return rc;
+}
+
+int calib_text_self(struct calib_text *out, const struct engine *g, const struct tokenizer *t,
+                    long long tokens, uint64_t seed, const struct progress *p, struct err *e)
+{
+    int rc = text_init(out, tokens, 0, engine_model(g)->hp.context, e);
+    for (int w = 0; w < out->windows && !rc; w += SELF_BATCH) {
+        if (!progress_report(p, "the model writes its own calibration text", w, out->windows))
+            rc = err_set(e, ERR_CANCELLED, "calibration stopped");
+        else
+            rc = write_batch(g, t, least(SELF_BATCH, out->windows - w), out->window,
+                             seed + (uint64_t)w, out->ids + (size_t)w * (size_t)out->window, e);
+    }
+    if (rc) {
+        calib_text_done(out);
+        return rc;
+    }
+    /* Phase statistics from every eighth window again, as long windows. */
+    int longs = out->windows < 8 ? 1 : out->windows / 8;
+    size_t size = (size_t)out->window, have = (size_t)out->windows * size;
+    int32_t *more = realloc(out->ids, (have + (size_t)longs * size) * sizeof *more);
+    if (!more) {
+        calib_text_done(out);
+        return err_nomem(e, have * sizeof *more, "calibration text");
+    }
+    out->ids = more;
+    out->n_long = longs;
+    out->long_len = out->window;
+    for (int i = 0; i < longs; i++)
+        memcpy(more + have + (size_t)i * size, more + (size_t)(i * out->windows / longs) * size,
+               size * sizeof *more);
+    out->seed = seed;
+    snprintf(out->source, sizeof out->source, "self");
+    text_hash(out);
+    return OK;
+}

@@ -1,0 +1,261 @@
+/* Solves all layers of a plan and assembles the converted model. Layers are independent: a round
+ * solves one a thread; progress and cancel are looked at between rounds, on the caller's thread. */
+#include "sessions/conversion.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "core/kvmem.h"
+#include "core/safetensors.h"
+#include "kernels/pool.h"
+
+int conversion_source(const struct model *m, int layer, struct mla_source *out, struct err *e)
+{
+    const struct model_layer *y = &m->layer[layer];
+    float *q = NULL, *k = NULL, *v = NULL, *o = NULL;
+    *out = (struct mla_source){.shape = {.H = m->hp.n_head,
+                                         .G = m->hp.n_kv_head,
+                                         .d = m->hp.head_dim,
+                                         .D = m->hp.hidden,
+                                         .rope_dim = y->rope_dim},
+                               .freq = y->rope_freq,
+                               .scale = y->attn_scale};
+    int rc = tensor_to_f32(&y->q, &q, e);
+    if (!rc)
+        rc = tensor_to_f32(&y->k, &k, e);
+    if (!rc)
+        rc = tensor_to_f32(&y->v, &v, e);
+    if (!rc)
+        rc = tensor_to_f32(&y->o, &o, e);
+    out->wq = q;
+    out->wk = k;
+    out->wv = v;
+    out->wo = o;
+    if (rc)
+        conversion_source_done(out);
+    return rc;
+}
+
+void conversion_source_done(struct mla_source *s)
+{
+    free((void *)(uintptr_t)s->wq);
+    free((void *)(uintptr_t)s->wk);
+    free((void *)(uintptr_t)s->wv);
+    free((void *)(uintptr_t)s->wo);
+    *s = (struct mla_source){0};
+}
+
+/* One round of layers; each task writes only its own slots. */
+struct round {
+    const struct conversion_input *in;
+    const struct rankplan *plan;
+    struct conversion *c;
+    int first;
+    int *rc;
+    struct err *err;
+};
+
+static int measure(const struct mla_source *src, const struct moments *m, struct mla_options o,
+                   const struct mla_result *full, struct layer_report *r, struct err *e)
+{
+    struct mla_result rope_only;
+    o.rank = moments_n(&src->shape);
+    int rc = mla_solve(src, m, &o, &rope_only, NULL, e);
+    if (rc)
+        return rc;
+    double error[2];
+    rc = mla_measure(src, m->sample, m->sample_rows, m->sample_window,
+                     (const struct mla_result *const[]){full, &rope_only}, 2, error, e);
+    mla_result_done(&rope_only);
+    if (!rc) {
+        r->error = error[0];
+        r->loss_rope = fmin(error[0], error[1]);
+        r->loss_rank = error[0] - r->loss_rope;
+    }
+    return rc;
+}
+
+static void solve_layer(void *arg, int i, int thread)
+{
+    struct round *r = arg;
+    int l = r->first + i;
+    const struct plan_layer *want = &r->plan->layer[l];
+    struct layer_report *report = &r->c->report.layer[l];
+    struct mla_options o = {.method = r->plan->method,
+                            .layout = r->plan->layout,
+                            .rank = want->kv_lora_rank,
+                            .rope_dim = want->qk_rope_head_dim,
+                            .freqfold = rankplan_freqfold(r->plan, want->qk_rope_head_dim),
+                            .c_second = r->in->c_second ? r->in->c_second[l] : NULL};
+    struct mla_source src;
+    struct spectrum s = {0};
+    (void)thread;
+    struct err *e = &r->err[i];
+    const struct moments *m = &r->in->layer[l];
+    int rc = conversion_source(r->in->base, l, &src, e);
+    if (!rc)
+        rc = mla_solve(&src, m, &o, &r->c->made[l], r->in->measure ? &s : NULL, e);
+    if (!rc) {
+        *report = (struct layer_report){.kv_lora_rank = o.rank, .qk_rope_head_dim = o.rope_dim};
+        report->energy = s.n ? spectrum_energy(&s, o.rank) : NAN;
+        report->error = report->loss_rope = report->loss_rank = NAN;
+        if (r->in->measure && m->sample)
+            rc = measure(&src, m, o, &r->c->made[l], report, e);
+    }
+    spectrum_done(&s);
+    conversion_source_done(&src);
+    r->rc[i] = rc;
+}
+
+static struct tensor f32_view(const float *data, size_t rows, size_t cols)
+{
+    return (struct tensor){.data = data, .dtype = DTYPE_F32, .rank = 2, .dim = {rows, cols}};
+}
+
+void conversion_set_layer(struct conversion *c, int l, int r, int R, const double *freq)
+{
+    const struct model_hparams *hp = &c->model.hp;
+    struct model_layer *y = &c->model.layer[l];
+    y->attn = ATTN_MLA;
+    y->k = y->v = y->q_bias = y->k_bias = y->v_bias = (struct tensor){0};
+    y->kv_lora_rank = r;
+    y->qk_rope_head_dim = y->rope_dim = R;
+    y->qk_nope_head_dim = y->v_head_dim = hp->head_dim;
+    y->rope_freq = freq;
+    y->attn_scale = 1 / sqrt(hp->head_dim + R);
+}
+
+static void bind_made(struct conversion *c)
+{
+    const struct model_hparams *hp = &c->model.hp;
+    size_t D = (size_t)hp->hidden, H = (size_t)hp->n_head, d = (size_t)hp->head_dim;
+    for (int l = 0; l < hp->n_layer; l++) {
+        const struct mla_result *m = &c->made[l];
+        struct model_layer *y = &c->model.layer[l];
+        size_t r = (size_t)m->r, R = (size_t)m->R;
+        conversion_set_layer(c, l, m->r, m->R, m->freq);
+        y->q = f32_view(m->q, H * (d + R), D);
+        y->kv_a = f32_view(m->kv_a, r + R, D);
+        y->kv_b = f32_view(m->kv_b, H * 2 * d, r);
+    }
+}
+
+int conversion_new(struct conversion **out, const struct model *base, struct err *e)
+{
+    size_t L = (size_t)base->hp.n_layer;
+    struct conversion *c = mem_calloc(1, sizeof *c);
+    *out = NULL;
+    if (!c)
+        return err_nomem(e, sizeof *c, "a conversion");
+    c->model = *base;
+    c->model.format = MODEL_CONVERSION;
+    c->model.owner = NULL;
+    c->model.owner_free = NULL;
+    c->model.path = NULL;
+    c->model.layer = mem_calloc(L, sizeof *c->model.layer);
+    c->report.layer = mem_calloc(L, sizeof *c->report.layer);
+    c->report.n_layer = (int)L;
+    c->freq = mem_calloc(L, sizeof *c->freq);
+    if (!c->model.layer || !c->report.layer || !c->freq) {
+        conversion_free(c);
+        return err_nomem(e, L * sizeof *c->model.layer, "a conversion");
+    }
+    memcpy(c->model.layer, base->layer, L * sizeof *base->layer);
+    *out = c;
+    return OK;
+}
+
+void conversion_fill_report(struct conversion *c)
+{
+    const struct plan_model *m = &c->plan.model;
+    size_t one = dtype_bytes(DTYPE_F16, 1);
+    c->report.kept = rankplan_kept(&c->plan);
+    c->report.kv_bytes_before = (size_t)rankplan_numbers_gqa(m) * one;
+    c->report.kv_bytes_after = (size_t)rankplan_numbers(&c->plan) * one;
+}
+
+static int solve_rounds(struct conversion *c, const struct conversion_input *in,
+                        const struct convert_sink *sink, const struct progress *p, struct err *e)
+{
+    int L = in->base->hp.n_layer, threads = pool_threads(in->pool), rc = OK;
+    int *codes = mem_calloc((size_t)threads, sizeof *codes);
+    struct err *errs = mem_calloc((size_t)threads, sizeof *errs);
+    if (!codes || !errs)
+        rc = err_nomem(e, (size_t)threads * sizeof *errs, "a round of layers");
+    for (int l = 0; l < L && !rc; l += threads) {
+        int n = L - l < threads ? L - l : threads;
+        struct round round = {in, &c->plan, c, l, codes, errs};
+        if (!progress_report(p, "solving layers", l, L)) {
+            rc = err_set(e, ERR_CANCELLED, "conversion stopped");
+            break;
+        }
+        pool_for(in->pool, n, solve_layer, &round);
+        for (int i = 0; i < n && !rc; i++) {
+            if ((rc = codes[i]) != OK)
+                err_set(e, rc, "layer %d: %s", l + i, errs[i].text);
+            else if (sink && sink->on_layer)
+                sink->on_layer(sink->user, l + i, &c->report.layer[l + i]);
+        }
+    }
+    free(codes);
+    free(errs);
+    return rc;
+}
+
+int conversion_solve(struct conversion **out, const struct conversion_input *in,
+                     const struct rankplan *plan, const struct convert_sink *sink,
+                     const struct progress *p, struct err *e)
+{
+    struct conversion *c;
+    struct timespec a, b;
+    clock_gettime(CLOCK_MONOTONIC, &a);
+    int rc = conversion_new(&c, in->base, e);
+    *out = NULL;
+    if (rc)
+        return rc;
+    rc = rankplan_copy(&c->plan, plan, e);
+    c->made = rc ? NULL : mem_calloc((size_t)in->base->hp.n_layer, sizeof *c->made);
+    if (!rc && !c->made)
+        rc = err_nomem(e, sizeof *c->made, "a conversion");
+    if (!rc)
+        rc = solve_rounds(c, in, sink, p, e);
+    if (rc) {
+        conversion_free(c);
+        return rc;
+    }
+    bind_made(c);
+    conversion_fill_report(c);
+    clock_gettime(CLOCK_MONOTONIC, &b);
+    c->report.seconds_solve =
+        (double)(b.tv_sec - a.tv_sec) + 1e-9 * (double)(b.tv_nsec - a.tv_nsec);
+    *out = c;
+    return OK;
+}
+
+void conversion_free(struct conversion *c)
+{
+    if (!c)
+        return;
+    for (int l = 0; l < c->report.n_layer; l++) {
+        if (c->made)
+            mla_result_done(&c->made[l]);
+        if (c->freq)
+            free(c->freq[l]);
+    }
+    free(c->made);
+    free(c->freq);
+    free(c->model.layer);
+    free(c->dir);
+    safetensors_close(c->stored);
+    rankplan_done(&c->plan);
+    conversion_report_done(&c->report);
+    free(c);
+}
+
+void conversion_report_done(struct conversion_report *r)
+{
+    free(r->layer);
+    *r = (struct conversion_report){0};
+}

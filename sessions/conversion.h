@@ -1,0 +1,54 @@
+/* conversion: a converted model: its attention tensors and everything needed to make, save and
+ * reopen them. The model it is made from (base) must outlive it: every other view is borrowed. */
+#ifndef MLATHE_SESSIONS_CONVERSION_H
+#define MLATHE_SESSIONS_CONVERSION_H
+
+#include "core/mla.h"
+#include "core/model.h"
+#include "sessions/workspace.h"
+
+struct safetensors;
+
+struct conversion {
+    struct model model;         /* hp of the base; MLA layers */
+    struct rankplan plan;
+    struct conversion_report report;
+    struct mla_result *made;    /* [L] tensors in memory (F32), or NULL when read from a file */
+    struct safetensors *stored; /* the file they are read from, or NULL */
+    double **freq;              /* [L] of a stored conversion */
+    char *dir;                  /* where it is saved; NULL: nowhere yet */
+};
+
+/* What solving needs: the base, its statistics, and (transmla) the second pass's moments. */
+struct conversion_input {
+    const struct model *base;
+    const struct moments *layer; /* [L] */
+    double *const *c_second;     /* [L] or NULL */
+    struct pool *pool;
+    bool measure;                /* fill the report's errors from the kept samples */
+};
+/* A GQA layer's attention as fp32, for mla_*; free with conversion_source_done. */
+int conversion_source(const struct model *m, int layer, struct mla_source *out, struct err *e);
+void conversion_source_done(struct mla_source *s);
+
+/* A conversion of nothing yet: the base's views, an empty plan and report. */
+int conversion_new(struct conversion **out, const struct model *base, struct err *e);
+/* Makes layer l an MLA layer: shapes, scale, frequencies (borrowed); its tensors come after. */
+void conversion_set_layer(struct conversion *c, int l, int r, int R, const double *freq);
+/* kept and bytes a token of the report, from the plan. */
+void conversion_fill_report(struct conversion *c);
+
+int conversion_solve(struct conversion **out, const struct conversion_input *in,
+                     const struct rankplan *plan, const struct convert_sink *sink,
+                     const struct progress *p, struct err *e);
+/* The folder's base model: path (fresh memory) and fingerprint. */
+int conversion_base(const char *dir, char **path, char fingerprint[65], struct err *e);
+bool conversion_is_dir(const char *path);
+int conversion_open(struct conversion **out, const char *dir, const struct model *base,
+                    const struct plan_model *pm, struct err *e);
+/* Writes mlathe.json and attention.safetensors into dir (created). base_path is recorded as an
+ * absolute path. */
+int conversion_save(struct conversion *c, const char *dir, const char *base_path, struct err *e);
+void conversion_free(struct conversion *c);
+
+#endif

@@ -1,0 +1,271 @@
+/* A conversion folder: mlathe.json (base, plan, frequencies, report) and attention.safetensors
+ * (DeepSeek's tensor names). Refuses a folder whose base, shapes or tensors do not fit. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/file.h"
+#include "core/json.h"
+#include "core/safetensors.h"
+#include "sessions/conversion.h"
+
+#define FOLDER_JSON "mlathe.json"
+#define FOLDER_TENSORS "attention.safetensors"
+#define FOLDER_MAX_JSON ((size_t)64 << 20)
+
+static const char *const tensor_names[] = {"q_proj", "kv_a_proj_with_mqa", "kv_b_proj"};
+
+static void tensor_name(char name[96], int layer, int which)
+{
+    snprintf(name, 96, "model.layers.%d.self_attn.%s.weight", layer, tensor_names[which]);
+}
+
+static struct tensor *layer_tensor(struct model_layer *y, int which)
+{
+    return which == 0 ? &y->q : which == 1 ? &y->kv_a : &y->kv_b;
+}
+
+bool conversion_is_dir(const char *path)
+{
+    char *json = path_join(path, FOLDER_JSON);
+    bool is = json && file_exists(json);
+    free(json);
+    return is;
+}
+
+static int read_folder(const char *dir, cJSON **out, struct err *e)
+{
+    char *path = path_join(dir, FOLDER_JSON);
+    long long version;
+    int rc = path ? json_read_file(out, path, FOLDER_MAX_JSON, e) : err_nomem(e, 4096, "a path");
+    if (!rc)
+        rc = json_int(*out, "mlathe_conversion", 1, 1, &version, path, e);
+    if (rc) {
+        cJSON_Delete(*out);
+        *out = NULL;
+    }
+    free(path);
+    return rc;
+}
+
+int conversion_base(const char *dir, char **path, char fingerprint[65], struct err *e)
+{
+    cJSON *root;
+    const char *base = NULL, *print = NULL;
+    int rc = read_folder(dir, &root, e);
+    if (rc)
+        return rc;
+    rc = json_str(json_get(root, "base"), "path", &base, dir, e);
+    if (!rc)
+        rc = json_str(json_get(root, "base"), "fingerprint", &print, dir, e);
+    if (!rc && !(*path = mem_strdup(base)))
+        rc = err_nomem(e, strlen(base), "a path");
+    if (!rc)
+        snprintf(fingerprint, 65, "%s", print);
+    cJSON_Delete(root);
+    return rc;
+}
+
+static int open_layer(struct conversion *c, const cJSON *item, int l, const char *where,
+                      struct err *e)
+{
+    const struct model_hparams *hp = &c->model.hp;
+    const struct plan_layer *want = &c->plan.layer[l];
+    const cJSON *list = json_get(item, "rope_freq"), *v = list ? list->child : NULL;
+    size_t r = (size_t)want->kv_lora_rank, R = (size_t)want->qk_rope_head_dim, i = 0;
+    size_t H = (size_t)hp->n_head, d = (size_t)hp->head_dim, D = (size_t)hp->hidden;
+    c->freq[l] = mem_calloc(R / 2, sizeof *c->freq[l]);
+    if (!c->freq[l])
+        return err_nomem(e, R * sizeof *c->freq[l], "rope frequencies");
+    for (; v && i < R / 2 && cJSON_IsNumber(v) && isfinite(v->valuedouble); v = v->next)
+        c->freq[l][i++] = v->valuedouble;
+    if (v || i != R / 2)
+        return err_set(e, ERR_FORMAT, "%s: layer %d needs %zu numbers in rope_freq", where, l,
+                       R / 2);
+    conversion_set_layer(c, l, (int)r, (int)R, c->freq[l]);
+    size_t rows[] = {H * (d + R), r + R, H * 2 * d}, cols[] = {D, D, r};
+    for (int t = 0; t < 3; t++) {
+        char name[96];
+        struct tensor *to = layer_tensor(&c->model.layer[l], t);
+        tensor_name(name, l, t);
+        int rc = safetensors_get(c->stored, name, to, e);
+        if (rc)
+            return rc;
+        if (to->rank != 2 || to->dim[0] != rows[t] || to->dim[1] != cols[t])
+            return err_set(e, ERR_MISMATCH, "%s: %s must be %zu × %zu", where, name, rows[t],
+                           cols[t]);
+        if ((rc = tensor_check_finite(to, name, e)) != OK)
+            return rc;
+    }
+    return OK;
+}
+
+static double number_or(const cJSON *o, const char *key, double fallback)
+{
+    const cJSON *v = json_get(o, key);
+    return cJSON_IsNumber(v) ? v->valuedouble : fallback;
+}
+
+static void read_report(struct conversion *c, const cJSON *report)
+{
+    const cJSON *list = json_get(report, "layers"), *v = list ? list->child : NULL;
+    c->report.seconds_calibrate = number_or(report, "seconds_calibrate", NAN);
+    c->report.seconds_solve = number_or(report, "seconds_solve", NAN);
+    for (int l = 0; l < c->report.n_layer; l++, v = v ? v->next : NULL) {
+        struct layer_report *r = &c->report.layer[l];
+        r->kv_lora_rank = c->plan.layer[l].kv_lora_rank;
+        r->qk_rope_head_dim = c->plan.layer[l].qk_rope_head_dim;
+        r->error = number_or(v, "error", NAN);
+        r->loss_rope = number_or(v, "loss_rope", NAN);
+        r->loss_rank = number_or(v, "loss_rank", NAN);
+        r->energy = number_or(v, "energy", NAN);
+    }
+}
+
+int conversion_open(struct conversion **out, const char *dir, const struct model *base,
+                    const struct plan_model *pm, struct err *e)
+{
+    cJSON *root = NULL;
+    struct conversion *c = NULL;
+    char *tensors = path_join(dir, FOLDER_TENSORS);
+    *out = NULL;
+    int rc = tensors ? read_folder(dir, &root, e) : err_nomem(e, 4096, "a path");
+    if (!rc)
+        rc = conversion_new(&c, base, e);
+    if (!rc)
+        rc = rankplan_from_json(&c->plan, pm, json_get(root, "plan"), dir, e);
+    if (!rc)
+        rc = safetensors_open(&c->stored, tensors, e);
+    const cJSON *list = json_get(root, "layers"), *item = list ? list->child : NULL;
+    for (int l = 0; l < base->hp.n_layer && !rc; l++, item = item ? item->next : NULL)
+        rc = open_layer(c, item, l, dir, e);
+    if (!rc && !(c->dir = mem_strdup(dir)))
+        rc = err_nomem(e, strlen(dir), "a path");
+    if (!rc) {
+        conversion_fill_report(c);
+        read_report(c, json_get(root, "report"));
+        snprintf(c->report.path, sizeof c->report.path, "%s", dir);
+        *out = c;
+    } else {
+        conversion_free(c);
+    }
+    cJSON_Delete(root);
+    free(tensors);
+    return rc;
+}
+
+static bool add_number(cJSON *o, const char *key, double v)
+{
+    return isfinite(v) ? cJSON_AddNumberToObject(o, key, v) != NULL
+                       : cJSON_AddNullToObject(o, key) != NULL;
+}
+
+static cJSON *report_json(const struct conversion_report *r)
+{
+    cJSON *o = cJSON_CreateObject();
+    add_number(o, "kept", r->kept);
+    add_number(o, "kv_bytes_per_token_before", (double)r->kv_bytes_before);
+    add_number(o, "kv_bytes_per_token_after", (double)r->kv_bytes_after);
+    add_number(o, "seconds_calibrate", r->seconds_calibrate);
+    add_number(o, "seconds_solve", r->seconds_solve);
+    cJSON *list = cJSON_AddArrayToObject(o, "layers");
+    for (int l = 0; l < r->n_layer; l++) {
+        cJSON *v = cJSON_CreateObject();
+        add_number(v, "error", r->layer[l].error);
+        add_number(v, "loss_rope", r->layer[l].loss_rope);
+        add_number(v, "loss_rank", r->layer[l].loss_rank);
+        add_number(v, "energy", r->layer[l].energy);
+        cJSON_AddItemToArray(list, v);
+    }
+    return o;
+}
+
+static int folder_json(const struct conversion *c, const char *base_path, cJSON **out,
+                       struct err *e)
+{
+    cJSON *plan, *root = cJSON_CreateObject();
+    int rc = rankplan_to_json(&c->plan, &plan, e);
+    if (rc) {
+        cJSON_Delete(root);
+        return rc;
+    }
+    cJSON_AddNumberToObject(root, "mlathe_conversion", 1);
+    cJSON *base = cJSON_AddObjectToObject(root, "base");
+    cJSON_AddStringToObject(base, "path", base_path);
+    cJSON_AddStringToObject(base, "name", c->plan.model.name);
+    cJSON_AddStringToObject(base, "fingerprint", c->plan.model.fingerprint);
+    cJSON_AddStringToObject(root, "tensors", FOLDER_TENSORS);
+    cJSON_AddItemToObject(root, "plan", plan);
+    cJSON *list = cJSON_AddArrayToObject(root, "layers");
+    for (int l = 0; l < c->model.hp.n_layer; l++) {
+        const struct model_layer *y = &c->model.layer[l];
+        cJSON *item = cJSON_CreateObject();
+        cJSON_AddNumberToObject(item, "kv_lora_rank", y->kv_lora_rank);
+        cJSON_AddNumberToObject(item, "qk_rope_head_dim", y->qk_rope_head_dim);
+        cJSON_AddItemToObject(item, "rope_freq",
+                              cJSON_CreateDoubleArray(y->rope_freq, y->rope_dim / 2));
+        cJSON_AddItemToArray(list, item);
+    }
+    cJSON_AddItemToObject(root, "report", report_json(&c->report));
+    *out = root;
+    return OK;
+}
+
+static int write_tensors(struct conversion *c, const char *path, struct err *e)
+{
+    struct safetensors_writer *w;
+    char name[96];
+    int L = c->model.hp.n_layer, rc = safetensors_writer_new(&w, path, e);
+    if (rc)
+        return rc;
+    for (int i = 0; i < 3 * L && !rc; i++) {
+        const struct tensor *t = layer_tensor(&c->model.layer[i / 3], i % 3);
+        tensor_name(name, i / 3, i % 3);
+        rc = safetensors_writer_declare(w, name, DTYPE_F32, t->rank, t->dim, e);
+    }
+    for (int i = 0; i < 3 * L && !rc; i++) {
+        const struct tensor *t = layer_tensor(&c->model.layer[i / 3], i % 3);
+        float *f;
+        rc = tensor_to_f32(t, &f, e);
+        if (!rc) {
+            rc = safetensors_writer_f32(w, f, tensor_elements(t), e);
+            free(f);
+        }
+    }
+    if (rc) {
+        safetensors_writer_abort(w);
+        return rc;
+    }
+    return safetensors_writer_commit(w, e);
+}
+
+int conversion_save(struct conversion *c, const char *dir, const char *base_path, struct err *e)
+{
+    cJSON *root = NULL;
+    char *json = path_join(dir, FOLDER_JSON), *tensors = path_join(dir, FOLDER_TENSORS);
+    char *base = realpath(base_path, NULL), *text = NULL;
+    int rc = json && tensors ? file_mkdirs(dir, e) : err_nomem(e, 4096, "a path");
+    if (!rc)
+        rc = write_tensors(c, tensors, e);
+    if (!rc)
+        rc = folder_json(c, base ? base : base_path, &root, e);
+    if (!rc && !(text = json_text(root, true)))
+        rc = err_nomem(e, 4096, "a conversion's description");
+    if (!rc) /* last: a folder without it is no conversion */
+        rc = file_save(json, text, strlen(text), e);
+    if (!rc) {
+        char *copy = mem_strdup(dir);
+        if (copy) {
+            free(c->dir);
+            c->dir = copy;
+        }
+        snprintf(c->report.path, sizeof c->report.path, "%s", dir);
+    }
+    cJSON_Delete(root);
+    free(text);
+    free(base);
+    free(json);
+    free(tensors);
+    return rc;
+}

@@ -1,0 +1,495 @@
+/* The open model, its statistics and its conversion, and the jobs on them as blocking calls.
+ * Everything new is built aside and swapped in only when it is whole. */
+#include "sessions/workspace.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "core/file.h"
+#include "core/mla.h"
+#include "sessions/calibrate.h"
+#include "sessions/conversion.h"
+#include "sessions/stats.h"
+
+#define DEFAULT_TOKENS_FILES 32768
+#define DEFAULT_TOKENS_SELF 8192
+
+struct workspace {
+    struct workspace_options opt;
+    struct backend *backend;
+    struct model *base;
+    struct engine *base_engine;
+    struct plan_model plan_model;
+    struct tokenizer *tokenizer; /* NULL with the reason in no_tokenizer */
+    struct chatfmt *chatfmt;
+    struct err no_tokenizer, no_chatfmt;
+    struct calib_text text;  /* of the statistics */
+    struct moments *moments; /* [L] or NULL */
+    double seconds_calibrate;
+    struct conversion *conv;
+    struct engine *conv_engine;
+};
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+int workspace_new(struct workspace **out, const struct workspace_options *o, struct err *e)
+{
+    struct workspace *w = mem_calloc(1, sizeof *w);
+    *out = NULL;
+    if (!w)
+        return err_nomem(e, sizeof *w, "a workspace");
+    w->opt = *o;
+    struct backend_options b = {
+        .threads = o->threads, .background = o->background, .exact = o->exact};
+    int rc = backend_open(&w->backend, o->device ? o->device : "auto", &b, e);
+    if (rc) {
+        free(w);
+        return rc;
+    }
+    *out = w;
+    return OK;
+}
+
+static void moments_free(struct moments *m, int L)
+{
+    for (int l = 0; m && l < L; l++)
+        moments_done(&m[l]);
+    free(m);
+}
+
+static void drop_conversion(struct workspace *w)
+{
+    engine_free(w->conv_engine);
+    conversion_free(w->conv);
+    w->conv_engine = NULL;
+    w->conv = NULL;
+}
+
+/* Everything that hangs on the model. */
+static void drop_model(struct workspace *w)
+{
+    drop_conversion(w);
+    moments_free(w->moments, w->base ? w->base->hp.n_layer : 0);
+    w->moments = NULL;
+    calib_text_done(&w->text);
+    chatfmt_free(w->chatfmt);
+    tokenizer_free(w->tokenizer);
+    engine_free(w->base_engine);
+    model_free(w->base);
+    w->chatfmt = NULL;
+    w->tokenizer = NULL;
+    w->base_engine = NULL;
+    w->base = NULL;
+}
+
+void workspace_free(struct workspace *w)
+{
+    if (!w)
+        return;
+    drop_model(w);
+    backend_close(w->backend);
+    free(w);
+}
+
+void workspace_describe(const struct workspace *w, char *text, size_t size)
+{
+    w->backend->ops->describe(w->backend, text, size);
+}
+
+static int fill_plan_model(struct workspace *w, struct err *e)
+{
+    const struct model_hparams *hp = &w->base->hp;
+    struct plan_model *p = &w->plan_model;
+    *p = (struct plan_model){.n_layer = hp->n_layer,
+                             .n_head = hp->n_head,
+                             .n_kv_head = hp->n_kv_head,
+                             .head_dim = hp->head_dim};
+    snprintf(p->name, sizeof p->name, "%s", hp->name);
+    snprintf(p->family, sizeof p->family, "%s", hp->family);
+    return model_fingerprint(w->base, p->fingerprint, e);
+}
+
+/* Tokenizer and template are optional: a model without them still gives logits. */
+static void open_text(struct workspace *w, const char *path)
+{
+    w->no_tokenizer = w->no_chatfmt = (struct err){0};
+    if (tokenizer_open(&w->tokenizer, path, &w->no_tokenizer)) {
+        w->no_chatfmt = w->no_tokenizer;
+        return;
+    }
+    if (tokenizer_size(w->tokenizer) > w->base->hp.vocab) {
+        err_set(&w->no_tokenizer, ERR_MISMATCH,
+                "%s: the tokenizer has %d tokens, the model's vocabulary %d: they do not belong "
+                "together",
+                path, tokenizer_size(w->tokenizer), w->base->hp.vocab);
+        tokenizer_free(w->tokenizer);
+        w->tokenizer = NULL;
+        w->no_chatfmt = w->no_tokenizer;
+        return;
+    }
+    chatfmt_new(&w->chatfmt, tokenizer_chat_template(w->tokenizer),
+                tokenizer_bos_text(w->tokenizer), tokenizer_eos_text(w->tokenizer), &w->no_chatfmt);
+}
+
+static int open_base(struct workspace *w, const char *path, const char *fingerprint,
+                     const struct progress *p, struct err *e)
+{
+    if (!progress_report(p, "opening the model", 0, 1))
+        return err_set(e, ERR_CANCELLED, "opening stopped");
+    int rc = model_open(&w->base, path, e);
+    if (!rc)
+        rc = fill_plan_model(w, e);
+    if (!rc && fingerprint && strcmp(fingerprint, w->plan_model.fingerprint))
+        rc = err_set(e, ERR_MISMATCH,
+                     "%s is not the model that the conversion was made from "
+                     "(fingerprint %.12s, expected %.12s)",
+                     path, w->plan_model.fingerprint, fingerprint);
+    if (!rc)
+        rc = engine_new(&w->base_engine, w->base, w->backend, NULL, e);
+    if (!rc)
+        open_text(w, path);
+    return rc;
+}
+
+int workspace_open(struct workspace *w, const char *path, const struct progress *p, struct err *e)
+{
+    struct workspace fresh = {.opt = w->opt, .backend = w->backend};
+    char *base = NULL, print[65];
+    bool is_conversion = conversion_is_dir(path);
+    int rc = is_conversion ? conversion_base(path, &base, print, e) : OK;
+    if (!rc && base && !file_exists(base))
+        rc = err_set(e, ERR_IO, "%s was made from %s, which is not there: put the model back", path,
+                     base);
+    if (!rc)
+        rc = open_base(&fresh, base ? base : path, base ? print : NULL, p, e);
+    if (!rc && is_conversion)
+        rc = conversion_open(&fresh.conv, path, fresh.base, &fresh.plan_model, e);
+    if (!rc && fresh.conv)
+        rc = engine_new(&fresh.conv_engine, &fresh.conv->model, w->backend, fresh.base_engine, e);
+    free(base);
+    if (rc) {
+        drop_model(&fresh);
+        return rc;
+    }
+    drop_model(w);
+    *w = fresh;
+    return OK;
+}
+
+bool workspace_is_open(const struct workspace *w)
+{
+    return w->base != NULL;
+}
+
+static void copy_text(char *to, size_t size, const char *from)
+{
+    snprintf(to, size, "%s", from);
+}
+
+void workspace_info(const struct workspace *w, struct model_info *info)
+{
+    *info = (struct model_info){0};
+    if (!w->base)
+        return;
+    const struct model_hparams *hp = &w->base->hp;
+    copy_text(info->name, sizeof info->name, hp->name);
+    copy_text(info->family, sizeof info->family, hp->family);
+    copy_text(info->format, sizeof info->format, w->base->format == MODEL_GGUF ? "GGUF" : "HF");
+    copy_text(info->dtype, sizeof info->dtype, dtype_traits(hp->dtype)->name);
+    copy_text(info->path, sizeof info->path, w->base->path);
+    info->n_layer = hp->n_layer;
+    info->hidden = hp->hidden;
+    info->n_head = hp->n_head;
+    info->n_kv_head = hp->n_kv_head;
+    info->head_dim = hp->head_dim;
+    info->ffn = hp->ffn;
+    info->vocab = hp->vocab;
+    info->context = hp->context;
+    info->rope_theta = hp->rope_theta;
+    info->parameters = w->base->parameters;
+    info->file_bytes = w->base->file_bytes;
+    info->plan_model = w->plan_model;
+    info->kv_bytes_per_token =
+        (size_t)rankplan_numbers_gqa(&w->plan_model) * dtype_bytes(DTYPE_F16, 1);
+    info->convertible = true;
+}
+
+bool workspace_has_conversion(const struct workspace *w)
+{
+    return w->conv != NULL;
+}
+
+const struct engine *workspace_engine(const struct workspace *w, enum side side)
+{
+    return side == SIDE_CONVERTED ? w->conv_engine : w->base_engine;
+}
+
+static const void *present(const void *p, const struct err *why, const char *what, struct err *e)
+{
+    if (!p && e) {
+        *e = *why;
+        if (!e->status)
+            err_set(e, ERR_ARG, "no %s: no model is open", what);
+    }
+    return p;
+}
+
+const struct tokenizer *workspace_tokenizer(const struct workspace *w, struct err *e)
+{
+    return present(w->tokenizer, &w->no_tokenizer, "tokenizer", e);
+}
+
+const struct chatfmt *workspace_chatfmt(const struct workspace *w, struct err *e)
+{
+    return present(w->chatfmt, &w->no_chatfmt, "chat template", e);
+}
+
+int workspace_vocab_limit(const struct workspace *w)
+{
+    int vocab = w->base ? w->base->hp.vocab : 0;
+    int known = w->tokenizer ? tokenizer_size(w->tokenizer) : vocab;
+    return known < vocab ? known : vocab;
+}
+
+bool workspace_calibrated(const struct workspace *w)
+{
+    return w->moments != NULL;
+}
+
+void workspace_stamp_plan(const struct workspace *w, struct rankplan *plan)
+{
+    if (!w->moments)
+        return;
+    copy_text(plan->calibration.source, sizeof plan->calibration.source, w->text.source);
+    copy_text(plan->calibration.sha256, sizeof plan->calibration.sha256, w->text.sha256);
+    plan->calibration.tokens = w->text.tokens;
+    plan->calibration.seed = (long long)w->text.seed;
+}
+
+/* The spectrum of one layer from moments m, or from the weights alone (m NULL). */
+static int layer_spectrum(const struct workspace *w, int layer, const struct moments *m,
+                          enum plan_layout layout, int rope_dim, struct spectrum *out,
+                          struct err *e)
+{
+    struct mla_options o = {.method = METHOD_MLATHE, .layout = layout, .rope_dim = rope_dim};
+    struct mla_source src;
+    struct moments own = {0};
+    float *gamma = NULL;
+    int rc = conversion_source(w->base, layer, &src, e);
+    if (!rc && !m) {
+        rc = tensor_to_f32(&w->base->layer[layer].attn_norm, &gamma, e);
+        if (!rc)
+            rc = mla_weight_moments(&src, gamma, &own, e);
+        m = &own;
+    }
+    if (!rc)
+        rc = mla_spectrum(&src, m, &o, out, e);
+    free(gamma);
+    moments_done(&own);
+    conversion_source_done(&src);
+    return rc;
+}
+
+int workspace_spectrum(struct workspace *w, int layer, enum plan_layout layout, int rope_dim,
+                       struct spectrum *out, struct err *e)
+{
+    *out = (struct spectrum){0};
+    if (!w->base || layer < 0 || layer >= w->base->hp.n_layer)
+        return err_set(e, ERR_ARG, "no layer %d", layer);
+    return layer_spectrum(w, layer, w->moments ? &w->moments[layer] : NULL, layout, rope_dim, out,
+                          e);
+}
+
+struct publish {
+    const struct workspace *w;
+    const struct calib_sink *sink;
+};
+
+static void publish_layer(void *user, int layer, const struct moments *m)
+{
+    const struct publish *p = user;
+    struct spectrum s;
+    struct err ignored; /* a spectrum that fails here fails again, audibly, when it is asked for */
+    if (layer_spectrum(p->w, layer, m, p->sink->layout, p->sink->rope_dim, &s, &ignored))
+        return;
+    p->sink->on_layer(p->sink->user, layer, &s);
+    spectrum_done(&s);
+}
+
+static int calibration_text(struct workspace *w, const struct calib_options *o,
+                            struct calib_text *text, const struct progress *p, struct err *e)
+{
+    const struct tokenizer *t = workspace_tokenizer(w, e);
+    long long tokens = o->tokens    ? o->tokens
+                       : o->n_files ? DEFAULT_TOKENS_FILES
+                                    : DEFAULT_TOKENS_SELF;
+    if (!t)
+        return e ? e->status : ERR_UNSUPPORTED;
+    if (o->n_files)
+        return calib_text_files(text, t, o->files, o->n_files, tokens, w->base->hp.context, e);
+    return calib_text_self(text, w->base_engine, t, tokens, o->seed, p, e);
+}
+
+/* Statistics from the cache, or by a pass over the text (then put into the cache). */
+static int obtain(struct workspace *w, const struct calib_text *text, const char *prefix,
+                  struct moments *m, const struct calib_sink *sink, const struct progress *p,
+                  struct err *e)
+{
+    struct publish publish = {w, sink};
+    void (*on_layer)(void *, int, const struct moments *) =
+        sink && sink->on_layer ? publish_layer : NULL;
+    if (prefix && stats_load(prefix, w->base, m, NULL) == OK) {
+        for (int l = 0; on_layer && l < w->base->hp.n_layer; l++)
+            on_layer(&publish, l, &m[l]);
+        return OK;
+    }
+    int rc = model_check_finite(w->base, p, e);
+    if (!rc)
+        rc = calibrate_run(w->base_engine, text, m, on_layer, &publish, p, e);
+    if (!rc && prefix) {
+        struct err ignored; /* the cache is a convenience: a full disk must not lose the pass */
+        stats_save(prefix, m, w->base->hp.n_layer, &ignored);
+    }
+    return rc;
+}
+
+int workspace_calibrate(struct workspace *w, const struct calib_options *o, const char *cache_dir,
+                        const struct calib_sink *sink, const struct progress *p, struct err *e)
+{
+    if (!w->base)
+        return err_set(e, ERR_ARG, "no model is open");
+    double start = now();
+    int L = w->base->hp.n_layer;
+    struct calib_text text = {0};
+    char *prefix = NULL;
+    int rc = calibration_text(w, o, &text, p, e);
+    struct moments *m = rc ? NULL : mem_calloc((size_t)L, sizeof *m);
+    if (!rc && !m)
+        rc = err_nomem(e, (size_t)L * sizeof *m, "statistics");
+    if (!rc && cache_dir && file_mkdirs(cache_dir, NULL) == OK)
+        prefix = stats_path(cache_dir, w->plan_model.fingerprint, text.sha256);
+    if (!rc)
+        rc = obtain(w, &text, prefix, m, sink, p, e);
+    free(prefix);
+    if (rc) {
+        free(m);
+        calib_text_done(&text);
+        return rc;
+    }
+    moments_free(w->moments, L);
+    calib_text_done(&w->text);
+    w->moments = m;
+    w->text = text;
+    w->seconds_calibrate = now() - start;
+    return OK;
+}
+
+/* TransMLA measures its second moments on the model with the narrowed rope: convert with the
+ * latent = z itself, run that model over the same windows. c[L]. */
+static int second_pass(struct workspace *w, const struct rankplan *plan, double **c,
+                       const struct progress *p, struct err *e)
+{
+    struct conversion_input in = {.base = w->base, .layer = w->moments, .pool = w->backend->pool};
+    struct rankplan narrow = {0};
+    struct conversion *partial = NULL;
+    struct engine *g = NULL;
+    int rc = rankplan_copy(&narrow, plan, e);
+    for (int l = 0; l < w->base->hp.n_layer && !rc; l++)
+        narrow.layer[l].kv_lora_rank = 2 * w->base->hp.n_kv_head * w->base->hp.head_dim;
+    if (!rc)
+        rc = conversion_solve(&partial, &in, &narrow, NULL, p, e);
+    if (!rc)
+        rc = engine_new(&g, &partial->model, w->backend, w->base_engine, e);
+    if (!rc)
+        rc = calibrate_second(g, &w->text, c, p, e);
+    engine_free(g);
+    conversion_free(partial);
+    rankplan_done(&narrow);
+    return rc;
+}
+
+static int report_copy(struct conversion_report *to, const struct conversion_report *from,
+                       struct err *e)
+{
+    size_t n = (size_t)from->n_layer;
+    struct layer_report *layer = mem_calloc(n, sizeof *layer);
+    if (!layer)
+        return err_nomem(e, n * sizeof *layer, "a report");
+    memcpy(layer, from->layer, n * sizeof *layer);
+    *to = *from;
+    to->layer = layer;
+    return OK;
+}
+
+int workspace_convert(struct workspace *w, const struct rankplan *plan,
+                      const struct convert_sink *sink, const struct progress *p,
+                      struct conversion_report *out, struct err *e)
+{
+    if (!w->base || !w->moments)
+        return err_set(e, ERR_ARG, "nothing to convert with: open a model and calibrate first");
+    int L = w->base->hp.n_layer;
+    struct conversion_input in = {
+        .base = w->base, .layer = w->moments, .pool = w->backend->pool, .measure = true};
+    struct conversion *c = NULL;
+    struct engine *g = NULL;
+    double **second = NULL, start = now();
+    int rc = OK;
+    if (plan->method == METHOD_TRANSMLA) {
+        second = mem_calloc((size_t)L, sizeof *second);
+        rc = second ? second_pass(w, plan, second, p, e)
+                    : err_nomem(e, (size_t)L * sizeof *second, "second moments");
+        in.c_second = second;
+    }
+    if (!rc)
+        rc = conversion_solve(&c, &in, plan, sink, p, e);
+    for (int l = 0; second && l < L; l++)
+        free(second[l]);
+    free(second);
+    if (!rc)
+        rc = engine_new(&g, &c->model, w->backend, w->base_engine, e);
+    if (!rc) {
+        workspace_stamp_plan(w, &c->plan);
+        c->report.seconds_calibrate = w->seconds_calibrate;
+        c->report.seconds_solve = now() - start;
+        if (out)
+            rc = report_copy(out, &c->report, e);
+    }
+    if (rc) {
+        engine_free(g);
+        conversion_free(c);
+        return rc;
+    }
+    drop_conversion(w);
+    w->conv = c;
+    w->conv_engine = g;
+    return OK;
+}
+
+int workspace_save(struct workspace *w, const char *dir, struct err *e)
+{
+    if (!w->conv)
+        return err_set(e, ERR_ARG, "nothing is converted yet");
+    return conversion_save(w->conv, dir, w->base->path, e);
+}
+
+bool workspace_conversion(const struct workspace *w, struct rankplan *plan,
+                          struct conversion_report *report, struct err *e)
+{
+    if (!w->conv)
+        return false;
+    if (plan && rankplan_copy(plan, &w->conv->plan, e))
+        return false;
+    if (report && report_copy(report, &w->conv->report, e)) {
+        if (plan)
+            rankplan_done(plan);
+        return false;
+    }
+    return true;
+}
