@@ -24,7 +24,8 @@ struct chat_stats { /* of one side, this turn unless said otherwise */
     const char *stop; /* "", "eos", "length", "context", "cancelled" */
 };
 struct chat_compare {
-    int first_difference; /* token index of the answer where the sides part; -1: none so far */
+    int first_difference; /* token index of the answer where the sides part (forced mode: where
+                           * the converted side's best token is another one); -1: none so far */
     double kl_mean;       /* over compared tokens (the same context on both sides) */
     double agreement;     /* share of compared tokens with the same top-1 */
     int compared;
@@ -39,13 +40,17 @@ struct chat_sink {
 };
 
 struct chat;
-/* sides: 1 (original or converted alone: which) or 2. Engines and tokenizer must outlive it. */
+/* Everywhere below, side is an enum side, whether one or two models answer. An answer that a mode
+ * did not make (the converted side's in forced mode) is the original's.
+ * sides: 1 (original or converted alone: which) or 2. Engines and tokenizer must outlive it. */
 int chat_new(struct chat **out, struct workspace *w, int sides, enum side which,
              const struct chat_settings *s, struct err *e);
 void chat_free(struct chat *c);
 int chat_set(struct chat *c, const struct chat_settings *s, struct err *e);
 int chat_system(struct chat *c, const char *text, struct err *e); /* NULL: none; clears timelines */
-/* Runs one turn. On error the transcript is as before the turn. */
+/* Runs one turn. On error the transcript is as before the turn; ERR_LIMIT when the conversation no
+ * longer fits the context, ERR_CANCELLED when stopped before the first token. Stopped later, the
+ * turn is kept and the result is OK. Turn n draws with seed + n on both sides. */
 int chat_turn(struct chat *c, const char *prompt, const struct chat_sink *sink, struct err *e);
 /* Drops the last user turn and its answers. */
 void chat_undo(struct chat *c);

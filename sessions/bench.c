@@ -1,0 +1,169 @@
+/* llama-bench's protocol. Tokens are random and seeded: speed does not depend on what they say.
+ * Refuses nothing to measure, and lengths that no cache could hold. */
+#include "sessions/bench.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "core/metrics.h"
+#include "core/sampler.h"
+
+#define BENCH_MAX_TOKENS (1 << 24)
+
+struct bench_job {
+    const struct bench_options *o;
+    const struct progress *progress;
+    struct infer *timeline;
+    int32_t *ids;    /* [longest depth + test] random tokens */
+    float *logits;   /* [V] */
+    int done, total; /* runs */
+    char phase[48];
+};
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static bool relay_report(void *user, const char *phase, double done, double total)
+{
+    const struct bench_job *j = user;
+    (void)phase, (void)done, (void)total;
+    return progress_report(j->progress, j->phase, j->done, j->total);
+}
+
+/* One timed run from depth; *rate in tokens a second. */
+static int run_once(struct bench_job *j, int depth, int n, bool prefill, double *rate,
+                    struct err *e)
+{
+    struct progress p = {relay_report, j};
+    const int32_t *ids = j->ids + depth;
+    infer_rewind(j->timeline, depth);
+    if (!relay_report(j, "", 0, 0))
+        return err_set(e, ERR_CANCELLED, "benchmark stopped");
+    double start = seconds();
+    int rc = OK;
+    if (prefill)
+        rc = infer_prefill(j->timeline, ids, n, INFER_LAST, j->logits, &p, e);
+    for (int i = 0; i < n && !prefill && !rc; i++) {
+        rc = infer_step(j->timeline, ids[i], j->logits, e);
+        if (!rc && i % 16 == 15 && !relay_report(j, "", 0, 0))
+            rc = err_set(e, ERR_CANCELLED, "benchmark stopped");
+    }
+    *rate = n / fmax(seconds() - start, 1e-9);
+    return rc;
+}
+
+static int run_test(struct bench_job *j, int depth, int n, bool prefill, struct bench_row *row,
+                    struct err *e)
+{
+    struct sample s = {0};
+    double rate = 0;
+    *row = (struct bench_row){.depth = depth};
+    snprintf(row->test, sizeof row->test, "%s%d", prefill ? "pp" : "tg", n);
+    snprintf(j->phase, sizeof j->phase, "%s @ %d", row->test, depth);
+    int rc = OK;
+    for (int i = -1; i < j->o->repeat && !rc; i++) { /* −1: warm-up */
+        rc = run_once(j, depth, n, prefill, &rate, e);
+        j->done++;
+        if (!rc && i >= 0 && !sample_add(&s, rate))
+            rc = err_nomem(e, sizeof rate, "the benchmark");
+    }
+    if (!rc) {
+        row->tokens_per_sec = sample_mean(&s);
+        row->sd = s.n > 1 ? sample_stderr(&s) * sqrt((double)s.n) : 0;
+        row->min = sample_percentile(&s, 0);
+        row->max = sample_percentile(&s, 100);
+        row->kv_bytes = infer_kv_bytes_used(j->timeline);
+    }
+    sample_free(&s);
+    return rc;
+}
+
+/* Brings the timeline to exactly depth tokens. */
+static int fill(struct bench_job *j, int depth, struct err *e)
+{
+    struct progress p = {relay_report, j};
+    int pos = infer_pos(j->timeline);
+    snprintf(j->phase, sizeof j->phase, "fill to %d", depth);
+    if (pos >= depth) {
+        infer_rewind(j->timeline, depth);
+        return OK;
+    }
+    return infer_prefill(j->timeline, j->ids + pos, depth - pos, INFER_NONE, NULL, &p, e);
+}
+
+static int run_all(struct bench_job *j, struct bench_row *rows, int *n, struct err *e)
+{
+    const struct bench_options *o = j->o;
+    for (int d = 0; d < o->n_depth; d++) {
+        for (int kind = 0; kind < 2; kind++) {
+            int length = kind ? o->generate : o->prompt;
+            if (!length)
+                continue;
+            int rc = fill(j, o->depth[d], e);
+            if (!rc)
+                rc = run_test(j, o->depth[d], length, kind == 0, &rows[*n], e);
+            if (rc)
+                return rc;
+            ++*n;
+        }
+    }
+    return OK;
+}
+
+static int check(const struct bench_options *o, int *longest, struct err *e)
+{
+    if (o->prompt < 0 || o->generate < 0 || o->prompt > BENCH_MAX_TOKENS ||
+        o->generate > BENCH_MAX_TOKENS || (!o->prompt && !o->generate) || o->repeat < 1 ||
+        o->n_depth < 1)
+        return err_set(e, ERR_ARG, "benchmark of %d and %d tokens, %d times: nothing to measure",
+                       o->prompt, o->generate, o->repeat);
+    *longest = 0;
+    for (int d = 0; d < o->n_depth; d++) {
+        if (o->depth[d] < 0 || o->depth[d] > BENCH_MAX_TOKENS)
+            return err_set(e, ERR_ARG, "depth %d: give 0 to %d", o->depth[d], BENCH_MAX_TOKENS);
+        *longest = o->depth[d] > *longest ? o->depth[d] : *longest;
+    }
+    *longest += o->prompt > o->generate ? o->prompt : o->generate;
+    return OK;
+}
+
+int bench_run(const struct engine *g, const struct bench_options *o, const struct progress *p,
+              struct bench_row **rows, int *n, struct err *e)
+{
+    struct bench_job j = {.o = o, .progress = p};
+    int vocab = engine_model(g)->hp.vocab, longest = 0;
+    uint64_t state[4];
+    *rows = NULL;
+    *n = 0;
+    int rc = check(o, &longest, e);
+    if (rc)
+        return rc;
+    j.total = o->n_depth * ((o->prompt > 0) + (o->generate > 0)) * (o->repeat + 1);
+    j.ids = mem_calloc((size_t)longest, sizeof *j.ids);
+    j.logits = mem_aligned((size_t)vocab, sizeof *j.logits);
+    *rows = mem_calloc((size_t)o->n_depth * 2, sizeof **rows);
+    if (!j.ids || !j.logits || !*rows)
+        rc = err_nomem(e, (size_t)longest * 4 + (size_t)vocab * 4, "the benchmark");
+    random_seed(state, 1);
+    for (int i = 0; !rc && i < longest; i++)
+        j.ids[i] = (int32_t)(random_uniform(state) * vocab);
+    if (!rc)
+        rc = infer_new(&j.timeline, g, longest, o->kv, e);
+    if (!rc)
+        rc = run_all(&j, *rows, n, e);
+    infer_free(j.timeline);
+    free(j.ids);
+    free(j.logits);
+    if (rc) {
+        free(*rows);
+        *rows = NULL;
+        *n = 0;
+    }
+    return rc;
+}
