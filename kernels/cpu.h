@@ -2,7 +2,7 @@
  *
  * Quantised weights are repacked at load into groups of 8 rows, so that one 32-byte register holds
  * 4 consecutive numbers of each row and one activation load feeds 8 rows without horizontal sums.
- * A group is [blocks][quants], then d [blocks][8], then m [blocks][8] (Q4_1), scales in F16. */
+ * A group is one stream of blocks, each with its F16 scales before its quants. */
 #ifndef MLATHE_KERNELS_CPU_H
 #define MLATHE_KERNELS_CPU_H
 
@@ -96,10 +96,15 @@ void cpu_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, int
 void cpu_mla_expand(struct backend *b, float *out, const float *lat, const struct weight *kv_b,
                     int H, int P, int Vd, int r, int T);
 
-/* Bytes of quants a packed block of 8 rows, and whether a minimum follows the scales. */
-static inline size_t cpu_block_quants(enum dtype type)
+/* A packed block: d of the 8 rows, their m (Q4_1), then the quants. */
+static inline size_t cpu_block_head(enum dtype type)
 {
-    return type == DTYPE_Q8_0 ? 256 : 128;
+    return type == DTYPE_Q4_1 ? 32 : 16;
+}
+
+static inline size_t cpu_block_bytes(enum dtype type)
+{
+    return cpu_block_head(type) + (type == DTYPE_Q8_0 ? 256 : 128);
 }
 
 static inline const unsigned char *cpu_group(const struct weight *w, int group)

@@ -11,6 +11,7 @@
 enum {
     LINEAR_TOKENS = 64, /* tokens a slice */
     LINEAR_DEPTH = 384, /* columns at a time of an fp32 product: a panel of them fits L1 */
+    LINEAR_TASKS = 8,   /* tasks a thread: the slower one leaves some to the other */
     LINEAR_FEW = 4,     /* tokens that dequantise in registers faster than through a panel */
 };
 
@@ -24,20 +25,18 @@ static int groups_of(const struct weight *w)
 struct pack {
     struct weight *w;
     size_t row_bytes;
-    int blocks, head; /* head: bytes of scales before a block's quants in the file */
 };
 
-/* A row's blocks go to lane `lane` of its group: quants by 4 bytes, then d and m. */
-static void pack_row(const struct pack *p, const unsigned char *src, unsigned char *group, int lane)
+/* A row's blocks go to lane `lane` of its group: d, m, then quants by 4 bytes. */
+static void pack_row(const struct weight *w, const unsigned char *src, unsigned char *group,
+                     int lane)
 {
-    size_t quants = cpu_block_quants(p->w->m.dtype), nb = (size_t)p->blocks;
-    unsigned char *d = group + nb * quants, *m = d + nb * 16;
-    for (size_t i = 0; i < nb; i++, src += p->head + quants / CPU_GROUP) {
-        memcpy(d + i * 16 + 2 * lane, src, 2);
-        if (p->head == 4)
-            memcpy(m + i * 16 + 2 * lane, src + 2, 2);
-        for (size_t j = 0; j < quants / 32; j++)
-            memcpy(group + i * quants + j * 32 + 4 * lane, src + p->head + 4 * j, 4);
+    size_t head = cpu_block_head(w->m.dtype), bytes = cpu_block_bytes(w->m.dtype);
+    for (int b = 0; b < w->m.cols / CPU_BLOCK; b++, group += bytes) {
+        for (size_t j = 0; j < head / 16; j++, src += 2)
+            memcpy(group + j * 16 + 2 * lane, src, 2);
+        for (size_t j = head; j < bytes; j += 32, src += 4)
+            memcpy(group + j + 4 * lane, src, 4);
     }
 }
 
@@ -50,7 +49,7 @@ static void pack_group(void *arg, int g, int thread)
     for (int lane = 0; lane < CPU_GROUP; lane++) {
         int row = g * CPU_GROUP + lane;
         row = row < p->w->m.rows ? row : p->w->m.rows - 1; /* spare lanes are never stored */
-        pack_row(p, rows + (size_t)row * p->row_bytes, group, lane);
+        pack_row(p->w, rows + (size_t)row * p->row_bytes, group, lane);
     }
 }
 
@@ -65,9 +64,8 @@ int cpu_weight_load(struct backend *base, const struct matrix *m, struct weight 
     size_t bytes = 0;
     const struct dtype_traits *t = dtype_traits(m->dtype);
     if (b->isa.matmul_q && t->block == CPU_BLOCK) {
-        struct pack p = {w, dtype_bytes(m->dtype, (size_t)m->cols), m->cols / CPU_BLOCK,
-                         m->dtype == DTYPE_Q4_1 ? 4 : 2};
-        w->group_bytes = (p.row_bytes * CPU_GROUP + 63) & ~(size_t)63;
+        struct pack p = {w, dtype_bytes(m->dtype, (size_t)m->cols)};
+        w->group_bytes = p.row_bytes * CPU_GROUP;
         bytes = w->group_bytes * (size_t)groups_of(w);
         w->packed = aligned_alloc(64, bytes ? bytes : 64);
         if (!w->packed) {
@@ -90,21 +88,20 @@ void cpu_weight_free(struct backend *b, struct weight *w)
     free(w);
 }
 
-/* The file's block of a packed row again. */
+/* The file's blocks of a packed row again. */
 static void unpack_row(const struct weight *w, int row, int col, int n, float *dst)
 {
-    size_t quants = cpu_block_quants(w->m.dtype), nb = (size_t)w->m.cols / CPU_BLOCK;
-    const unsigned char *group = cpu_group(w, row / CPU_GROUP), *d = group + nb * quants;
-    size_t lane = (size_t)row % CPU_GROUP, head = w->m.dtype == DTYPE_Q4_1 ? 4 : 2;
+    size_t head = cpu_block_head(w->m.dtype), bytes = cpu_block_bytes(w->m.dtype);
+    size_t lane = (size_t)row % CPU_GROUP;
     float numbers[CPU_BLOCK];
     unsigned char block[4 + CPU_BLOCK];
     for (int at = col - col % CPU_BLOCK; at < col + n; at += CPU_BLOCK) {
-        size_t i = (size_t)at / CPU_BLOCK;
-        memcpy(block, d + i * 16 + 2 * lane, 2);
-        if (head == 4)
-            memcpy(block + 2, d + nb * 16 + i * 16 + 2 * lane, 2);
-        for (size_t j = 0; j < quants / 32; j++)
-            memcpy(block + head + 4 * j, group + i * quants + j * 32 + 4 * lane, 4);
+        const unsigned char *p = cpu_group(w, row / CPU_GROUP) + (size_t)at / CPU_BLOCK * bytes;
+        unsigned char *to = block;
+        for (size_t j = 0; j < head / 16; j++, to += 2)
+            memcpy(to, p + j * 16 + 2 * lane, 2);
+        for (size_t j = head; j < bytes; j += 32, to += 4)
+            memcpy(to, p + j + 4 * lane, 4);
         dtype_to_f32(w->m.dtype, block, numbers, CPU_BLOCK);
         for (int c = 0; c < CPU_BLOCK; c++)
             if (at + c >= col && at + c < col + n)
@@ -268,9 +265,10 @@ void cpu_linear(struct backend *base, int n, const struct weight *const *w, floa
     l.scratch = cpu_scratch(l.b, &l.scratch_bytes);
     if (!l.scratch || (packed && !l.b->exact && !quantise(&l)))
         return;
-    int tasks = 4 * pool_threads(base->pool);
+    int tasks = LINEAR_TASKS * pool_threads(base->pool);
     l.chunk = (groups + tasks - 1) / tasks;
-    l.chunk += l.chunk & 1; /* whole panels */
+    if (T > LINEAR_FEW)
+        l.chunk += l.chunk & 1; /* whole panels */
     pool_for(base->pool, (groups + l.chunk - 1) / l.chunk, linear_task, &l);
 }
 

@@ -6,28 +6,31 @@
 #ifndef MLATHE_KERNELS_CPU_QUANT_H
 #define MLATHE_KERNELS_CPU_QUANT_H
 
-enum { QUANT_TOKENS = 4 }; /* tokens whose sums stay in registers */
+enum {
+    QUANT_TOKENS = 4,   /* tokens whose sums stay in registers */
+    QUANT_AHEAD = 2048, /* bytes */
+};
 
 struct group {
-    const unsigned char *quants;
-    const uint16_t *d, *m;
+    const unsigned char *data;
+    size_t head, bytes; /* of a block */
     enum dtype type;
     int blocks, rows; /* rows of the matrix in this group */
 };
 
 INLINE struct group open_group(const struct weight *w, int index)
 {
-    struct group g = {.quants = cpu_group(w, index), .type = w->m.dtype};
-    g.blocks = w->m.cols / CPU_BLOCK;
-    g.d = (const uint16_t *)(const void *)(g.quants + (size_t)g.blocks * cpu_block_quants(g.type));
-    g.m = g.d + (size_t)g.blocks * CPU_GROUP;
-    g.rows = w->m.rows - index * CPU_GROUP;
-    return g;
+    return (struct group){.data = cpu_group(w, index),
+                          .head = cpu_block_head(w->m.dtype),
+                          .bytes = cpu_block_bytes(w->m.dtype),
+                          .type = w->m.dtype,
+                          .blocks = w->m.cols / CPU_BLOCK,
+                          .rows = w->m.rows - index * CPU_GROUP};
 }
 
-INLINE __m256 halves(const uint16_t *p)
+INLINE __m256 halves(const void *p)
 {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 }
 
 INLINE __m256i bytes32(const void *p)
@@ -41,6 +44,13 @@ INLINE __m256i spread(const int8_t *q)
     int32_t four;
     memcpy(&four, q, sizeof four);
     return _mm256_set1_epi32(four);
+}
+
+/* Groups lie one behind the other: fetch what comes after the hardware's own look-ahead. */
+INLINE void prefetch(const unsigned char *p, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        _mm_prefetch((const char *)p + QUANT_AHEAD + i, _MM_HINT_T0);
 }
 
 INLINE void store_rows(float *y, __m256 v, int rows, bool plus)
@@ -76,15 +86,17 @@ INLINE void tile_q4(const struct group *g, const struct cpu_quants *x, int t, in
     __m256 acc[QUANT_TOKENS];
     for (int i = 0; i < nt; i++)
         acc[i] = _mm256_setzero_ps();
-    for (int b = 0; b < g->blocks; b++) {
+    const unsigned char *p = g->data;
+    for (int b = 0; b < g->blocks; b++, p += g->bytes) {
         __m256i u[8];
+        prefetch(p, g->bytes);
         for (int j = 0; j < 4; j++) {
-            __m256i both = bytes32(g->quants + (size_t)b * 128 + 32 * j);
+            __m256i both = bytes32(p + g->head + 32 * j);
             u[j] = _mm256_and_si256(both, low);
             u[4 + j] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
         }
-        __m256 d = halves(g->d + b * CPU_GROUP);
-        __m256 m = q4_1 ? halves(g->m + b * CPU_GROUP) : _mm256_mul_ps(d, _mm256_set1_ps(-8));
+        __m256 d = halves(p);
+        __m256 m = q4_1 ? halves(p + 16) : _mm256_mul_ps(d, _mm256_set1_ps(-8));
         for (int i = 0; i < nt; i++) {
             size_t at = (size_t)(t + i) * g->blocks + b;
             __m256 s = _mm256_cvtepi32_ps(block_q4(u, x->q + at * CPU_BLOCK));
@@ -103,12 +115,14 @@ INLINE void tile_q8(const struct group *g, const struct cpu_quants *x, int t, in
     __m256 acc[QUANT_TOKENS];
     for (int i = 0; i < nt; i++)
         acc[i] = _mm256_setzero_ps();
-    for (int b = 0; b < g->blocks; b++) {
+    const unsigned char *p = g->data;
+    for (int b = 0; b < g->blocks; b++, p += g->bytes) {
         __m256i s[QUANT_TOKENS];
+        prefetch(p, g->bytes);
         for (int i = 0; i < nt; i++)
             s[i] = _mm256_setzero_si256();
         for (int j = 0; j < 8; j++) {
-            __m256i w = bytes32(g->quants + (size_t)b * 256 + 32 * j);
+            __m256i w = bytes32(p + g->head + 32 * j);
 #ifdef CPU_VNNI
             w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
 #else
@@ -125,7 +139,7 @@ INLINE void tile_q8(const struct group *g, const struct cpu_quants *x, int t, in
 #endif
             }
         }
-        __m256 d = halves(g->d + b * CPU_GROUP);
+        __m256 d = halves(p);
         for (int i = 0; i < nt; i++) {
             size_t at = (size_t)(t + i) * g->blocks + b;
             __m256 ds = _mm256_mul_ps(d, _mm256_broadcast_ss(x->scale + at));
@@ -168,44 +182,62 @@ static void matmul_q(const struct weight *w, int index, const struct cpu_quants 
 
 /* --- the same weights as fp32 --- */
 
-/* Number `at` (0 … 31) of block b of the 8 rows; d and m are the block's. */
-INLINE __m256 weights8(const struct group *g, int b, int at, __m256 d, __m256 m)
+/* Number `at` (0 … 31) of a block of the 8 rows; d and m are the block's. */
+INLINE __m256 weights8(const unsigned char *quants, bool q8, int at, __m256 d, __m256 m)
 {
-    if (g->type == DTYPE_Q8_0) {
-        __m256i w = bytes32(g->quants + (size_t)b * 256 + at / 4 * 32);
-        w = _mm256_srai_epi32(_mm256_sll_epi32(w, _mm_cvtsi32_si128(24 - at % 4 * 8)), 24);
+    if (q8) {
+        __m256i w = bytes32(quants + at / 4 * 32);
+        w = _mm256_srai_epi32(_mm256_slli_epi32(w, 24 - at % 4 * 8), 24);
         return _mm256_mul_ps(d, _mm256_cvtepi32_ps(w));
     }
-    __m256i w = bytes32(g->quants + (size_t)b * 128 + at % 16 / 4 * 32);
-    w = _mm256_srl_epi32(w, _mm_cvtsi32_si128(at % 4 * 8 + (at < 16 ? 0 : 4)));
+    __m256i w = bytes32(quants + at % 16 / 4 * 32);
+    w = _mm256_srli_epi32(w, at % 4 * 8 + (at < 16 ? 0 : 4));
     __m256 u = _mm256_cvtepi32_ps(_mm256_and_si256(w, _mm256_set1_epi32(15)));
     return _mm256_fmadd_ps(d, u, m);
 }
 
-INLINE __m256 minimum(const struct group *g, int b, __m256 d)
+INLINE __m256 minimum(const unsigned char *block, enum dtype type, __m256 d)
 {
-    return g->type == DTYPE_Q4_1 ? halves(g->m + b * CPU_GROUP)
-                                 : _mm256_mul_ps(d, _mm256_set1_ps(-8));
+    return type == DTYPE_Q4_1 ? halves(block + 16) : _mm256_mul_ps(d, _mm256_set1_ps(-8));
 }
 
-INLINE void tile_f(const struct group *g, const float *x, int nt, float *y, int ldy, bool plus)
+/* Few tokens keep several sums each, or every product would wait for the one before. */
+INLINE void tile_f(const struct group *g, const float *x, int nt, bool q8, float *y, int ldy,
+                   bool plus)
 {
-    __m256 acc[QUANT_TOKENS];
+    __m256 acc[QUANT_TOKENS][4];
     size_t cols = (size_t)g->blocks * CPU_BLOCK;
+    const unsigned char *p = g->data;
+    const int parts = nt == 1 ? 4 : 2;
     for (int i = 0; i < nt; i++)
-        acc[i] = _mm256_setzero_ps();
-    for (int b = 0; b < g->blocks; b++) {
-        __m256 d = halves(g->d + b * CPU_GROUP), m = minimum(g, b, d);
+        for (int j = 0; j < parts; j++)
+            acc[i][j] = _mm256_setzero_ps();
+    for (int b = 0; b < g->blocks; b++, p += g->bytes, x += CPU_BLOCK) {
+        __m256 d = halves(p), m = minimum(p, g->type, d);
+        prefetch(p, g->bytes);
+#pragma GCC unroll 32
         for (int at = 0; at < CPU_BLOCK; at++) {
-            __m256 w = weights8(g, b, at, d, m);
+            __m256 w = weights8(p + g->head, q8, at, d, m);
             for (int i = 0; i < nt; i++) {
-                const float *q = x + (size_t)i * cols + (size_t)b * CPU_BLOCK + at;
-                acc[i] = _mm256_fmadd_ps(w, _mm256_broadcast_ss(q), acc[i]);
+                __m256 v = _mm256_broadcast_ss(x + (size_t)i * cols + at);
+                acc[i][at % parts] = _mm256_fmadd_ps(w, v, acc[i][at % parts]);
             }
         }
     }
-    for (int i = 0; i < nt; i++)
-        store_rows(y + (size_t)i * ldy, acc[i], g->rows, plus);
+    for (int i = 0; i < nt; i++) {
+        __m256 sum = _mm256_add_ps(acc[i][0], acc[i][1]);
+        if (parts == 4)
+            sum = _mm256_add_ps(sum, _mm256_add_ps(acc[i][2], acc[i][3]));
+        store_rows(y + (size_t)i * ldy, sum, g->rows, plus);
+    }
+}
+
+INLINE void tile_fs(const struct group *g, const float *x, int nt, float *y, int ldy, bool plus)
+{
+    if (g->type == DTYPE_Q8_0)
+        tile_f(g, x, nt, true, y, ldy, plus);
+    else
+        tile_f(g, x, nt, false, y, ldy, plus);
 }
 
 static void matmul_f(const struct weight *w, int index, const float *x, int T, float *y, int ldy,
@@ -215,22 +247,32 @@ static void matmul_f(const struct weight *w, int index, const float *x, int T, f
     for (int t = 0; t < T; t += QUANT_TOKENS, y += (size_t)QUANT_TOKENS * ldy) {
         const float *q = x + (size_t)t * w->m.cols;
         switch (T - t) {
-        case 1: tile_f(&g, q, 1, y, ldy, plus); break;
-        case 2: tile_f(&g, q, 2, y, ldy, plus); break;
-        case 3: tile_f(&g, q, 3, y, ldy, plus); break;
-        default: tile_f(&g, q, QUANT_TOKENS, y, ldy, plus);
+        case 1: tile_fs(&g, q, 1, y, ldy, plus); break;
+        case 2: tile_fs(&g, q, 2, y, ldy, plus); break;
+        case 3: tile_fs(&g, q, 3, y, ldy, plus); break;
+        default: tile_fs(&g, q, QUANT_TOKENS, y, ldy, plus);
         }
+    }
+}
+
+INLINE void unpack_tile(const struct group *g, bool q8, float *dst, int ld)
+{
+    const unsigned char *p = g->data;
+    for (int b = 0; b < g->blocks; b++, p += g->bytes) {
+        __m256 d = halves(p), m = minimum(p, g->type, d);
+#pragma GCC unroll 32
+        for (int at = 0; at < CPU_BLOCK; at++, dst += ld)
+            _mm256_storeu_ps(dst, weights8(p + g->head, q8, at, d, m));
     }
 }
 
 static void unpack(const struct weight *w, int index, float *dst, int ld)
 {
     struct group g = open_group(w, index);
-    for (int b = 0; b < g.blocks; b++) {
-        __m256 d = halves(g.d + b * CPU_GROUP), m = minimum(&g, b, d);
-        for (int at = 0; at < CPU_BLOCK; at++, dst += ld)
-            _mm256_storeu_ps(dst, weights8(&g, b, at, d, m));
-    }
+    if (g.type == DTYPE_Q8_0)
+        unpack_tile(&g, true, dst, ld);
+    else
+        unpack_tile(&g, false, dst, ld);
 }
 
 #endif
