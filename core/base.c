@@ -7,6 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Messages quote names from files; none of those may reach a terminal as a control sequence. */
+static void blank_controls(char *s)
+{
+    for (; *s; s++)
+        if ((unsigned char)*s < 32 || *s == 127)
+            *s = '?';
+}
+
 int err_set(struct err *e, int status, const char *fmt, ...)
 {
     if (!e)
@@ -15,6 +23,7 @@ int err_set(struct err *e, int status, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(e->text, sizeof e->text, fmt, ap);
     va_end(ap);
+    blank_controls(e->text);
     e->status = status;
     return status;
 }
@@ -36,6 +45,7 @@ int err_errno(struct err *e, const char *fmt, ...)
     va_end(ap);
     if (n >= 0 && (size_t)n < sizeof e->text)
         snprintf(e->text + n, sizeof e->text - (size_t)n, ": %s", strerror(code));
+    blank_controls(e->text);
     e->status = status;
     return status;
 }

@@ -189,7 +189,8 @@ static int read_header(struct safetensors *s, const struct file_map *map, struct
     cJSON_Delete(header);
     if (rc)
         return rc;
-    return check_tiling(s->entry + first, s->n - first, c.size - c.at, c.data + c.at, map->path, e);
+    struct entry *mine = s->n > first ? s->entry + first : NULL;
+    return check_tiling(mine, s->n - first, c.size - c.at, c.data + c.at, map->path, e);
 }
 
 static int open_file(struct safetensors *s, const char *path, struct err *e)

@@ -1,0 +1,160 @@
+/* Fuzz targets. Files that stand alone live in memory; folders are made once. */
+#include "tests/support_fuzz.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "core/file.h"
+#include "core/gguf.h"
+#include "core/model.h"
+#include "core/safetensors.h"
+#include "tests/support.h"
+#include "tests/support_models.h"
+
+static void judge(int rc, const struct err *e, const char *names)
+{
+    bool bad = rc < 0 && (e->status != rc || !strstr(e->text, names));
+    for (const char *s = e->text; *s; s++)
+        bad = bad || (unsigned char)*s < 32;
+    if (bad) {
+        printf("status %d without a proper message: \"%s\"\n", rc, e->text);
+        abort();
+    }
+}
+
+static void put_file(int fd, const uint8_t *data, size_t size)
+{
+    if (ftruncate(fd, 0) || pwrite(fd, data, size, 0) != (ssize_t)size) {
+        perror("fuzz file");
+        abort();
+    }
+}
+
+/* A file in memory with these bytes; returns its path. */
+static const char *memory_file(const uint8_t *data, size_t size)
+{
+    static int fd = -1;
+    static char path[64];
+    if (fd < 0)
+        fd = memfd_create("fuzz", MFD_CLOEXEC);
+    put_file(fd, data, size);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return path;
+}
+
+static void read_tensor(const struct tensor *t)
+{
+    struct err e;
+    if (tensor_elements(t))
+        tensor_check_finite(t, "t", &e);
+}
+
+int fuzz_gguf(const uint8_t *data, size_t size)
+{
+    struct err e = {0};
+    struct gguf *g;
+    const char *path = memory_file(data, size);
+    int rc = gguf_open(&g, path, &e);
+    judge(rc, &e, path);
+    if (rc)
+        return rc;
+    for (size_t i = 0; i < gguf_tensor_count(g); i++) {
+        struct tensor t;
+        if (gguf_tensor(g, gguf_tensor_name(g, i), &t, &e) == 0)
+            read_tensor(&t);
+    }
+    size_t n = gguf_array_len(g, "tokenizer.ggml.tokens", GGUF_STRING), total = 0;
+    struct gguf_str *list = mem_calloc(n, sizeof *list);
+    if (list && n && gguf_array_strings(g, "tokenizer.ggml.tokens", list, n, &e) == 0)
+        for (size_t i = 0; i < n; i++)
+            total += list[i].n ? (size_t)list[i].s[list[i].n - 1] : 0;
+    free(list);
+    gguf_close(g);
+    return total == (size_t)-1 ? 1 : 0; /* keeps the reads */
+}
+
+/* Opens, reads every weight, fingerprints, looks. */
+static int try_model(const char *path, const char *names)
+{
+    struct err e = {0};
+    struct model *m;
+    char hex[65];
+    int rc = model_open(&m, path, &e);
+    judge(rc, &e, names);
+    if (rc == 0) {
+        struct err e2 = {0};
+        judge(model_check_finite(m, NULL, &e2), &e2, names);
+        model_fingerprint(m, hex, &e2);
+    }
+    model_free(m);
+    struct err e3 = {0};
+    judge(model_probe(path, NULL, NULL, NULL, &e3), &e3, names);
+    return rc;
+}
+
+int fuzz_gguf_model(const uint8_t *data, size_t size)
+{
+    const char *path = memory_file(data, size);
+    return try_model(path, path);
+}
+
+int fuzz_safetensors(const uint8_t *data, size_t size)
+{
+    struct err e = {0};
+    struct safetensors *s;
+    const char *path = memory_file(data, size);
+    int rc = safetensors_open(&s, path, &e);
+    judge(rc, &e, path);
+    for (size_t i = 0; rc == 0 && i < safetensors_count(s); i++) {
+        struct tensor t;
+        if (safetensors_get(s, safetensors_name(s, i), &t, &e) == 0)
+            read_tensor(&t);
+    }
+    safetensors_close(s);
+    return rc;
+}
+
+/* A folder with a good model; *fd is open on the named file in it. */
+static const char *folder(const char *name, const char *file, int *fd)
+{
+    static char dir[2][300];
+    static int used;
+    char path[600];
+    char *d = dir[used++ % 2];
+    struct test_model_spec spec = test_model_small();
+    snprintf(d, 300, "%s/%s", test_tmpdir(), name);
+    if (test_model_write_hf(d, &spec))
+        abort();
+    snprintf(path, sizeof path, "%s/%s", d, file);
+    *fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (*fd < 0)
+        abort();
+    return d;
+}
+
+int fuzz_config(const uint8_t *data, size_t size)
+{
+    static const char *dir;
+    static int fd;
+    if (!dir)
+        dir = folder("config", "config.json", &fd);
+    put_file(fd, data, size);
+    return try_model(dir, dir);
+}
+
+int fuzz_index(const uint8_t *data, size_t size)
+{
+    static const char *dir;
+    static int fd;
+    if (!dir) {
+        char from[600], to[600];
+        dir = folder("index", "model.safetensors.index.json", &fd);
+        snprintf(from, sizeof from, "%s/model.safetensors", dir);
+        snprintf(to, sizeof to, "%s/part.safetensors", dir);
+        if (rename(from, to))
+            abort();
+    }
+    put_file(fd, data, size);
+    return try_model(dir, dir);
+}
