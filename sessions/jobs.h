@@ -1,0 +1,82 @@
+/* jobs: the kinds of work the screens ask for, one file a kind (job_*.c). Arguments are built here
+ * and owned by the job; results arrive as the events below. A cancelled or failed job leaves
+ * everything as it was. */
+#ifndef MLATHE_SESSIONS_JOBS_H
+#define MLATHE_SESSIONS_JOBS_H
+
+#include "sessions/models.h"
+#include "sessions/worker.h"
+
+/* What the worker works on; only the worker's thread touches it between worker_new and _free. */
+struct shop {
+    struct workspace_options options; /* set before the first job */
+    struct workspace *w;              /* made by the first load */
+    struct chat *chat;                /* NULL until the first turn */
+    int chat_sides;
+    char *chat_system;
+};
+void shop_done(struct shop *s);
+
+extern const struct job_kind job_scan, job_load, job_spectra, job_calibrate, job_convert, job_chat;
+
+enum {
+    EVENT_MODELS = 1, /* struct found_models */
+    EVENT_LOADED,     /* struct loaded_model */
+    EVENT_SPECTRUM,   /* struct layer_spectrum */
+    EVENT_LAYER,      /* struct layer_done */
+    EVENT_CONVERTED,  /* struct converted_model */
+    EVENT_ANSWERED,   /* struct answered_turn */
+    EVENT_SAVED,      /* from the saver: data is the path, status and text say how it went */
+};
+
+struct found_models {
+    struct model_entry *entry;
+    size_t n;
+};
+struct loaded_model {
+    struct model_info info;
+    char device[128];
+    char chat_reason[256]; /* why it cannot chat; "" when it can */
+    bool calibrated;
+    bool has_conversion;
+    struct rankplan plan;             /* valid with has_conversion */
+    struct conversion_report report;  /* valid with has_conversion */
+};
+struct layer_spectrum {
+    int layer, rope_dim;
+    enum plan_layout layout;
+    struct spectrum spectrum;
+};
+struct layer_done {
+    int layer;
+    struct layer_report report;
+};
+struct converted_model {
+    struct rankplan plan;
+    struct conversion_report report;
+    char save_error[512]; /* "" when the folder was written */
+};
+struct answered_turn {
+    char *answer[2]; /* NULL: that side said nothing */
+    bool cut;        /* stopped by the user */
+};
+
+void *scan_args(void);                                         /* NULL: needs none */
+void *load_args(const char *path, const char *fallback);       /* fallback: tried when path fails */
+/* rope[n_layer]; first: the layer to begin with. */
+void *spectra_args(enum plan_layout layout, const int *rope, int n_layer, int first);
+/* file NULL: the model writes its own text. */
+void *calibrate_args(const char *file, long long tokens, const char *cache_dir,
+                     enum plan_layout layout, int rope_dim);
+/* dir: the folder under which <model>-<n> is made; NULL: do not save. */
+void *convert_args(const struct rankplan *plan, const char *dir);
+
+struct chat_turn_text {
+    char *prompt, *answer[2]; /* answers NULL when that side was not there */
+};
+void chat_turn_text_done(struct chat_turn_text *t);
+/* past[n]: the turns before, copied; the worker rewinds or refills its timelines to match. */
+void *chat_args(const struct chat_turn_text *past, int n, const char *system, const char *prompt,
+                const struct chat_settings *settings);
+
+#endif

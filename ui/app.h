@@ -1,0 +1,184 @@
+/* app: everything the screens show, and how keys and the worker's results change it. No terminal:
+ * views draw it into a cell grid, term.c or script.c carry keys and time in. The app owns the
+ * journal (what is remembered), the worker and the saver; it never touches a model. */
+#ifndef MLATHE_UI_APP_H
+#define MLATHE_UI_APP_H
+
+#include "sessions/journal.h"
+#include "sessions/paths.h"
+#include "sessions/saver.h"
+#include "ui/keys.h"
+#include "ui/screen.h"
+#include "ui/textbuf.h"
+#include "ui/ui.h"
+
+enum { SCREEN_MODEL, SCREEN_RANKS, SCREEN_CONVERT, SCREEN_CHAT, SCREEN_EVAL, SCREEN_EXPORT,
+       SCREEN_COUNT };
+
+/* One line of input at the bottom of the screen. */
+struct ask {
+    enum request what; /* REQ_NONE: no question is open */
+    char label[128];
+    char error[512];
+    struct textbuf text;
+    bool path;         /* Tab completes a path */
+};
+
+struct layer_curve {
+    bool there;
+    int rope_dim;
+    enum plan_layout layout;
+    struct spectrum spectrum;
+};
+
+struct ranks_state {
+    bool has_plan;
+    struct rankplan plan;
+    struct rankplan *past;     /* undo: [n_past], past[at] is next to undo to */
+    size_t n_past, at_past, cap_past;
+    struct layer_curve *curve; /* [n_layer] */
+    int layer, top;
+    bool auto_pending;         /* allocate when the spectra are complete */
+};
+
+enum convert_phase { CONVERT_NONE, CONVERT_WAITING, CONVERT_RUNNING, CONVERT_DONE,
+                     CONVERT_STOPPED, CONVERT_FAILED };
+struct convert_state {
+    enum convert_phase phase;
+    bool calibrate_first;
+    struct rankplan plan;         /* being converted; valid unless CONVERT_NONE */
+    struct layer_report *report;  /* [n_layer] */
+    bool *reported;               /* [n_layer] */
+    int n_layer, n_reported, top;
+    double started_sec, ended_sec;
+    bool has_result;
+    struct conversion_report result; /* valid with has_result: of the converted side in use */
+    struct rankplan result_plan;
+    char trouble[512];            /* why it failed, or could not be saved */
+};
+
+struct chat_state {
+    struct textbuf prompt;
+    bool in_transcript;        /* the focus */
+    bool answering;
+    struct side_text live[2];  /* the newest turn, with its tokens */
+    bool has_stats;
+    struct chat_stats stats[2];
+    struct chat_compare compare;
+    int scroll;                /* lines up from the end */
+    size_t history_at;         /* n: not browsing */
+    char *held;                /* what was typed before browsing */
+};
+
+struct app {
+    struct ui_options options;
+    struct paths paths;
+    struct shop shop;
+    struct worker *worker;
+    struct saver *saver;
+    struct journal j;
+    char *journal_path;
+    int lock;                /* -1: this program saves nothing by itself */
+    double save_due_sec;     /* 0: nothing to save */
+    bool quit, redraw_all, suspend;
+    int leave_warned;        /* asked to leave while something runs */
+    bool clock_off;          /* scripts: times, speeds and memory read "--" */
+    bool help;
+    int help_top;
+    struct ask ask;
+    char message[1024];
+    enum role message_role;
+    struct job_status status;
+    double memory_bytes, memory_sec;
+
+    struct found_models found;
+    bool scanned;
+    int found_selected, found_top;
+    char *opening;           /* path asked for */
+    bool has_model, calibrated, has_conversion;
+    struct model_info info;
+    char device[128], chat_reason[256];
+
+    struct ranks_state ranks;
+    struct convert_state convert;
+    struct chat_state chat;
+};
+
+int app_init(struct app *a, const struct ui_options *o, struct err *e);
+/* Saves, stops the worker, frees. */
+void app_done(struct app *a);
+
+enum context app_context(const struct app *a);
+void app_key(struct app *a, int key);
+void app_paste(struct app *a, const char *text, size_t n);
+/* Takes what the worker has; call after worker_drain. */
+void app_collect(struct app *a);
+/* Writes the journal when due; seconds until it is, -1 when nothing waits. */
+double app_save(struct app *a, bool now);
+bool app_busy(const struct app *a);
+/* Draws everything. */
+void app_draw(struct app *a, struct screen *s);
+
+/* For the parts of the app and the views. */
+void app_message(struct app *a, enum role role, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+void app_changed(struct app *a); /* the journal is to be saved soon */
+void app_open(struct app *a, const char *path, const char *fallback);
+void app_go(struct app *a, int screen);
+const char *app_seconds(const struct app *a, double sec, char text[32]);  /* "0:12" */
+const char *app_rate(const struct app *a, double per_sec, char text[32]); /* "41.2 tok/s" */
+const char *app_path_text(const char *path, char text[1024]);             /* home as ~ */
+
+/* app_ask.c */
+void ask_open(struct app *a, enum request what, const char *label, const char *preset, bool path);
+void ask_key(struct app *a, enum request r, int key);
+bool edit_key(struct textbuf *b, enum request r, int key); /* true when it was an edit */
+
+/* app_plan.c */
+bool plan_request(struct app *a, enum request r);
+bool plan_answer(struct app *a, enum request what, const char *text); /* false: ask.error says why */
+void plan_loaded(struct app *a, const struct loaded_model *m);
+void plan_spectrum(struct app *a, struct layer_spectrum *s);
+void plan_drop(struct app *a);
+void plan_want_spectra(struct app *a);
+void plan_keep(struct app *a); /* writes the plan into the journal */
+int plan_step(const struct app *a);
+int plan_curves(const struct app *a, bool *calibrated); /* layers whose spectrum fits the plan */
+bool plan_curve_fits(const struct app *a, int layer);
+/* "✓" or why not, in a few words. engine: 0 own runtime, 1 llama.cpp, 2 vLLM. */
+bool plan_loads_in(const struct rankplan *p, int engine, char why[64]);
+char *plan_free_path(const char *dir, const char *name, const char *suffix);
+
+/* app_convert.c */
+void convert_start(struct app *a);
+void convert_stop(struct app *a);
+void convert_event(struct app *a, struct event *v);
+void convert_job_done(struct app *a, const struct event *v);
+void convert_adopt(struct app *a, struct rankplan *plan, struct conversion_report *r);
+void convert_drop(struct app *a);
+
+/* app_chat.c */
+int chat_init(struct chat_state *c, const struct journal *j, struct err *e);
+void chat_done(struct chat_state *c);
+bool chat_request(struct app *a, enum request r, int key);
+void chat_collect(struct app *a, struct worker_batch *b);
+void chat_answered(struct app *a, struct answered_turn *t);
+void chat_job_done(struct app *a, const struct event *v);
+void chat_model_changed(struct app *a);
+void chat_put_away(struct app *a); /* into a file, and starts a new one */
+const char *chat_said(const struct app *a, size_t turn, int side, size_t *n);
+/* Byte where two answers of a turn part, SIZE_MAX while they do not; *end: of the marked part. */
+size_t chat_parts_at(const struct app *a, size_t turn, int side, size_t *end);
+
+/* views: one a screen */
+struct view_ops {
+    const char *name;
+    enum context context;
+    void (*draw)(struct app *a, struct screen *s, struct rect body);
+};
+extern const struct view_ops view_model, view_ranks, view_convert, view_chat, view_eval,
+    view_export;
+const struct view_ops *view_of(int screen);
+void view_help(struct app *a, struct screen *s, struct rect body);
+
+#endif

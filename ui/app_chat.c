@@ -1,0 +1,572 @@
+/* Chat as the screen sees it: the prompt and its history, turns, slash commands, where two answers
+ * part. The transcript lives in the journal; what streams in lives here until the turn ends. */
+#include "ui/app.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "core/file.h"
+
+int chat_init(struct chat_state *c, const struct journal *j, struct err *e)
+{
+    *c = (struct chat_state){.history_at = j->history.n};
+    int rc = textbuf_init(&c->prompt, e);
+    if (rc == OK && j->typed)
+        textbuf_set(&c->prompt, j->typed);
+    return rc;
+}
+
+static void live_done(struct chat_state *c)
+{
+    for (int i = 0; i < 2; i++) {
+        free(c->live[i].bytes);
+        free(c->live[i].token);
+        c->live[i] = (struct side_text){0};
+    }
+}
+
+void chat_done(struct chat_state *c)
+{
+    textbuf_done(&c->prompt);
+    live_done(c);
+    free(c->held);
+    *c = (struct chat_state){0};
+}
+
+const char *chat_said(const struct app *a, size_t turn, int side, size_t *n)
+{
+    const struct side_text *live = &a->chat.live[side];
+    if (a->chat.answering && turn + 1 == a->j.n_turn) {
+        *n = live->n;
+        return live->bytes ? live->bytes : "";
+    }
+    const char *text = a->j.turn[turn].answer[side];
+    *n = text ? strlen(text) : 0;
+    return text;
+}
+
+/* End of the word at a byte: what is marked when the tokens are not known any more. */
+static size_t word_end(const char *text, size_t n, size_t at)
+{
+    size_t end = at;
+    while (end < n && text[end] == ' ')
+        end++;
+    while (end < n && text[end] != ' ' && text[end] != '\n')
+        end++;
+    return end > at ? end : at + 1 <= n ? at + 1 : n;
+}
+
+size_t chat_parts_at(const struct app *a, size_t turn, int side, size_t *end)
+{
+    size_t n[2], i = 0;
+    const char *text[2];
+    for (int s = 0; s < 2; s++)
+        if (!(text[s] = chat_said(a, turn, s, &n[s])))
+            return SIZE_MAX;
+    while (i < n[0] && i < n[1] && text[0][i] == text[1][i])
+        i++;
+    bool streaming = a->chat.answering && turn + 1 == a->j.n_turn;
+    if ((i == n[0] && i == n[1]) || (streaming && (i == n[0] || i == n[1])))
+        return SIZE_MAX;
+    while (i > 0 && i < n[side] && ((unsigned char)text[side][i] & 0xc0) == 0x80)
+        i--;
+    const struct side_text *live = &a->chat.live[side];
+    if (turn + 1 == a->j.n_turn && live->n_token) {
+        size_t at = 0;
+        for (size_t t = 0; t < live->n_token; t++) {
+            if (i < at + live->token[t].bytes) {
+                *end = at + live->token[t].bytes;
+                return at;
+            }
+            at += live->token[t].bytes;
+        }
+    }
+    *end = word_end(text[side], n[side], i);
+    return i;
+}
+
+void chat_model_changed(struct app *a)
+{
+    a->chat.has_stats = false;
+    live_done(&a->chat);
+}
+
+static bool can_talk(struct app *a)
+{
+    if (a->chat.answering) {
+        app_message(a, ROLE_WARN, "an answer is being written: Esc stops it");
+        return false;
+    }
+    if (!a->has_model || a->chat_reason[0]) {
+        app_message(a, ROLE_WARN, "%s",
+                    a->has_model ? a->chat_reason : "no model is open: open one on screen 1");
+        return false;
+    }
+    return true;
+}
+
+static void send(struct app *a, const char *text)
+{
+    struct chat_state *c = &a->chat;
+    void *args = chat_args(a->j.turn, (int)a->j.n_turn, a->j.system, text, &a->j.settings);
+    if (!args || !journal_add_turn(&a->j, text)) {
+        if (args)
+            job_chat.args_free(args);
+        app_message(a, ROLE_BAD, "out of memory: nothing was sent");
+        return;
+    }
+    /* The spectra of a plan that is being edited can wait for an answer. */
+    live_done(c);
+    c->answering = true;
+    c->has_stats = false;
+    c->scroll = 0;
+    worker_submit(a->worker, &job_chat, args);
+    app_changed(a);
+}
+
+void chat_collect(struct app *a, struct worker_batch *b)
+{
+    struct chat_state *c = &a->chat;
+    for (int i = 0; i < 2; i++) {
+        struct side_text *from = &b->text[i], *to = &c->live[i];
+        if (!from->n_token || !c->answering ||
+            !mem_grow((void **)&to->bytes, &to->cap, to->n + from->n + 1, 1) ||
+            !mem_grow((void **)&to->token, &to->cap_token, to->n_token + from->n_token,
+                      sizeof *to->token))
+            continue;
+        if (from->n)
+            memcpy(to->bytes + to->n, from->bytes, from->n);
+        memcpy(to->token + to->n_token, from->token, from->n_token * sizeof *from->token);
+        to->n += from->n;
+        to->n_token += from->n_token;
+        to->bytes[to->n] = 0;
+        /* What was said is kept even if the program dies now. */
+        text_set(&a->j.turn[a->j.n_turn - 1].answer[i], to->bytes);
+        app_changed(a);
+    }
+    if (b->has_stats) {
+        c->has_stats = true;
+        memcpy(c->stats, b->stats, sizeof c->stats);
+        c->compare = b->compare;
+    }
+}
+
+void chat_answered(struct app *a, struct answered_turn *t)
+{
+    struct chat_state *c = &a->chat;
+    if (!c->answering)
+        return;
+    struct chat_turn_text *turn = &a->j.turn[a->j.n_turn - 1];
+    for (int i = 0; i < 2; i++)
+        if (t->answer[i])
+            text_set(&turn->answer[i], t->answer[i]);
+    c->answering = false;
+    if (t->cut)
+        app_message(a, ROLE_NORMAL, "stopped; what was said is kept");
+    app_changed(a);
+}
+
+void chat_job_done(struct app *a, const struct event *v)
+{
+    struct chat_state *c = &a->chat;
+    if (!c->answering)
+        return;
+    struct chat_turn_text *turn = &a->j.turn[a->j.n_turn - 1];
+    c->answering = false;
+    if (!turn->answer[0] && !turn->answer[1]) {
+        /* Nothing was said: the prompt goes back to where it was typed. */
+        if (c->prompt.n == 0)
+            textbuf_set(&c->prompt, turn->prompt);
+        journal_drop_turns(&a->j, a->j.n_turn - 1);
+    }
+    if (v->status != ERR_CANCELLED)
+        app_message(a, ROLE_BAD, "%s", v->text ? v->text : "out of memory");
+    app_changed(a);
+}
+
+/* ---- slash commands ---- */
+
+typedef void (*command_run)(struct app *a, const char *rest);
+
+static void cmd_help(struct app *a, const char *rest)
+{
+    (void)rest;
+    a->help = true;
+    a->help_top = 0;
+}
+
+static void cmd_system(struct app *a, const char *rest)
+{
+    text_set(&a->j.system, rest[0] ? rest : NULL);
+    app_message(a, ROLE_NORMAL,
+                rest[0] ? "system text set: both models read it from now on"
+                        : "system text removed: the model's own applies");
+}
+
+static void show_settings(struct app *a)
+{
+    const struct chat_settings *s = &a->j.settings;
+    app_message(a, ROLE_NORMAL,
+                "temperature %g  top_k %d  top_p %g  min_p %g  seed %llu  max_tokens %d  "
+                "context %d  (/set seed 7)",
+                s->sampling.temperature, s->sampling.top_k, s->sampling.top_p, s->sampling.min_p,
+                (unsigned long long)s->sampling.seed, s->max_tokens, s->context);
+}
+
+static void cmd_set(struct app *a, const char *rest)
+{
+    struct chat_settings *s = &a->j.settings;
+    char key[32] = "";
+    double v = 0;
+    int n = sscanf(rest, " %31[a-z_] = %lf", key, &v);
+    if (n < 2)
+        n = sscanf(rest, " %31[a-z_] %lf", key, &v);
+    bool ok = n == 2 && v >= 0;
+    if (n < 1) {
+        show_settings(a);
+        return;
+    }
+    if (ok && strncmp(key, "temp", 4) == 0 && v <= 100)
+        s->sampling.temperature = v;
+    else if (ok && strcmp(key, "top_k") == 0 && v <= 1e6)
+        s->sampling.top_k = (int)v;
+    else if (ok && strcmp(key, "top_p") == 0 && v > 0 && v <= 1)
+        s->sampling.top_p = v;
+    else if (ok && strcmp(key, "min_p") == 0 && v < 1)
+        s->sampling.min_p = v;
+    else if (ok && strcmp(key, "seed") == 0 && v < 0x1p53)
+        s->sampling.seed = (uint64_t)v;
+    else if (ok && strcmp(key, "max_tokens") == 0 && v <= 1 << 20)
+        s->max_tokens = (int)v;
+    else if (ok && strcmp(key, "context") == 0 && v >= 64 && v <= 1 << 22)
+        s->context = (int)v;
+    else {
+        app_message(a, ROLE_BAD,
+                    "/set %s: give temperature, top_k, top_p, min_p, seed, "
+                    "max_tokens or context, and a number in range",
+                    key);
+        return;
+    }
+    show_settings(a);
+}
+
+static void cmd_undo(struct app *a, const char *rest)
+{
+    (void)rest;
+    if (a->chat.answering || a->j.n_turn == 0) {
+        app_message(a, ROLE_WARN,
+                    a->chat.answering ? "Esc stops the answer first" : "nothing to undo");
+        return;
+    }
+    chat_model_changed(a);
+    if (a->chat.prompt.n == 0)
+        textbuf_set(&a->chat.prompt, a->j.turn[a->j.n_turn - 1].prompt);
+    journal_drop_turns(&a->j, a->j.n_turn - 1);
+}
+
+static void cmd_regen(struct app *a, const char *rest)
+{
+    (void)rest;
+    if (!can_talk(a))
+        return;
+    if (a->j.n_turn == 0) {
+        app_message(a, ROLE_WARN, "nothing to answer again");
+        return;
+    }
+    char *prompt = mem_strdup(a->j.turn[a->j.n_turn - 1].prompt);
+    if (!prompt)
+        return;
+    journal_drop_turns(&a->j, a->j.n_turn - 1);
+    send(a, prompt);
+    free(prompt);
+}
+
+/* The transcript as a file under data/chats; returns its path for a message. */
+static bool put_transcript(struct app *a, const char *name, bool quiet, char shown[1024])
+{
+    char *dir = path_join(a->paths.data, "chats");
+    const char *model = a->has_model ? a->info.name : "chat";
+    const char *home = getenv("HOME");
+    char *path = name && name[0] == '~' && home ? mem_printf("%s%s", home, name + 1)
+                 : name && name[0]              ? mem_strdup(name)
+                 : dir                          ? plan_free_path(dir, model, ".chat.json")
+                                                : NULL;
+    char *text = path ? journal_chat_text(&a->j) : NULL;
+    bool ok = text && saver_put(a->saver, path, text, quiet);
+    if (ok)
+        app_path_text(path, shown);
+    free(path);
+    free(dir);
+    return ok;
+}
+
+/* Cleared from the screen, not from the disk: a chat is never lost. */
+void chat_put_away(struct app *a)
+{
+    char shown[1024];
+    if (a->j.n_turn && a->lock >= 0 && put_transcript(a, NULL, true, shown))
+        app_message(a, ROLE_NORMAL, "a new chat; the one before is in %s", shown);
+    chat_model_changed(a);
+    journal_drop_turns(&a->j, 0);
+}
+
+static void cmd_clear(struct app *a, const char *rest)
+{
+    (void)rest;
+    if (a->chat.answering)
+        app_message(a, ROLE_WARN, "Esc stops the answer first");
+    else
+        chat_put_away(a);
+}
+
+static void cmd_save(struct app *a, const char *rest)
+{
+    char shown[1024];
+    if (!put_transcript(a, rest, false, shown))
+        app_message(a, ROLE_BAD, "out of memory: not saved");
+}
+
+static void cmd_load(struct app *a, const char *rest)
+{
+    struct err e = {0};
+    char *text = NULL;
+    size_t n = 0;
+    const char *home = getenv("HOME");
+    if (!rest[0] || a->chat.answering) {
+        app_message(a, ROLE_WARN, rest[0] ? "Esc stops the answer first" : "/load FILE");
+        return;
+    }
+    char *path = rest[0] == '~' && home ? mem_printf("%s%s", home, rest + 1) : mem_strdup(rest);
+    int rc = path ? file_read(path, (size_t)64 << 20, &text, &n, &e) : ERR_NOMEM;
+    if (rc == OK)
+        rc = journal_chat_parse(&a->j, text, n, path_base(path), &e);
+    if (rc == OK)
+        chat_model_changed(a);
+    if (rc == OK)
+        app_message(a, ROLE_GOOD, "%zu turns loaded", a->j.n_turn);
+    else
+        app_message(a, ROLE_BAD, "%s", e.text);
+    free(text);
+    free(path);
+}
+
+static void cmd_stats(struct app *a, const char *rest)
+{
+    const struct chat_state *c = &a->chat;
+    char rate[2][32];
+    (void)rest;
+    if (!c->has_stats) {
+        app_message(a, ROLE_NORMAL, "no answer yet in this session");
+        return;
+    }
+    app_message(a, ROLE_NORMAL,
+                "prompt %d/%d tokens, answer %d/%d, %s and %s, KL %.4f nats, same top-1 %.1f %% "
+                "of %d tokens",
+                c->stats[0].prompt_tokens, c->stats[1].prompt_tokens, c->stats[0].tokens,
+                c->stats[1].tokens, app_rate(a, c->stats[0].tokens_per_sec, rate[0]),
+                app_rate(a, c->stats[1].tokens_per_sec, rate[1]), c->compare.kl_mean,
+                100 * c->compare.agreement, c->compare.compared);
+}
+
+static void cmd_edit(struct app *a, const char *rest)
+{
+    (void)rest;
+    if (a->j.n_turn == 0) {
+        app_message(a, ROLE_WARN, "nothing to edit");
+        return;
+    }
+    cmd_undo(a, "");
+}
+
+static void cmd_quit(struct app *a, const char *rest)
+{
+    (void)rest;
+    a->quit = true;
+}
+
+static void cmd_export(struct app *a, const char *rest)
+{
+    (void)rest;
+    app_message(a, ROLE_WARN, "/export is not in this version; /save FILE writes JSON");
+}
+
+static const struct {
+    const char *name;
+    command_run run;
+} commands[] = {
+    {"/help", cmd_help}, {"/system", cmd_system}, {"/set", cmd_set},       {"/regen", cmd_regen},
+    {"/edit", cmd_edit}, {"/undo", cmd_undo},     {"/clear", cmd_clear},   {"/save", cmd_save},
+    {"/load", cmd_load}, {"/stats", cmd_stats},   {"/export", cmd_export}, {"/quit", cmd_quit},
+};
+#define N_COMMANDS (sizeof commands / sizeof *commands)
+
+static void command(struct app *a, const char *line)
+{
+    size_t n = strcspn(line, " \t\n");
+    const char *rest = line + n + strspn(line + n, " \t\n");
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        if (strlen(commands[i].name) == n && strncasecmp(line, commands[i].name, n) == 0) {
+            commands[i].run(a, rest);
+            app_changed(a);
+            return;
+        }
+    app_message(a, ROLE_BAD, "%.*s is no command: /help lists them", (int)n, line);
+}
+
+/* ---- keys ---- */
+
+static void browse(struct app *a, int direction)
+{
+    struct chat_state *c = &a->chat;
+    const struct text_list *h = &a->j.history;
+    if (direction < 0 ? c->history_at == 0 : c->history_at >= h->n)
+        return;
+    if (c->history_at == h->n)
+        text_set(&c->held, c->prompt.text);
+    c->history_at += direction < 0 ? (size_t)-1 : 1;
+    textbuf_set(&c->prompt, c->history_at < h->n ? h->text[c->history_at] : c->held ? c->held : "");
+}
+
+/* Up and Down move inside the prompt and browse the history at its edges. */
+static void up_down(struct app *a, int direction)
+{
+    struct textbuf *b = &a->chat.prompt;
+    bool edge = direction < 0 ? !memchr(b->text, '\n', b->at)
+                              : !memchr(b->text + b->at, '\n', b->n - b->at);
+    if (edge) {
+        browse(a, direction);
+        return;
+    }
+    size_t start = b->at, line, length;
+    while (start > 0 && b->text[start - 1] != '\n')
+        start--;
+    int col = sanitize_width(b->text + start, b->at - start);
+    if (direction < 0) {
+        line = start - 1;
+        length = 0;
+        while (line > 0 && b->text[line - 1] != '\n') {
+            line--;
+            length++;
+        }
+    } else {
+        line = b->at + strcspn(b->text + b->at, "\n") + 1;
+        length = strcspn(b->text + line, "\n");
+    }
+    b->at = text_at(b->text, &(struct text_line){line, length, 0}, col);
+}
+
+static void submit_prompt(struct app *a)
+{
+    struct chat_state *c = &a->chat;
+    struct textbuf *b = &c->prompt;
+    if (b->n && b->text[b->n - 1] == '\\' && b->at == b->n) {
+        textbuf_delete(b, TEXT_LEFT);
+        textbuf_insert(b, "\n", 1);
+        return;
+    }
+    if (strspn(b->text, " \t\n") == b->n)
+        return;
+    bool slash = b->text[0] == '/' && b->text[1] != '/';
+    if (!slash && !can_talk(a))
+        return; /* what is typed stays */
+    char *text = mem_strdup(b->text + (b->text[0] == '/' && b->text[1] == '/'));
+    if (!text)
+        return;
+    text_list_add(&a->j.history, b->text, JOURNAL_HISTORY);
+    c->history_at = a->j.history.n;
+    textbuf_clear(b);
+    if (slash)
+        command(a, text);
+    else
+        send(a, text);
+    free(text);
+}
+
+static bool complete_command(struct textbuf *b)
+{
+    if (b->text[0] != '/' || strchr(b->text, ' '))
+        return false;
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        if (strncmp(commands[i].name, b->text, b->n) == 0) {
+            textbuf_set(b, commands[i].name);
+            textbuf_insert(b, " ", 1);
+            return true;
+        }
+    return false;
+}
+
+static void interrupt(struct app *a)
+{
+    struct chat_state *c = &a->chat;
+    if (c->answering) {
+        worker_cancel_kind(a->worker, &job_chat);
+    } else if (c->prompt.n) {
+        text_list_add(&a->j.history, c->prompt.text, JOURNAL_HISTORY);
+        c->history_at = a->j.history.n;
+        textbuf_clear(&c->prompt);
+        app_message(a, ROLE_DIM, "cleared; Up brings it back");
+    } else if (a->leave_warned) {
+        a->quit = true;
+    } else {
+        a->leave_warned = 2;
+        app_message(a, ROLE_NORMAL, "Ctrl-C again leaves mlathe");
+    }
+}
+
+static void toggle_mode(struct app *a)
+{
+    struct chat_settings *s = &a->j.settings;
+    s->mode = s->mode == CHAT_FREE ? CHAT_FORCED : CHAT_FREE;
+    app_message(a, ROLE_NORMAL,
+                s->mode == CHAT_FREE ? "free: each side continues its own answer"
+                                     : "forced: the converted model scores the original's answer");
+    app_changed(a);
+}
+
+bool chat_request(struct app *a, enum request r, int key)
+{
+    struct chat_state *c = &a->chat;
+    int page = a->options.rows > 12 ? a->options.rows - 8 : 4;
+    switch (r) {
+    case REQ_STOP:
+        if (c->answering)
+            worker_cancel_kind(a->worker, &job_chat);
+        else
+            c->scroll = 0;
+        return true;
+    case REQ_INTERRUPT: interrupt(a); return true;
+    case REQ_MODE: toggle_mode(a); return true;
+    case REQ_FOCUS:
+        if (c->in_transcript || !complete_command(&c->prompt))
+            c->in_transcript = !c->in_transcript;
+        return true;
+    case REQ_PAGE_UP: c->scroll += page; return true;
+    case REQ_PAGE_DOWN: c->scroll = c->scroll > page ? c->scroll - page : 0; return true;
+    default: break;
+    }
+    if (c->in_transcript) {
+        if (r == REQ_UP)
+            c->scroll++;
+        else if (r == REQ_DOWN)
+            c->scroll -= c->scroll > 0;
+        else if (r == REQ_FIRST)
+            c->scroll = 1 << 28;
+        else if (r == REQ_LAST)
+            c->scroll = 0;
+        else
+            return false;
+        return true;
+    }
+    if (r == REQ_SEND)
+        submit_prompt(a);
+    else if (r == REQ_NEWLINE)
+        textbuf_insert(&c->prompt, "\n", 1);
+    else if (r == REQ_EDIT_UP || r == REQ_EDIT_DOWN)
+        up_down(a, r == REQ_EDIT_UP ? -1 : 1);
+    else if (!edit_key(&c->prompt, r, key))
+        return false;
+    app_changed(a);
+    return true;
+}

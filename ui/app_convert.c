@@ -1,0 +1,163 @@
+/* Conversion as the screens see it: start (calibrating first when nothing is known), the layers as
+ * they finish, and the result, which replaces the old one only when all of it is there. */
+#include "ui/app.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/file.h"
+
+static void end_run(struct convert_state *c)
+{
+    if (c->phase != CONVERT_NONE)
+        rankplan_done(&c->plan);
+    free(c->report);
+    free(c->reported);
+    c->report = NULL;
+    c->reported = NULL;
+    c->n_layer = c->n_reported = c->top = 0;
+    c->trouble[0] = 0;
+    c->phase = CONVERT_NONE;
+}
+
+void convert_drop(struct app *a)
+{
+    struct convert_state *c = &a->convert;
+    end_run(c);
+    if (c->has_result) {
+        rankplan_done(&c->result_plan);
+        conversion_report_done(&c->result);
+    }
+    *c = (struct convert_state){0};
+}
+
+/* Takes plan and report over. */
+void convert_adopt(struct app *a, struct rankplan *plan, struct conversion_report *r)
+{
+    struct convert_state *c = &a->convert;
+    if (c->has_result) {
+        rankplan_done(&c->result_plan);
+        conversion_report_done(&c->result);
+    }
+    c->result_plan = *plan;
+    c->result = *r;
+    c->has_result = true;
+    *plan = (struct rankplan){0};
+    *r = (struct conversion_report){0};
+}
+
+static bool running(const struct app *a)
+{
+    return a->convert.phase == CONVERT_WAITING || a->convert.phase == CONVERT_RUNNING;
+}
+
+static void submit(struct app *a)
+{
+    char *dir = a->lock >= 0 ? path_join(a->paths.data, "conversions") : NULL;
+    worker_submit(a->worker, &job_convert, convert_args(&a->convert.plan, dir));
+    free(dir);
+}
+
+void convert_start(struct app *a)
+{
+    struct convert_state *c = &a->convert;
+    if (!a->ranks.has_plan) {
+        app_message(a, ROLE_WARN, "open a model that can be converted first (screen 1)");
+        return;
+    }
+    if (running(a)) {
+        app_message(a, ROLE_WARN, "a conversion is running: Esc on screen 3 stops it");
+        return;
+    }
+    end_run(c);
+    int n = a->ranks.plan.model.n_layer;
+    if (rankplan_copy(&c->plan, &a->ranks.plan, NULL))
+        return;
+    c->phase = CONVERT_WAITING;
+    c->report = mem_calloc((size_t)n, sizeof *c->report);
+    c->reported = mem_calloc((size_t)n, sizeof *c->reported);
+    c->n_layer = c->report && c->reported ? n : 0;
+    c->started_sec = worker_now();
+    c->calibrate_first = !a->calibrated;
+    if (c->calibrate_first && worker_count(a->worker, &job_calibrate) == 0) {
+        char *cache = path_join(a->paths.cache, "calibration");
+        worker_submit(
+            a->worker, &job_calibrate,
+            calibrate_args(NULL, 0, cache, c->plan.layout, c->plan.layer[0].qk_rope_head_dim));
+        free(cache);
+    }
+    if (!c->calibrate_first)
+        submit(a);
+    app_go(a, SCREEN_CONVERT);
+}
+
+void convert_stop(struct app *a)
+{
+    if (!running(a))
+        return;
+    if (a->convert.calibrate_first)
+        worker_cancel_kind(a->worker, &job_calibrate);
+    worker_cancel_kind(a->worker, &job_convert);
+    app_message(a, ROLE_NORMAL, "stopping…");
+}
+
+static void layer_event(struct convert_state *c, const struct layer_done *d)
+{
+    if (d->layer < 0 || d->layer >= c->n_layer)
+        return;
+    c->report[d->layer] = d->report;
+    c->n_reported += !c->reported[d->layer];
+    c->reported[d->layer] = true;
+}
+
+void convert_event(struct app *a, struct event *v)
+{
+    struct convert_state *c = &a->convert;
+    if (v->kind == EVENT_LAYER) {
+        c->phase = c->phase == CONVERT_WAITING ? CONVERT_RUNNING : c->phase;
+        layer_event(c, v->data);
+        return;
+    }
+    struct converted_model *m = v->data;
+    c->phase = CONVERT_DONE;
+    c->ended_sec = worker_now();
+    for (int l = 0; l < m->report.n_layer; l++)
+        layer_event(c, &(struct layer_done){l, m->report.layer[l]});
+    snprintf(c->trouble, sizeof c->trouble, "%s", m->save_error);
+    convert_adopt(a, &m->plan, &m->report);
+    a->has_conversion = true;
+    if (c->result.path[0]) {
+        text_set(&a->j.conversion, c->result.path);
+        text_list_add(&a->j.conversions, c->result.path, 1000);
+        app_message(a, ROLE_GOOD, "converted and saved; 4 talks with both");
+    } else if (a->lock < 0) {
+        app_message(a, ROLE_WARN, "converted; not saved, since another mlathe has the workspace");
+    } else {
+        app_message(a, ROLE_BAD, "converted, but not saved: %s", c->trouble);
+    }
+    chat_model_changed(a);
+    app_changed(a);
+}
+
+void convert_job_done(struct app *a, const struct event *v)
+{
+    struct convert_state *c = &a->convert;
+    if (!running(a))
+        return;
+    if (v->job_kind == &job_calibrate && c->calibrate_first && v->status == OK) {
+        c->calibrate_first = false;
+        submit(a);
+        return;
+    }
+    if (v->job_kind == &job_calibrate ? !c->calibrate_first : v->status == OK)
+        return;
+    c->ended_sec = worker_now();
+    c->phase = v->status == ERR_CANCELLED ? CONVERT_STOPPED : CONVERT_FAILED;
+    if (v->status == ERR_CANCELLED) {
+        app_message(a, ROLE_NORMAL, "stopped: everything is as before");
+    } else {
+        snprintf(c->trouble, sizeof c->trouble, "%.500s", v->text ? v->text : "out of memory");
+        app_message(a, ROLE_BAD, "not converted: %s", c->trouble);
+    }
+}

@@ -1,0 +1,209 @@
+/* The table of keys. */
+#include "ui/keys.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+#include <utf8proc.h>
+
+#define ALT(k) ((k) | UI_ALT)
+#define LISTS (IN_MODEL | IN_RANKS | IN_CONVERT | IN_TALK | IN_EVAL | IN_EXPORT | IN_HELP)
+
+static const struct binding table[] = {
+    /* what each screen is for, first */
+    {REQ_OPEN, IN_MODEL, {UI_ENTER}, "open", "open the selected model"},
+    {REQ_PATH, IN_MODEL, {'p', 'o'}, "type a path", "type a path or a name (Tab completes)"},
+    {REQ_SCAN, IN_MODEL, {'r'}, "look again", "look for models again"},
+
+    {REQ_LESS, IN_RANKS, {UI_LEFT, '-'}, "rank", "lower the rank of this layer one step"},
+    {REQ_MORE, IN_RANKS, {UI_RIGHT, '+', '='}, NULL, "raise it one step"},
+    {REQ_LESS_FAST, IN_RANKS, {UI_SHIFT_LEFT, '<'}, "four steps", "lower the rank four steps"},
+    {REQ_MORE_FAST, IN_RANKS, {UI_SHIFT_RIGHT, '>'}, NULL, "raise it four steps"},
+    {REQ_AUTO, IN_RANKS, {'a'}, "auto", "spend the budget where it keeps most energy"},
+    {REQ_BUDGET, IN_RANKS, {'b'}, "budget", "type a budget: 50%, bytes a token, or 24GiB,8192x16"},
+    {REQ_UNIFORM, IN_RANKS, {'u'}, "same for all", "give every layer this layer's rank"},
+    {REQ_ROPE, IN_RANKS, {'R'}, "rope", "type the rope width R (rotary numbers cached a token)"},
+    {REQ_LAYOUT, IN_RANKS, {'l'}, "layout", "own layout, or stock DeepSeek for other engines"},
+    {REQ_METHOD, IN_RANKS, {'m'}, "method", "mlathe, or transmla as published"},
+    {REQ_START, IN_RANKS | IN_CONVERT, {'c'}, "convert", "convert the model by this plan"},
+    {REQ_SAVE_PLAN, IN_RANKS, {'s'}, "save", "save the plan to a file (JSON)"},
+    {REQ_LOAD_PLAN, IN_RANKS, {'o'}, NULL, "load a plan from a file"},
+    {REQ_CALIBRATE,
+     IN_RANKS,
+     {'k'},
+     "calibrate",
+     "calibrate: a text file, or the model's own text"},
+    {REQ_UNDO, IN_RANKS, {'z'}, "undo", "undo the last change of the plan"},
+    {REQ_REDO, IN_RANKS, {'y'}, NULL, "redo it"},
+    {REQ_WHATIF, IN_RANKS, {'x'}, NULL, "type context x batch and a memory to fit: 8192x1 24GiB"},
+
+    {REQ_SEND, IN_PROMPT, {UI_ENTER}, "send", "send the prompt; after a trailing \\: a new line"},
+    {REQ_NEWLINE, IN_PROMPT, {ALT(UI_ENTER), UI_CTRL('j')}, "new line", "start a new line"},
+    {REQ_MODE,
+     IN_PROMPT | IN_TALK,
+     {UI_CTRL('t'), UI_F7},
+     "free/forced",
+     "free: each answers; forced: the converted model scores the original's answer"},
+    {REQ_FOCUS,
+     IN_PROMPT | IN_TALK,
+     {UI_TAB},
+     "transcript",
+     "go between prompt and transcript; completes a /command"},
+    {REQ_INTERRUPT,
+     IN_PROMPT | IN_TALK,
+     {UI_CTRL('c')},
+     NULL,
+     "stop the answer; twice when nothing runs: leave"},
+
+    {REQ_ACCEPT, IN_ASK, {UI_ENTER}, "accept", "accept what is typed"},
+    {REQ_COMPLETE, IN_ASK, {UI_TAB}, "complete", "complete a path"},
+    {REQ_STOP, IN_ASK, {UI_ESC, UI_CTRL('c')}, "cancel", "leave the question"},
+
+    /* moving */
+    {REQ_UP, LISTS, {UI_UP}, NULL, "one up"},
+    {REQ_DOWN, LISTS, {UI_DOWN}, NULL, "one down"},
+    {REQ_PAGE_UP, LISTS | IN_PROMPT, {UI_PAGE_UP}, NULL, "a page up"},
+    {REQ_PAGE_DOWN, LISTS | IN_PROMPT, {UI_PAGE_DOWN}, NULL, "a page down"},
+    {REQ_FIRST, LISTS, {UI_HOME, 'g'}, NULL, "to the first"},
+    {REQ_LAST, LISTS, {UI_END, 'G'}, NULL, "to the last"},
+
+    /* editing */
+    {REQ_EDIT_LEFT, IN_TEXT, {UI_LEFT, UI_CTRL('b')}, NULL, "one character left"},
+    {REQ_EDIT_RIGHT, IN_TEXT, {UI_RIGHT, UI_CTRL('f')}, NULL, "one character right"},
+    {REQ_EDIT_UP, IN_TEXT, {UI_UP, UI_CTRL('p')}, NULL, "a line up, or the input before"},
+    {REQ_EDIT_DOWN, IN_TEXT, {UI_DOWN, UI_CTRL('n')}, NULL, "a line down, or the input after"},
+    {REQ_WORD_LEFT, IN_TEXT, {ALT('b'), UI_SHIFT_LEFT}, NULL, "one word left"},
+    {REQ_WORD_RIGHT, IN_TEXT, {ALT('f'), UI_SHIFT_RIGHT}, NULL, "one word right"},
+    {REQ_LINE_START, IN_TEXT, {UI_HOME, UI_CTRL('a')}, NULL, "to the start of the line"},
+    {REQ_LINE_END, IN_TEXT, {UI_END, UI_CTRL('e')}, NULL, "to the end of the line"},
+    {REQ_BACKSPACE, IN_TEXT, {UI_BACKSPACE, UI_CTRL('h'), 127}, NULL, "delete to the left"},
+    {REQ_DELETE, IN_TEXT, {UI_DELETE, UI_CTRL('d')}, NULL, "delete to the right"},
+    {REQ_DELETE_WORD, IN_TEXT, {UI_CTRL('w'), ALT(127)}, NULL, "delete a word to the left"},
+    {REQ_KILL_START, IN_TEXT, {UI_CTRL('u')}, NULL, "delete to the start of the line"},
+    {REQ_KILL_END, IN_TEXT, {UI_CTRL('k')}, NULL, "delete to the end of the line"},
+
+    /* everywhere */
+    {REQ_STOP,
+     IN_SCREENS | IN_PROMPT | IN_HELP,
+     {UI_ESC},
+     "stop",
+     "stop what runs; leave the help"},
+    {REQ_MODEL, IN_SCREENS | IN_HELP, {'1', UI_F1, ALT('1')}, NULL, "screen 1: model"},
+    {REQ_RANKS, IN_SCREENS | IN_HELP, {'2', UI_F2, ALT('2')}, NULL, "screen 2: ranks"},
+    {REQ_CONVERT, IN_SCREENS | IN_HELP, {'3', UI_F3, ALT('3')}, NULL, "screen 3: convert"},
+    {REQ_CHAT, IN_SCREENS | IN_HELP, {'4', UI_F4, ALT('4')}, NULL, "screen 4: chat"},
+    {REQ_EVAL, IN_SCREENS | IN_HELP, {'5', UI_F5, ALT('5')}, NULL, "screen 5: evaluate"},
+    {REQ_EXPORT, IN_SCREENS | IN_HELP, {'6', UI_F6, ALT('6')}, NULL, "screen 6: export"},
+    {REQ_MODEL, IN_PROMPT, {UI_F1, ALT('1')}, "F1-F6 screens", "screen 1: model"},
+    {REQ_RANKS, IN_PROMPT, {UI_F2, ALT('2')}, NULL, "screen 2: ranks"},
+    {REQ_CONVERT, IN_PROMPT, {UI_F3, ALT('3')}, NULL, "screen 3: convert"},
+    {REQ_CHAT, IN_PROMPT, {UI_F4, ALT('4')}, NULL, "screen 4: chat"},
+    {REQ_EVAL, IN_PROMPT, {UI_F5, ALT('5')}, NULL, "screen 5: evaluate"},
+    {REQ_EXPORT, IN_PROMPT, {UI_F6, ALT('6')}, NULL, "screen 6: export"},
+    {REQ_HELP, IN_SCREENS | IN_HELP, {'?', UI_F9}, "help", "this help"},
+    {REQ_HELP, IN_PROMPT, {UI_F9}, "help", "this help"},
+    {REQ_QUIT, IN_SCREENS | IN_HELP, {'q', UI_F10, UI_CTRL('q')}, "leave", "leave mlathe"},
+    {REQ_QUIT, IN_TEXT, {UI_F10, UI_CTRL('q')}, NULL, "leave mlathe"},
+    {REQ_REDRAW, IN_SCREENS | IN_TEXT | IN_HELP, {UI_CTRL('l')}, NULL, "paint the screen anew"},
+    {REQ_SUSPEND,
+     IN_SCREENS | IN_TEXT | IN_HELP,
+     {UI_CTRL('z')},
+     NULL,
+     "suspend mlathe (fg brings it back)"},
+};
+
+const struct binding *keys_table(size_t *n)
+{
+    *n = sizeof table / sizeof *table;
+    return table;
+}
+
+enum request keys_lookup(enum context where, int key)
+{
+    if (key == '\n' && where != IN_PROMPT)
+        key = UI_ENTER;
+    for (size_t i = 0; key && i < sizeof table / sizeof *table; i++)
+        for (int k = 0; (table[i].where & where) && k < BINDING_KEYS; k++)
+            if (table[i].key[k] == key)
+                return table[i].request;
+    return REQ_NONE;
+}
+
+static const struct {
+    int key;
+    const char *name, *brief;
+} names[] = {
+    {UI_UP, "Up", "↑"},
+    {UI_DOWN, "Down", "↓"},
+    {UI_LEFT, "Left", "←"},
+    {UI_RIGHT, "Right", "→"},
+    {UI_HOME, "Home", NULL},
+    {UI_END, "End", NULL},
+    {UI_PAGE_UP, "PgUp", NULL},
+    {UI_PAGE_DOWN, "PgDn", NULL},
+    {UI_SHIFT_LEFT, "Shift-Left", "⇧←"},
+    {UI_SHIFT_RIGHT, "Shift-Right", "⇧→"},
+    {UI_SHIFT_TAB, "Shift-Tab", NULL},
+    {UI_INSERT, "Ins", NULL},
+    {UI_DELETE, "Del", NULL},
+    {UI_BACKSPACE, "Backspace", NULL},
+    {UI_F1, "F1", NULL},
+    {UI_F2, "F2", NULL},
+    {UI_F3, "F3", NULL},
+    {UI_F4, "F4", NULL},
+    {UI_F5, "F5", NULL},
+    {UI_F6, "F6", NULL},
+    {UI_F7, "F7", NULL},
+    {UI_F8, "F8", NULL},
+    {UI_F9, "F9", NULL},
+    {UI_F10, "F10", NULL},
+    {UI_ENTER, "Enter", "⏎"},
+    {UI_TAB, "Tab", NULL},
+    {UI_ESC, "Esc", NULL},
+    {' ', "Space", NULL},
+    {127, "Backspace", NULL},
+    {UI_CTRL('h'), "Backspace", NULL},
+};
+#define N_NAMES (sizeof names / sizeof *names)
+
+const char *keys_name(int key, bool brief, char text[32])
+{
+    const char *alt = key & UI_ALT ? "Alt-" : "";
+    int bare = key & ~UI_ALT;
+    for (size_t i = 0; i < N_NAMES; i++)
+        if (names[i].key == bare) {
+            snprintf(text, 32, "%s%s", alt,
+                     brief && names[i].brief ? names[i].brief : names[i].name);
+            return text;
+        }
+    if (bare < 32) {
+        snprintf(text, 32, "%sCtrl-%c", alt, bare + '@');
+    } else {
+        unsigned char utf8[5] = {0};
+        utf8proc_encode_char(bare, utf8);
+        snprintf(text, 32, "%s%s", alt, (char *)utf8);
+    }
+    return text;
+}
+
+int keys_parse(const char *name)
+{
+    int alt = 0;
+    if (strncasecmp(name, "Alt-", 4) == 0 && name[4]) {
+        alt = UI_ALT;
+        name += 4;
+    }
+    for (size_t i = 0; i < N_NAMES; i++)
+        if (strcasecmp(name, names[i].name) == 0)
+            return names[i].key | alt;
+    if (strncasecmp(name, "Ctrl-", 5) == 0 && name[5] && !name[6])
+        return UI_CTRL(name[5]) | alt;
+    utf8proc_int32_t cp;
+    utf8proc_ssize_t n = utf8proc_iterate((const utf8proc_uint8_t *)name, -1, &cp);
+    return n > 0 && name[n] == 0 && cp >= 32 ? (int)cp | alt : 0;
+}
+
+bool keys_is_text(int key)
+{
+    return key >= 32 && key != 127 && key < UI_UP;
+}

@@ -1,0 +1,228 @@
+/* The frame around every screen: first line, last line, questions, messages, help. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/kvmem.h"
+#include "ui/app.h"
+
+const struct view_ops *view_of(int screen)
+{
+    static const struct view_ops *const table[SCREEN_COUNT] = {
+        &view_model, &view_ranks, &view_convert, &view_chat, &view_eval, &view_export};
+    return table[screen >= 0 && screen < SCREEN_COUNT ? screen : 0];
+}
+
+/* "convert layer 3/30 ███▌      41%", or what stands still. */
+static void job_text_of(const struct app *a, char text[160])
+{
+    const struct job_status *s = &a->status;
+    bool measured = false;
+    int curves = plan_curves(a, &measured);
+    if (s->active && s->kind) {
+        int n = snprintf(text, 160, "%s", s->kind->name);
+        if (strcmp(s->phase, s->kind->name) != 0 && s->phase[0])
+            n += snprintf(text + n, 160 - (size_t)n, " %.60s", s->phase);
+        if (s->total > 0 && s->kind != &job_chat)
+            snprintf(text + n, 160 - (size_t)n, " %3.0f%%", 100 * s->done / s->total);
+    } else if (a->ranks.has_plan && curves == a->info.n_layer) {
+        snprintf(text, 160, "%s %d/%d ✓", measured ? "calibrated" : "spectra", curves,
+                 a->info.n_layer);
+    } else {
+        text[0] = 0;
+    }
+}
+
+static void draw_head(const struct app *a, struct screen *s, struct rect r)
+{
+    char left[320], right[320], job[160], memory[32];
+    if (r.h < 1)
+        return;
+    screen_fill(s, r, ROLE_HEAD);
+    job_text_of(a, job);
+    kvmem_text(a->memory_bytes, memory, sizeof memory);
+    if (a->has_model)
+        snprintf(left, sizeof left, " %.60s  %s  %d layers  %dQ/%dKV×%d", a->info.name,
+                 a->info.family, a->info.n_layer, a->info.n_head, a->info.n_kv_head,
+                 a->info.head_dim);
+    else
+        snprintf(left, sizeof left, " mlathe " MLATHE_VERSION);
+    snprintf(right, sizeof right, "%s%s%s%s%s ", a->clock_off ? "device" : a->device,
+             a->has_model ? "  " : "", a->clock_off ? "-- MiB" : memory, job[0] ? "  " : "", job);
+    int wl = sanitize_width(left, strlen(left)), wr = sanitize_width(right, strlen(right));
+    if (wl + wr + 1 > r.w) {
+        /* The job matters more than the machine. */
+        snprintf(right, sizeof right, "%s ", job);
+        wr = sanitize_width(right, strlen(right));
+    }
+    if (wr > r.w * 2 / 3)
+        wr = r.w * 2 / 3;
+    screen_put(s, r.y, r.x, r.w - wr - 1 > 0 ? r.w - wr - 1 : r.w, ROLE_HEAD, left);
+    if (r.w - wr - 1 > 0)
+        screen_put(s, r.y, r.x + r.w - wr, wr, ROLE_HEAD, right);
+}
+
+static int hint(struct screen *s, struct rect r, int x, const char *keys, const char *text)
+{
+    int need = sanitize_width(keys, strlen(keys)) + 1 + sanitize_width(text, strlen(text));
+    if (x + need > r.w)
+        return -1;
+    x += screen_put(s, r.y, r.x + x, r.w - x, ROLE_KEY, keys);
+    x += screen_put(s, r.y, r.x + x, r.w - x, ROLE_FOOT, " ");
+    return x + screen_put(s, r.y, r.x + x, r.w - x, ROLE_FOOT, text);
+}
+
+static void draw_hints(const struct app *a, struct screen *s, struct rect r)
+{
+    size_t n;
+    const struct binding *table = keys_table(&n);
+    enum context where = app_context(a);
+    int x = 1, tail = 0;
+    char key[32], more[40];
+    /* "? help" and how to leave always have their place at the right end. */
+    static const char screens[] = "1-6 screens";
+    snprintf(more, sizeof more, "%s help", where == IN_PROMPT ? "F9" : "?");
+    bool room = r.w >= 40 && !(where & (IN_TEXT | IN_HELP));
+    if (where != IN_ASK)
+        tail = sanitize_width(more, strlen(more)) + 2 + (room ? (int)sizeof screens - 1 + 2 : 0);
+    for (size_t i = 0; i < n; i++) {
+        const struct binding *b = &table[i];
+        if (!(b->where & where) || !b->hint || b->request == REQ_HELP || b->request == REQ_QUIT)
+            continue;
+        if (b->request == REQ_STOP && !(where & (IN_ASK | IN_HELP)) && !a->status.active)
+            continue;
+        keys_name(b->key[0], true, key);
+        if (b->request == REQ_LESS)
+            snprintf(key, sizeof key, "←→");
+        else if (b->request == REQ_LESS_FAST)
+            snprintf(key, sizeof key, "⇧←→");
+        struct rect room_left = {r.y, r.x, 1, r.w - tail};
+        int next = hint(s, room_left, x, key, b->hint);
+        if (next < 0)
+            break;
+        x = next + 2;
+    }
+    if (!tail || r.w < tail)
+        return;
+    int at = r.w - tail + 1;
+    if (room)
+        at += screen_put(s, r.y, r.x + at, r.w - at, ROLE_FOOT, screens) + 2;
+    hint(s, r, at, where == IN_PROMPT ? "F9" : "?", "help");
+}
+
+static void draw_ask(const struct app *a, struct screen *s, struct rect r)
+{
+    const struct textbuf *b = &a->ask.text;
+    int x = 1, room;
+    x += screen_put(s, r.y, r.x + x, r.w / 2, ROLE_KEY, a->ask.label);
+    x += screen_put(s, r.y, r.x + x, r.w - x, ROLE_FOOT, ": ");
+    room = r.w - x - 1;
+    /* The end of a long text stays visible while it is typed. */
+    size_t from = 0;
+    struct cluster c;
+    while (from < b->at && sanitize_width(b->text + from, b->at - from) > room - 1)
+        from += sanitize_next(b->text + from, b->n - from, &c);
+    screen_putn(s, r.y, r.x + x, room, ROLE_FOOT, b->text + from, b->n - from);
+    screen_cursor(s, r.y, r.x + x + sanitize_width(b->text + from, b->at - from));
+}
+
+/* A message may need more than the last line: it then covers what is above, up to three lines. */
+static void draw_message(struct screen *s, struct rect foot, enum role role, const char *text)
+{
+    int lines = 0, most = foot.y < 8 ? 1 : 3;
+    struct text_line *line = text_wrap(text, strlen(text), foot.w - 2, &lines);
+    if (!line)
+        return;
+    int show = lines < most ? lines : most;
+    struct rect r = {foot.y - show + 1, foot.x, show, foot.w};
+    screen_fill(s, r, ROLE_FOOT);
+    for (int i = 0; i < show; i++) {
+        bool last = i + 1 == show;
+        /* What does not fit is cut by screen_putn, which marks it. */
+        size_t n = last ? strlen(text + line[i].start) : line[i].bytes;
+        screen_putn(s, r.y + i, r.x + 1, r.w - 2, role, text + line[i].start, n);
+    }
+    free(line);
+}
+
+static void draw_foot(const struct app *a, struct screen *s, struct rect r)
+{
+    if (r.h < 1)
+        return;
+    screen_fill(s, r, ROLE_FOOT);
+    if (a->ask.what) {
+        draw_ask(a, s, r);
+        if (a->ask.error[0] && r.y > 0) {
+            struct rect above = {r.y - 1, r.x, 1, r.w};
+            draw_message(s, above, ROLE_BAD, a->ask.error);
+        }
+    } else if (a->message[0]) {
+        draw_message(s, r, a->message_role, a->message);
+    } else {
+        draw_hints(a, s, r);
+    }
+}
+
+static int help_line(struct screen *s, struct rect in, int row, int top, const struct binding *b)
+{
+    char keys[128] = "", key[32];
+    for (int k = 0; k < BINDING_KEYS && b->key[k]; k++) {
+        size_t n = strlen(keys);
+        keys_name(b->key[k], false, key);
+        if (strstr(keys, key))
+            continue;
+        snprintf(keys + n, sizeof keys - n, "%s%s", n ? ", " : "", key);
+    }
+    if (row >= top && row < top + in.h) {
+        int y = in.y + row - top;
+        screen_put(s, y, in.x + 1, 22 < in.w ? 22 : in.w - 1, ROLE_KEY, keys);
+        screen_put(s, y, in.x + 24, in.w - 25, ROLE_NORMAL, b->help);
+    }
+    return row + 1;
+}
+
+void view_help(struct app *a, struct screen *s, struct rect body)
+{
+    size_t n;
+    const struct binding *table = keys_table(&n);
+    bool chat = a->j.screen == SCREEN_CHAT && !a->chat.in_transcript;
+    enum context where = chat ? IN_PROMPT : view_of(a->j.screen)->context;
+    char title[64];
+    int rows = 0, row = 0;
+    snprintf(title, sizeof title, "keys of screen %d: %s%s", a->j.screen + 1,
+             view_of(a->j.screen)->name, chat ? ", prompt" : "");
+    screen_box(s, body, ROLE_FOCUS, title);
+    struct rect in = layout_inside(body);
+    for (size_t i = 0; i < n; i++)
+        rows += (table[i].where & where) != 0;
+    rows += chat ? 3 : 0;
+    int most = rows > in.h ? rows - in.h : 0;
+    a->help_top = a->help_top > most ? most : a->help_top < 0 ? 0 : a->help_top;
+    for (size_t i = 0; i < n; i++)
+        if (table[i].where & where)
+            row = help_line(s, in, row, a->help_top, &table[i]);
+    static const char *const slash[] = {
+        "", "/system TEXT  /set KEY VALUE  /regen  /edit  /undo  /clear",
+        "/save FILE  /load FILE  /stats  /help  /quit   (// starts a text with a slash)"};
+    for (int i = 0; chat && i < 3; i++, row++)
+        if (row >= a->help_top && row < a->help_top + in.h)
+            screen_put(s, in.y + row - a->help_top, in.x + 1, in.w - 2, ROLE_NORMAL, slash[i]);
+    if (a->help_top < most)
+        screen_right(s, body.y + body.h - 1, body.x, body.w - 2, ROLE_FOCUS, " ↓ more ");
+}
+
+void app_draw(struct app *a, struct screen *s)
+{
+    struct frame_layout f = layout_frame(s->rows, s->cols);
+    a->options.rows = s->rows;
+    a->options.cols = s->cols;
+    screen_clear(s);
+    draw_head(a, s, f.head);
+    if (a->help)
+        view_help(a, s, f.body);
+    else
+        view_of(a->j.screen)->draw(a, s, f.body);
+    if (a->help)
+        s->cursor_row = -1;
+    draw_foot(a, s, f.foot);
+}

@@ -1,0 +1,173 @@
+/* Screen 3: the conversion that runs, layer by layer, or the result of the last one. */
+#include <stdio.h>
+#include <string.h>
+
+#include "core/kvmem.h"
+#include "ui/app.h"
+
+static void layer_row(const struct convert_state *c, struct screen *s, int y, struct rect in, int l,
+                      int g, int d)
+{
+    const struct layer_report *r = &c->report[l];
+    const struct plan_layer *p = &c->plan.layer[l];
+    double kept =
+        (double)kvmem_mla_numbers(p->kv_lora_rank, p->qk_rope_head_dim) / kvmem_gqa_numbers(g, d);
+    char text[160];
+    if (c->reported[l])
+        snprintf(text, sizeof text, "%5d %5d %4d  %3.0f%%  %5.1f%%  %9.2e  %9.2e  %9.2e", l,
+                 r->kv_lora_rank, r->qk_rope_head_dim, 100 * kept, 100 * r->energy, r->error,
+                 r->loss_rope, r->loss_rank);
+    else
+        snprintf(text, sizeof text, "%5d %5d %4d  %3.0f%%       –", l, p->kv_lora_rank,
+                 p->qk_rope_head_dim, 100 * kept);
+    screen_put(s, y, in.x + 1, in.w - 2, c->reported[l] ? ROLE_NORMAL : ROLE_DIM, text);
+}
+
+static void draw_layers(struct app *a, struct screen *s, struct rect r)
+{
+    struct convert_state *c = &a->convert;
+    struct rect in = layout_inside(r);
+    char title[96];
+    snprintf(title, sizeof title, "layers: %d of %d done", c->n_reported, c->n_layer);
+    screen_box(s, r, ROLE_FOCUS, title);
+    if (in.h < 2)
+        return;
+    screen_put(s, in.y, in.x + 1, in.w - 2, ROLE_DIM,
+               "layer  rank    R  kept  energy      error    of rope    of rank");
+    int rows = in.h - 1;
+    bool runs = c->phase == CONVERT_WAITING || c->phase == CONVERT_RUNNING;
+    if (runs)
+        c->top = layout_scroll(c->top, c->n_reported, rows, c->n_layer);
+    c->top = layout_scroll(c->top, c->top < 0 ? 0 : c->top, rows, c->n_layer);
+    const struct plan_model *m = &c->plan.model;
+    for (int i = 0; i < rows && c->top + i < c->n_layer; i++)
+        layer_row(c, s, in.y + 1 + i, in, c->top + i, m->n_kv_head, m->head_dim);
+    if (c->top + rows < c->n_layer)
+        screen_right(s, r.y + r.h - 1, r.x, r.w - 2, ROLE_FOCUS, " ↓ more ");
+}
+
+/* Jobs name their steps themselves; time left is what the running step has shown so far. */
+static void draw_running(const struct app *a, struct screen *s, struct rect in)
+{
+    const struct convert_state *c = &a->convert;
+    const struct job_status *j = &a->status;
+    bool mine = j->active && (j->kind == &job_convert || j->kind == &job_calibrate);
+    double share = mine && j->total > 0 ? j->done / j->total : 0;
+    double run = j->now_sec - j->started_sec;
+    char elapsed[32], left[32], line[200];
+    snprintf(line, sizeof line, "%s%s", !mine ? "waits for " : "",
+             mine        ? (j->phase[0] ? j->phase : j->kind->name)
+             : j->active ? j->kind->name
+                         : "the worker");
+    screen_put(s, in.y, in.x + 1, in.w - 2, ROLE_NORMAL, line);
+    if (in.h < 2)
+        return;
+    int bar = in.w - 44 > 10 ? in.w - 44 : in.w > 24 ? 10 : 0;
+    screen_bar(s, in.y + 1, in.x + 1, bar, ROLE_BAR, share);
+    app_seconds(a, j->now_sec - c->started_sec, elapsed);
+    if (share > 0.02 && mine)
+        app_seconds(a, run * (1 - share) / share, left);
+    else
+        snprintf(left, sizeof left, "–");
+    screen_putf(s, in.y + 1, in.x + bar + 2, in.w - bar - 3, ROLE_NORMAL,
+                "%3.0f%%  %s elapsed  %s left  Esc stops", 100 * share, elapsed, left);
+}
+
+/* Where quality went: the layers that lost most, and which step took it. */
+static void draw_loss(const struct conversion_report *r, struct screen *s, int y, struct rect in)
+{
+    double rope = 0, rank = 0, error = 0;
+    int worst = 0;
+    for (int l = 0; l < r->n_layer; l++) {
+        rope += r->layer[l].loss_rope;
+        rank += r->layer[l].loss_rank;
+        error += r->layer[l].error;
+        worst = r->layer[l].error > r->layer[worst].error ? l : worst;
+    }
+    if (r->n_layer < 1)
+        return;
+    double both = rope + rank > 0 ? rope + rank : 1;
+    screen_putf(s, y, in.x + 1, in.w - 2, ROLE_NORMAL,
+                "lost: rope %.0f%%, rank %.0f%%; mean error a layer %.2e, most in layer %d (%.2e)",
+                100 * rope / both, 100 * rank / both, error / r->n_layer, worst,
+                r->layer[worst].error);
+}
+
+static void draw_result(const struct app *a, struct screen *s, struct rect in)
+{
+    const struct convert_state *c = &a->convert;
+    const struct conversion_report *r = &c->result;
+    char path[1024], text[32];
+    if (!c->has_result || in.h < 1)
+        return;
+    screen_putf(s, in.y, in.x + 1, in.w - 2, ROLE_NORMAL,
+                "KV/token  %zu B → %zu B (%.0f %%), solved in %s", r->kv_bytes_before,
+                r->kv_bytes_after, 100 * r->kept, app_seconds(a, r->seconds_solve, text));
+    if (in.h >= 2)
+        draw_loss(r, s, in.y + 1, in);
+    if (in.h >= 3)
+        screen_putf(s, in.y + 2, in.x + 1, in.w - 2, r->path[0] ? ROLE_NORMAL : ROLE_WARN, "%s%s",
+                    r->path[0] ? "saved in " : "not saved ",
+                    r->path[0] ? app_path_text(r->path, path) : c->trouble);
+    if (in.h >= 4)
+        screen_put(s, in.y + 3, in.x + 1, in.w - 2, ROLE_GOOD,
+                   "next: 4 talks with both, 5 measures the difference, 6 exports");
+}
+
+static void draw_plan(const struct app *a, struct screen *s, struct rect in)
+{
+    const struct rankplan *p = &a->ranks.plan;
+    if (in.h < 1)
+        return;
+    if (!a->ranks.has_plan) {
+        screen_put(s, in.y, in.x + 1, in.w - 2, ROLE_WARN,
+                   a->has_model ? a->info.reason : "No model is open: 1 shows what is here.");
+        return;
+    }
+    screen_putf(s, in.y, in.x + 1, in.w - 2, ROLE_NORMAL,
+                "The plan of screen 2 keeps %.0f %% of the cache (%s, %s layout).",
+                100 * rankplan_kept(p), p->method == METHOD_MLATHE ? "mlathe" : "transmla",
+                p->layout == LAYOUT_OWN ? "own" : "stock");
+    if (in.h >= 2)
+        screen_put(s, in.y + 1, in.x + 1, in.w - 2, ROLE_NORMAL,
+                   a->calibrated ? "c converts; the original stays as it is."
+                                 : "c calibrates on the model's own text and converts (k on screen "
+                                   "2 takes a file).");
+}
+
+static void draw(struct app *a, struct screen *s, struct rect body)
+{
+    const struct convert_state *c = &a->convert;
+    static const char *const title[] = {"convert",
+                                        "convert: waiting",
+                                        "convert: running",
+                                        "convert: done",
+                                        "convert: stopped, everything as before",
+                                        "convert: failed, everything as before"};
+    bool runs = c->phase == CONVERT_WAITING || c->phase == CONVERT_RUNNING;
+    bool failed = c->phase == CONVERT_FAILED;
+    int lines = runs ? 2 : failed ? 1 : c->has_result ? 4 : 2;
+    struct list_layout l = {.list = body};
+    struct rect top = body;
+    if (c->phase != CONVERT_NONE) {
+        int h = lines + 2 < body.h ? lines + 2 : body.h;
+        top.h = h;
+        l.list = (struct rect){body.y + h, body.x, body.h - h, body.w};
+    }
+    screen_box(s, top, ROLE_BORDER,
+               c->phase == CONVERT_NONE && c->has_result ? "convert: the conversion in use"
+                                                         : title[c->phase]);
+    struct rect in = layout_inside(top);
+    if (runs)
+        draw_running(a, s, in);
+    else if (failed)
+        screen_put(s, in.y, in.x + 1, in.w - 2, ROLE_BAD, c->trouble);
+    else if (c->phase == CONVERT_STOPPED || (c->phase == CONVERT_NONE && !c->has_result))
+        draw_plan(a, s, in);
+    else
+        draw_result(a, s, in);
+    if (c->phase != CONVERT_NONE && c->n_layer > 0)
+        draw_layers(a, s, l.list);
+}
+
+const struct view_ops view_convert = {"convert", IN_CONVERT, draw};

@@ -1,0 +1,271 @@
+/* Screen 2: ranks of the layers, the spectrum of one of them with its cut, and what the plan costs
+ * and saves. All numbers come from core/kvmem, core/rankplan and core/spectrum. */
+#include <math.h>
+#include <stdlib.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/kvmem.h"
+#include "ui/app.h"
+#include "ui/plot.h"
+
+#define FACTS 4
+
+static void draw_layer(const struct app *a, struct screen *s, int y, struct rect in, int l)
+{
+    const struct ranks_state *r = &a->ranks;
+    const struct plan_layer *p = &r->plan.layer[l];
+    const struct layer_curve *c = &r->curve[l];
+    bool selected = l == r->layer, fits = plan_curve_fits(a, l);
+    enum role role = selected ? ROLE_SELECTED : ROLE_NORMAL;
+    double gqa = kvmem_gqa_numbers(r->plan.model.n_kv_head, r->plan.model.head_dim);
+    int numbers = kvmem_mla_numbers(p->kv_lora_rank, p->qk_rope_head_dim);
+    char text[64];
+    if (selected)
+        screen_fill(s, (struct rect){y, in.x, 1, in.w}, role);
+    snprintf(text, sizeof text, "%s%4d %5d  %3.0f%%", selected ? "▶" : " ", l, p->kv_lora_rank,
+             100 * numbers / gqa);
+    int x = screen_put(s, y, in.x, in.w, role, text) + 2;
+    int bar = in.w - x - 13;
+    if (!c->there) {
+        screen_put(s, y, in.x + x, in.w - x, selected ? role : ROLE_DIM, "…");
+        return;
+    }
+    double energy = spectrum_energy(&c->spectrum, p->kv_lora_rank);
+    if (bar >= 4)
+        screen_bar(s, y, in.x + x, bar, selected ? role : fits ? ROLE_BAR : ROLE_DIM, energy);
+    else
+        bar = -1;
+    snprintf(text, sizeof text, "%s%5.1f%%", fits ? " " : "~", 100 * energy);
+    screen_put(s, y, in.x + x + bar, in.w - x - bar,
+               selected ? role
+               : fits   ? ROLE_NORMAL
+                        : ROLE_DIM,
+               text);
+    screen_right(s, y, in.x, in.w - 1, role, "–");
+}
+
+static void draw_list(struct app *a, struct screen *s, struct rect r)
+{
+    struct ranks_state *k = &a->ranks;
+    struct rect in = layout_inside(r);
+    screen_box(s, r, ROLE_FOCUS, "layers");
+    if (in.h < 1)
+        return;
+    int n = k->plan.model.n_layer, head = in.h > 2 ? 1 : 0;
+    if (head) {
+        screen_put(s, in.y, in.x, in.w, ROLE_DIM, "layer  rank  kept  energy");
+        screen_right(s, in.y, in.x, in.w - 1, ROLE_DIM, "ΔKL");
+    }
+    k->top = layout_scroll(k->top, k->layer, in.h - head, n);
+    for (int i = 0; i < in.h - head && k->top + i < n; i++)
+        draw_layer(a, s, in.y + head + i, in, k->top + i);
+    if (k->top + in.h - head < n)
+        screen_right(s, r.y + r.h - 1, r.x, r.w - 2, ROLE_FOCUS, " ↓ more ");
+}
+
+/* log10 of y relative to its first element, over four decades at least and eight at most. */
+static double *decades(const double *y, int n, double *lo)
+{
+    double *v = mem_calloc((size_t)n, sizeof *v), least = 0;
+    for (int i = 0; v && i < n; i++) {
+        v[i] = y[0] > 0 && y[i] > 0 ? log10(y[i] / y[0]) : -99;
+        if (v[i] > -99 && v[i] < least)
+            least = v[i];
+    }
+    *lo = least > -4 ? -4 : least < -8 ? -8 : floor(least);
+    return v;
+}
+
+struct curve {
+    const double *y;
+    int n, cut; /* cut: index of the first component dropped; -1: none */
+};
+
+/* Plot area with decades at the left, indices below, and the cut as a dotted line. */
+static void draw_plot(struct screen *s, struct rect in, const struct curve *c, bool fresh)
+{
+    struct plot p;
+    double lo, *v = decades(c->y, c->n, &lo);
+    struct rect area = {in.y, in.x + 5, in.h - 1, in.w - 6};
+    if (!v || area.h < 2 || area.w < 8 || plot_init(&p, area.h, area.w, s->ascii, NULL)) {
+        free(v);
+        return;
+    }
+    plot_curve(&p, v, c->n, lo, 0);
+    for (int d = 0; d >= (int)lo; d--) {
+        int row = (int)(-d / -lo * (area.h - 1) + 0.5);
+        if (d % 2 == 0)
+            screen_putf(s, area.y + row, in.x, 5, ROLE_DIM, "1e%d", d);
+    }
+    int cut = c->cut >= 0 && c->cut < c->n ? plot_column(&p, c->cut, c->n) : -1;
+    char text[16], mark[32];
+    for (int y = 0; y < area.h; y++)
+        for (int x = 0; x < area.w; x++) {
+            plot_char(&p, y, x, text);
+            bool empty = strcmp(text, " ") == 0;
+            enum role role = !fresh ? ROLE_DIM : cut >= 0 && x > cut ? ROLE_DIM : ROLE_CURVE;
+            if (x == cut && empty)
+                screen_put(s, area.y + y, area.x + x, 1, ROLE_CUT, "┊");
+            else if (!empty)
+                screen_put(s, area.y + y, area.x + x, 1, role, text);
+        }
+    /* Below: 0, the cut, and the last index, without running into one another. */
+    int y = in.y + in.h - 1;
+    snprintf(mark, sizeof mark, "r=%d", c->cut);
+    int at = cut - (int)strlen(mark) / 2, width = (int)strlen(mark);
+    at = at < 0 ? 0 : at + width > area.w ? area.w - width : at;
+    if (cut < 0 || at >= 2)
+        screen_put(s, y, area.x, 1, ROLE_DIM, "0");
+    snprintf(text, sizeof text, "%d", c->n);
+    if (cut < 0 || at + width < area.w - (int)strlen(text))
+        screen_right(s, y, area.x, area.w, ROLE_DIM, text);
+    if (cut >= 0)
+        screen_put(s, y, area.x + at, area.w, ROLE_CUT, mark);
+    plot_done(&p);
+    free(v);
+}
+
+static const char *waiting_text(const struct app *a)
+{
+    return a->status.active && a->status.kind != &job_spectra ? "waits for the running job"
+                                                              : "updating…";
+}
+
+static void draw_joint(const struct app *a, struct screen *s, struct rect r)
+{
+    const struct ranks_state *k = &a->ranks;
+    const struct layer_curve *c = &k->curve[k->layer];
+    struct rect in = layout_inside(r);
+    bool fits = plan_curve_fits(a, k->layer);
+    char title[128];
+    snprintf(title, sizeof title, "layer %d: %s%s%s", k->layer,
+             c->there && c->spectrum.calibrated ? "spectrum, calibrated" : "spectrum, weights only",
+             c->there && !fits ? ", " : "", c->there && !fits ? waiting_text(a) : "");
+    screen_box(s, r, ROLE_BORDER, title);
+    if (in.h < 4)
+        return;
+    if (!c->there || c->spectrum.n < 1) {
+        screen_put(s, in.y + in.h / 2, in.x + 2, in.w - 2, ROLE_DIM, waiting_text(a));
+        return;
+    }
+    int rank = k->plan.layer[k->layer].kv_lora_rank;
+    struct curve curve = {c->spectrum.joint, c->spectrum.n, rank};
+    double energy = spectrum_energy(&c->spectrum, rank);
+    struct rect plot = {in.y, in.x, in.h - 1, in.w};
+    draw_plot(s, plot, &curve, fits);
+    screen_putf(s, in.y + in.h - 1, in.x, in.w, fits ? ROLE_NORMAL : ROLE_DIM,
+                "kept %.1f%%  dropped %.1f%%  K share %.0f%%", 100 * energy, 100 * (1 - energy),
+                100 * spectrum_key_share(&c->spectrum, rank));
+}
+
+/* Keys and values apart, one above the other, when the screen is wide. */
+static void draw_apart(const struct app *a, struct screen *s, struct rect r)
+{
+    const struct ranks_state *k = &a->ranks;
+    const struct layer_curve *c = &k->curve[k->layer];
+    if (r.w < 20 || r.h < 12 || !c->there)
+        return;
+    bool fits = plan_curve_fits(a, k->layer);
+    struct rect top = {r.y, r.x, r.h / 2, r.w}, low = {r.y + r.h / 2, r.x, r.h - r.h / 2, r.w};
+    struct curve key = {c->spectrum.key, c->spectrum.n_key, -1};
+    struct curve value = {c->spectrum.value, c->spectrum.n_value, -1};
+    screen_box(s, top, ROLE_BORDER, "keys alone");
+    screen_box(s, low, ROLE_BORDER, "values alone");
+    if (key.n > 0)
+        draw_plot(s, layout_inside(top), &key, fits);
+    if (value.n > 0)
+        draw_plot(s, layout_inside(low), &value, fits);
+}
+
+/* ---- what it costs ---- */
+
+static void memory_lines(const struct app *a, struct screen *s, struct rect r)
+{
+    const struct rankplan *p = &a->ranks.plan;
+    int n = p->model.n_layer, *now = mem_calloc((size_t)n, sizeof *now);
+    int *was = mem_calloc((size_t)n, sizeof *was);
+    char x[32], y[32], memory[32], line[256];
+    for (int l = 0; was && l < n; l++)
+        was[l] = kvmem_gqa_numbers(p->model.n_kv_head, p->model.head_dim);
+    if (now && was) {
+        size_t context = (size_t)a->j.context, batch = (size_t)a->j.batch;
+        size_t room = (size_t)a->j.memory_bytes;
+        rankplan_layer_numbers(p, now);
+        kvmem_text((double)kvmem_bytes(was, n, DTYPE_F16, context, batch), x, sizeof x);
+        kvmem_text((double)kvmem_bytes(now, n, DTYPE_F16, context, batch), y, sizeof y);
+        snprintf(line, sizeof line, "KV/token  %zu B → %zu B (%.0f %%)   at %lld×%lld: %s → %s",
+                 kvmem_bytes(was, n, DTYPE_F16, 1, 1), kvmem_bytes(now, n, DTYPE_F16, 1, 1),
+                 100 * rankplan_kept(p), a->j.context, a->j.batch, x, y);
+        screen_put(s, r.y, r.x + 1, r.w - 2, ROLE_NORMAL, line);
+        kvmem_text(a->j.memory_bytes, memory, sizeof memory);
+        snprintf(line, sizeof line, "%s of cache holds  %zu → %zu sequences of %lld tokens (x)",
+                 memory, kvmem_fit(was, n, DTYPE_F16, context, room),
+                 kvmem_fit(now, n, DTYPE_F16, context, room), a->j.context);
+        screen_put(s, r.y + 1, r.x + 1, r.w - 2, ROLE_NORMAL, line);
+    }
+    free(now);
+    free(was);
+}
+
+static void plan_line(const struct app *a, struct screen *s, int y, struct rect r)
+{
+    const struct rankplan *p = &a->ranks.plan;
+    int lo = p->layer[0].qk_rope_head_dim, hi = lo;
+    char rope[32], kl[32];
+    for (int l = 1; l < p->model.n_layer; l++) {
+        int w = p->layer[l].qk_rope_head_dim;
+        lo = w < lo ? w : lo;
+        hi = w > hi ? w : hi;
+    }
+    snprintf(rope, sizeof rope, lo == hi ? "R %d" : "R %d–%d", lo, hi);
+    snprintf(kl, sizeof kl, isfinite(p->predicted_kl) ? "%.3f" : "–", p->predicted_kl);
+    screen_putf(s, y, r.x + 1, r.w - 2, ROLE_NORMAL,
+                "method %s (m)  layout %s (l)  %s (R)  budget %s (b)  predicted KL %s",
+                p->method == METHOD_MLATHE ? "mlathe" : "transmla",
+                p->layout == LAYOUT_OWN ? "own" : "stock", rope, a->j.budget, kl);
+}
+
+static void engines_line(const struct app *a, struct screen *s, int y, struct rect r)
+{
+    static const char *const name[] = {"own runtime", "llama.cpp", "vLLM"};
+    char why[64];
+    int x = r.x + 1, end = r.x + r.w - 1;
+    x += screen_put(s, y, x, end - x, ROLE_NORMAL, "loads in: ");
+    for (int i = 0; i < 3 && x < end; i++) {
+        bool ok = plan_loads_in(&a->ranks.plan, i, why);
+        x += screen_putf(s, y, x, end - x, ROLE_NORMAL, "%s ", name[i]);
+        x += screen_putf(s, y, x, end - x, ok ? ROLE_GOOD : ROLE_DIM, "%s%s%s", ok ? "✓" : "✗",
+                         ok ? "" : " ", why);
+        x += screen_put(s, y, x, end - x, ROLE_NORMAL, "  ");
+    }
+}
+
+static void draw(struct app *a, struct screen *s, struct rect body)
+{
+    struct ranks_layout l = layout_ranks(body, FACTS);
+    if (!a->ranks.has_plan) {
+        screen_box(s, body, ROLE_BORDER, "ranks");
+        struct rect in = layout_inside(body);
+        if (in.h > 0)
+            screen_put(s, in.y, in.x + 1, in.w - 2, ROLE_WARN,
+                       !a->has_model
+                           ? (a->status.active ? "opening the model…"
+                                               : "No model is open: 1 shows what is here.")
+                           : a->info.reason);
+        return;
+    }
+    draw_list(a, s, l.list);
+    if (l.plot.w > 0)
+        draw_joint(a, s, l.plot);
+    if (l.plot2.w > 0)
+        draw_apart(a, s, l.plot2);
+    if (l.facts.h >= 2)
+        memory_lines(a, s, l.facts);
+    if (l.facts.h >= 3)
+        plan_line(a, s, l.facts.y + 2, l.facts);
+    if (l.facts.h >= 4)
+        engines_line(a, s, l.facts.y + 3, l.facts);
+}
+
+const struct view_ops view_ranks = {"ranks", IN_RANKS, draw};
