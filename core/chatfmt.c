@@ -1,0 +1,126 @@
+/* From messages to a rendered conversation and its ids. Nothing is guessed: without a template
+ * there is no conversation, and a template that raises gives its own words. */
+#include "core/chatfmt.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/jinja.h"
+
+struct chatfmt {
+    struct jinja *jinja;
+    cJSON *bos, *eos;
+};
+
+#define MAX_VARS 32
+
+int chatfmt_new(struct chatfmt **out, const char *source, const char *bos, const char *eos,
+                struct err *e)
+{
+    *out = NULL;
+    if (!source)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "the model brings no chat template; it may not be made for conversations");
+    struct chatfmt *f = mem_calloc(1, sizeof *f);
+    if (!f)
+        return err_nomem(e, sizeof *f, "a chat template");
+    f->bos = cJSON_CreateString(bos ? bos : "");
+    f->eos = cJSON_CreateString(eos ? eos : "");
+    int rc = f->bos && f->eos ? jinja_new(&f->jinja, source, strlen(source), e)
+                              : err_nomem(e, 64, "a chat template");
+    if (rc)
+        chatfmt_free(f);
+    else
+        *out = f;
+    return rc;
+}
+
+void chatfmt_free(struct chatfmt *f)
+{
+    if (!f)
+        return;
+    jinja_free(f->jinja);
+    cJSON_Delete(f->bos);
+    cJSON_Delete(f->eos);
+    free(f);
+}
+
+static int render(const struct chatfmt *f, const cJSON *messages, bool generation_prompt,
+                  const cJSON *vars, struct jinja_text *out, struct err *e)
+{
+    struct jinja_var v[MAX_VARS];
+    cJSON prompt = {.type = generation_prompt ? cJSON_True : cJSON_False};
+    const cJSON *item;
+    size_t n = 0;
+    v[n++] = (struct jinja_var){"bos_token", f->bos, false};
+    v[n++] = (struct jinja_var){"eos_token", f->eos, false};
+    cJSON_ArrayForEach(item, vars)
+    {
+        if (n == MAX_VARS - 2)
+            return err_set(e, ERR_LIMIT, "more than %d template variables", MAX_VARS - 4);
+        if (item->string)
+            v[n++] = (struct jinja_var){item->string, item, false};
+    }
+    v[n++] = (struct jinja_var){"messages", messages, true};
+    v[n++] = (struct jinja_var){"add_generation_prompt", &prompt, false};
+    return jinja_render(f->jinja, v, n, out, e);
+}
+
+static cJSON *messages_json(const struct chat_message *m, size_t n)
+{
+    cJSON *list = cJSON_CreateArray();
+    for (size_t i = 0; list && i < n; i++) {
+        cJSON *one = cJSON_CreateObject();
+        bool good = one && cJSON_AddStringToObject(one, "role", m[i].role) &&
+                    cJSON_AddStringToObject(one, "content", m[i].content);
+        if (!good || !cJSON_AddItemToArray(list, one)) {
+            cJSON_Delete(one);
+            cJSON_Delete(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
+int chatfmt_render_json(const struct chatfmt *f, const cJSON *messages, bool generation_prompt,
+                        const cJSON *vars, char **text, struct err *e)
+{
+    struct jinja_text t;
+    *text = NULL;
+    int rc = render(f, messages, generation_prompt, vars, &t, e);
+    if (rc)
+        return rc;
+    *text = t.s;
+    t.s = NULL;
+    jinja_text_free(&t);
+    return OK;
+}
+
+int chatfmt_render(const struct chatfmt *f, const struct chat_message *m, size_t n,
+                   bool generation_prompt, const cJSON *vars, char **text, struct err *e)
+{
+    cJSON *messages = messages_json(m, n);
+    *text = NULL;
+    if (!messages)
+        return err_nomem(e, n * sizeof *m, "messages");
+    int rc = chatfmt_render_json(f, messages, generation_prompt, vars, text, e);
+    cJSON_Delete(messages);
+    return rc;
+}
+
+int chatfmt_encode(const struct chatfmt *f, const struct tokenizer *t, const struct chat_message *m,
+                   size_t n, bool generation_prompt, struct ids *out, struct err *e)
+{
+    cJSON *messages = messages_json(m, n);
+    struct jinja_text text;
+    if (!messages)
+        return err_nomem(e, n * sizeof *m, "messages");
+    int rc = render(f, messages, generation_prompt, NULL, &text, e);
+    cJSON_Delete(messages);
+    if (rc)
+        return rc;
+    /* The template has written the BOS where it wants one. */
+    rc = tokenizer_encode_parts(t, text.s, text.n, text.parts, text.n_parts, 0, out, e);
+    jinja_text_free(&text);
+    return rc;
+}
