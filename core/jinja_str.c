@@ -163,7 +163,7 @@ static int split_space(struct jrun *r, struct jstr s, int64_t max, struct jlist 
 static int str_split(struct jrun *r, struct jvalue self, const struct jargs *args,
                      struct jvalue *out)
 {
-    struct jstr s, sep;
+    struct jstr s, sep = {0};
     bool given;
     int64_t max = -1;
     size_t done = 0;
@@ -248,7 +248,7 @@ static int str_endswith(struct jrun *r, struct jvalue self, const struct jargs *
 
 int jstr_replace(struct jrun *r, struct jvalue self, const struct jargs *args, struct jvalue *out)
 {
-    struct jstr s, from, to;
+    struct jstr s, from = {0}, to = {0};
     struct jbuf b = {0};
     int64_t count = -1;
     size_t done = 0;
@@ -346,7 +346,7 @@ int jstr_capitalize(struct jrun *r, struct jvalue self, const struct jargs *args
 static int str_find(struct jrun *r, struct jvalue self, const struct jargs *args,
                     struct jvalue *out)
 {
-    struct jstr s, what;
+    struct jstr s, what = {0};
     int rc = own_text(r, &self, &s);
     if (!rc)
         rc = need_text(r, args, 0, "sub", &what);
@@ -363,7 +363,7 @@ static int str_find(struct jrun *r, struct jvalue self, const struct jargs *args
 static int str_count(struct jrun *r, struct jvalue self, const struct jargs *args,
                      struct jvalue *out)
 {
-    struct jstr s, what;
+    struct jstr s, what = {0};
     int64_t n = 0;
     int rc = own_text(r, &self, &s);
     if (!rc)
