@@ -61,8 +61,6 @@ int family_gguf_int(const struct gguf *g, const char *arch, const char *name, lo
 void family_add_eos(struct model_hparams *hp, long long id);
 
 /* What m->owner is for models opened from files (model.c). */
-struct gguf;
-struct safetensors;
 struct model_owner {
     struct gguf *gguf;
     struct safetensors *st;

@@ -1,6 +1,6 @@
-/* gguf: reader of GGUF v3 files. The file is mapped; every count, offset, type and size is checked
- * against the file's length before use, tensors may not overlap. Values and tensors point into the
- * mapping and live until gguf_close. */
+/* gguf: reader of GGUF files, versions 2 and 3. The file is mapped; every count, offset, type and
+ * size is checked against the file's length before use, tensors may not overlap. Values and tensors
+ * point into the mapping and live until gguf_close. */
 #ifndef MLATHE_CORE_GGUF_H
 #define MLATHE_CORE_GGUF_H
 
@@ -9,8 +9,19 @@
 struct gguf;
 
 enum gguf_type {
-    GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL,
-    GGUF_STRING, GGUF_ARRAY, GGUF_U64, GGUF_I64, GGUF_F64
+    GGUF_U8,
+    GGUF_I8,
+    GGUF_U16,
+    GGUF_I16,
+    GGUF_U32,
+    GGUF_I32,
+    GGUF_F32,
+    GGUF_BOOL,
+    GGUF_STRING,
+    GGUF_ARRAY,
+    GGUF_U64,
+    GGUF_I64,
+    GGUF_F64
 };
 
 struct gguf_str {
@@ -25,7 +36,7 @@ size_t gguf_file_bytes(const struct gguf *g);
 
 bool gguf_has(const struct gguf *g, const char *key);
 /* Typed lookups; an integer of any width converts when it fits. Missing key or wrong type:
- * ERR_FORMAT naming file and key. The _or forms give the fallback when the key is absent. */
+ * ERR_FORMAT naming file and key. The _or forms give the fallback instead. */
 int gguf_int(const struct gguf *g, const char *key, long long *out, struct err *e);
 int gguf_num(const struct gguf *g, const char *key, double *out, struct err *e);
 int gguf_string(const struct gguf *g, const char *key, struct gguf_str *out, struct err *e);
@@ -43,8 +54,8 @@ const void *gguf_array_data(const struct gguf *g, const char *key, enum gguf_typ
 size_t gguf_tensor_count(const struct gguf *g);
 /* Tensor i: name (NUL-terminated, owned by g) and view (dims outermost first). */
 const char *gguf_tensor_name(const struct gguf *g, size_t i);
-/* NULL when absent. A tensor whose type we cannot read is listed but opening a model that needs
- * it fails with the type's number: gguf_tensor then sets ERR_UNSUPPORTED. */
+/* ERR_FORMAT when absent. A tensor whose type we cannot read is listed, but getting it fails with
+ * ERR_UNSUPPORTED and the type's name and number. */
 int gguf_tensor(const struct gguf *g, const char *name, struct tensor *out, struct err *e);
 bool gguf_has_tensor(const struct gguf *g, const char *name);
 

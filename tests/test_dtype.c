@@ -75,6 +75,30 @@ static void test_stored_blocks(void)
     file_map_close(&bin);
 }
 
+/* The same blocks as the reference program makes, to the last bit (tests/arch/GGUF.md). */
+static void test_reference_rounding(void)
+{
+    static const enum dtype types[] = {DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_1};
+    struct err e = {0};
+    struct file_map bin = {0};
+    float x[512];
+    uint8_t raw[544];
+    size_t at = sizeof x;
+    CHECK_OK(file_map_open(&bin, test_path("arch/quant/rounding.bin"), &e), e);
+    if (bin.size != sizeof x + 544 + 288 + 320) {
+        CHECK(false, "%zu bytes", bin.size);
+        return;
+    }
+    memcpy(x, bin.data, sizeof x);
+    for (int i = 0; i < 3; i++) {
+        dtype_from_f32(types[i], x, raw, 512);
+        CHECK(!memcmp(raw, bin.data + at, dtype_bytes(types[i], 512)), "%s",
+              dtype_traits(types[i])->name);
+        at += dtype_bytes(types[i], 512);
+    }
+    file_map_close(&bin);
+}
+
 /* Quantising: the error is at most half a step (plus what rounding d to fp16 costs at the largest
  * q), and zeros stay zeros. */
 static void test_quantise(void)
@@ -142,6 +166,7 @@ int main(void)
     test_round_trip_16();
     test_nearest_even();
     test_stored_blocks();
+    test_reference_rounding();
     test_quantise();
     test_tensor();
     return test_end("dtype");
