@@ -121,6 +121,39 @@ static void test_understood(void)
     model_free(m);
 }
 
+/* Rewrites the folder's weights with a copy of the embedding under one more name. */
+static void add_tensor(const char *extra)
+{
+    struct err e;
+    struct safetensors *s = NULL;
+    struct safetensors_writer *w = NULL;
+    struct tensor t;
+    const char *name[64];
+    char path[400], all[400];
+    snprintf(path, sizeof path, "%s/model.safetensors", folder);
+    snprintf(all, sizeof all, "%s/all.safetensors", folder);
+    CHECK_OK(safetensors_open(&s, path, &e), e);
+    CHECK_OK(safetensors_writer_new(&w, all, &e), e);
+    size_t n = safetensors_count(s) + 1;
+    for (size_t k = 0; k < n; k++) {
+        name[k] = k + 1 < n ? safetensors_name(s, k) : "model.embed_tokens.weight";
+        CHECK_OK(safetensors_get(s, name[k], &t, &e), e);
+        CHECK_OK(
+            safetensors_writer_declare(w, k + 1 < n ? name[k] : extra, t.dtype, t.rank, t.dim, &e),
+            e);
+    }
+    for (size_t k = 0; k < n; k++) {
+        float *x = NULL;
+        CHECK_OK(safetensors_get(s, name[k], &t, &e), e);
+        CHECK_OK(tensor_to_f32(&t, &x, &e), e);
+        CHECK_OK(safetensors_writer_f32(w, x, tensor_elements(&t), &e), e);
+        free(x);
+    }
+    CHECK_OK(safetensors_writer_commit(w, &e), e);
+    safetensors_close(s);
+    CHECK(rename(all, path) == 0);
+}
+
 /* A head in the file of a tied model is not used and not counted; a table of inverse frequencies
  * is no weight; anything else unknown is refused. */
 static void test_extra_tensors(void)
@@ -138,36 +171,10 @@ static void test_extra_tensors(void)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct err e;
         struct model *m;
-        struct safetensors *s = NULL;
-        struct safetensors_writer *w = NULL;
-        char path[400], all[400];
         CHECK_OK(open_changed(&m, "{}", &e), e);
         size_t parameters = m ? m->parameters : 0;
         model_free(m);
-        snprintf(path, sizeof path, "%s/model.safetensors", folder);
-        snprintf(all, sizeof all, "%s/all.safetensors", folder);
-        CHECK_OK(safetensors_open(&s, path, &e), e);
-        CHECK_OK(safetensors_writer_new(&w, all, &e), e);
-        struct tensor t;
-        for (size_t k = 0; k < safetensors_count(s); k++) {
-            const char *name = safetensors_name(s, k);
-            CHECK_OK(safetensors_get(s, name, &t, &e), e);
-            CHECK_OK(safetensors_writer_declare(w, name, t.dtype, t.rank, t.dim, &e), e);
-        }
-        CHECK_OK(safetensors_get(s, "model.embed_tokens.weight", &t, &e), e);
-        CHECK_OK(safetensors_writer_declare(w, cases[i].name, t.dtype, t.rank, t.dim, &e), e);
-        for (size_t k = 0; k <= safetensors_count(s); k++) {
-            float *x = NULL;
-            const char *name =
-                k < safetensors_count(s) ? safetensors_name(s, k) : "model.embed_tokens.weight";
-            CHECK_OK(safetensors_get(s, name, &t, &e), e);
-            CHECK_OK(tensor_to_f32(&t, &x, &e), e);
-            CHECK_OK(safetensors_writer_f32(w, x, tensor_elements(&t), &e), e);
-            free(x);
-        }
-        CHECK_OK(safetensors_writer_commit(w, &e), e);
-        safetensors_close(s);
-        CHECK(rename(all, path) == 0);
+        add_tensor(cases[i].name);
         int rc = model_open(&m, folder, &e);
         if (cases[i].says)
             CHECK(rc == ERR_UNSUPPORTED && strstr(e.text, cases[i].says), "%d %s", rc, e.text);
@@ -246,6 +253,12 @@ static void test_gguf_refused(void)
               changed[i].key, changed[i].value, e.text);
         model_free(m);
     }
+}
+
+static void test_gguf_added(void)
+{
+    struct err e;
+    struct model *m;
     static const struct {
         const char *key;
         float value;
@@ -307,6 +320,7 @@ int main(void)
     test_understood();
     test_extra_tensors();
     test_gguf_refused();
+    test_gguf_added();
     test_bad_paths();
     return test_end("model_config");
 }
