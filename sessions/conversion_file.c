@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/file.h"
 #include "core/json.h"
@@ -12,6 +13,7 @@
 
 #define FOLDER_JSON "mlathe.json"
 #define FOLDER_TENSORS "attention.safetensors"
+#define FOLDER_TENSORS_2 "attention-2.safetensors" /* when saving over the first */
 #define FOLDER_MAX_JSON ((size_t)64 << 20)
 
 static const char *const tensor_names[] = {"q_proj", "kv_a_proj_with_mqa", "kv_b_proj"};
@@ -123,14 +125,23 @@ static void read_report(struct conversion *c, const cJSON *report)
     }
 }
 
+/* The file that the folder's description names: one of two, never a path. */
+static const char *tensors_file(const cJSON *root)
+{
+    bool second = !strcmp(json_str_or(root, "tensors", FOLDER_TENSORS), FOLDER_TENSORS_2);
+    return second ? FOLDER_TENSORS_2 : FOLDER_TENSORS;
+}
+
 int conversion_open(struct conversion **out, const char *dir, const struct model *base,
                     const struct plan_model *pm, struct err *e)
 {
     cJSON *root = NULL;
     struct conversion *c = NULL;
-    char *tensors = path_join(dir, FOLDER_TENSORS);
+    char *tensors = NULL;
     *out = NULL;
-    int rc = tensors ? read_folder(dir, &root, e) : err_nomem(e, 4096, "a path");
+    int rc = read_folder(dir, &root, e);
+    if (!rc && !(tensors = path_join(dir, tensors_file(root))))
+        rc = err_nomem(e, 4096, "a path");
     if (!rc)
         rc = conversion_new(&c, base, e);
     if (!rc)
@@ -181,8 +192,8 @@ static cJSON *report_json(const struct conversion_report *r)
     return o;
 }
 
-static int folder_json(const struct conversion *c, const char *base_path, cJSON **out,
-                       struct err *e)
+static int folder_json(const struct conversion *c, const char *base_path, const char *tensors,
+                       cJSON **out, struct err *e)
 {
     cJSON *plan, *root = cJSON_CreateObject();
     int rc = rankplan_to_json(&c->plan, &plan, e);
@@ -195,7 +206,7 @@ static int folder_json(const struct conversion *c, const char *base_path, cJSON 
     cJSON_AddStringToObject(base, "path", base_path);
     cJSON_AddStringToObject(base, "name", c->plan.model.name);
     cJSON_AddStringToObject(base, "fingerprint", c->plan.model.fingerprint);
-    cJSON_AddStringToObject(root, "tensors", FOLDER_TENSORS);
+    cJSON_AddStringToObject(root, "tensors", tensors);
     cJSON_AddItemToObject(root, "plan", plan);
     cJSON *list = cJSON_AddArrayToObject(root, "layers");
     for (int l = 0; l < c->model.hp.n_layer; l++) {
@@ -240,29 +251,51 @@ static int write_tensors(struct conversion *c, const char *path, struct err *e)
     return safetensors_writer_commit(w, e);
 }
 
+/* Which of the two tensor files is free: a folder that is already a conversion keeps its own until
+ * the new description is in place, so that dying at any moment leaves one or the other whole. */
+static const char *free_tensors_file(const char *dir)
+{
+    cJSON *root = NULL;
+    const char *used = FOLDER_TENSORS_2;
+    if (conversion_is_dir(dir) && read_folder(dir, &root, NULL) == OK)
+        used = tensors_file(root);
+    cJSON_Delete(root);
+    return !strcmp(used, FOLDER_TENSORS) ? FOLDER_TENSORS_2 : FOLDER_TENSORS;
+}
+
+static void remove_other(const char *dir, const char *tensors)
+{
+    char *old =
+        path_join(dir, !strcmp(tensors, FOLDER_TENSORS) ? FOLDER_TENSORS_2 : FOLDER_TENSORS);
+    if (old)
+        unlink(old);
+    free(old);
+}
+
 int conversion_save(struct conversion *c, const char *dir, const char *base_path, struct err *e)
 {
     cJSON *root = NULL;
-    char *json = path_join(dir, FOLDER_JSON), *tensors = path_join(dir, FOLDER_TENSORS);
-    char *base = realpath(base_path, NULL), *text = NULL;
-    int rc = json && tensors ? file_mkdirs(dir, e) : err_nomem(e, 4096, "a path");
+    const char *name = free_tensors_file(dir);
+    char *json = path_join(dir, FOLDER_JSON), *tensors = path_join(dir, name);
+    char *base = realpath(base_path, NULL), *text = NULL, *copy = mem_strdup(dir);
+    int rc = json && tensors && copy ? file_mkdirs(dir, e) : err_nomem(e, 4096, "a path");
     if (!rc)
         rc = write_tensors(c, tensors, e);
     if (!rc)
-        rc = folder_json(c, base ? base : base_path, &root, e);
+        rc = folder_json(c, base ? base : base_path, name, &root, e);
     if (!rc && !(text = json_text(root, true)))
         rc = err_nomem(e, 4096, "a conversion's description");
     if (!rc) /* last: a folder without it is no conversion */
         rc = file_save(json, text, strlen(text), e);
     if (!rc) {
-        char *copy = mem_strdup(dir);
-        if (copy) {
-            free(c->dir);
-            c->dir = copy;
-        }
+        remove_other(dir, name);
         snprintf(c->report.path, sizeof c->report.path, "%s", dir);
+        free(c->dir);
+        c->dir = copy;
+        copy = NULL;
     }
     cJSON_Delete(root);
+    free(copy);
     free(text);
     free(base);
     free(json);

@@ -62,7 +62,8 @@ static void check_properties(const struct engine *g, const struct golden *gold)
     for (int i = 0; i < gold->n; i++) {
         CHECK_OK(infer_step(b, gold->tokens[i], one, &e), e);
         /* fp32 sums in another order: a few ulp of the largest logit */
-        CHECK(test_rel_error(one, all + (size_t)i * V, V) < 1e-4, "step %d differs from prefill", i);
+        CHECK(test_rel_error(one, all + (size_t)i * V, V) < 1e-4, "step %d differs from prefill",
+              i);
     }
     infer_rewind(a, 5);
     CHECK_OK(infer_prefill(a, gold->tokens + 5, gold->n - 5, INFER_LAST, one, NULL, &e), e);
@@ -74,8 +75,8 @@ static void check_properties(const struct engine *g, const struct golden *gold)
     CHECK(test_rel_error(one, all + 3 * V, V) < 1e-4, "batch row 0 differs");
     CHECK(test_rel_error(one + V, all + 7 * V, V) < 1e-4, "batch row 1 differs");
     const struct model_hparams *hp = &engine_model(g)->hp;
-    size_t want = (size_t)hp->n_layer * 2 * (size_t)(hp->n_kv_head * hp->head_dim) * 4 *
-                  (size_t)gold->n;
+    size_t want =
+        (size_t)hp->n_layer * 2 * (size_t)(hp->n_kv_head * hp->head_dim) * 4 * (size_t)gold->n;
     CHECK(infer_kv_bytes(a) == want, "KV bytes %zu, expected %zu", infer_kv_bytes(a), want);
     infer_free(a);
     infer_free(b);

@@ -1,0 +1,252 @@
+/* Conversion from text to a saved folder on tiny models: exact at full rank, better with rank, the
+ * same after reload, bytes as predicted, nothing changed when cancelled. */
+#include "core/file.h"
+#include "core/kvmem.h"
+#include "sessions/workspace.h"
+#include "tests/support.h"
+#include "tests/support_models.h"
+
+#include <unistd.h>
+
+enum { T = 48 };
+
+static struct workspace *open_workspace(const char *path)
+{
+    struct err e = {0};
+    struct workspace *w = NULL;
+    struct workspace_options o = {.device = "cpu", .threads = 2, .exact = true};
+    CHECK_OK(workspace_new(&w, &o, &e), e);
+    CHECK_OK(workspace_open(w, path, NULL, &e), e);
+    return w;
+}
+
+static const char *calibration_text(void)
+{
+    static char path[512];
+    snprintf(path, sizeof path, "%s/calib.txt", test_tmpdir());
+    FILE *f = fopen(path, "w");
+    uint64_t seed = 3;
+    for (int i = 0; i < 24000; i++)
+        fputc(i % 60 == 59 ? '\n' : 'a' + (int)(26 * test_uniform(&seed) * test_uniform(&seed)), f);
+    fclose(f);
+    return path;
+}
+
+static void calibrate(struct workspace *w, const char *cache)
+{
+    struct err e = {0};
+    const char *file = calibration_text();
+    struct calib_options o = {.files = &file, .n_files = 1, .tokens = 4096};
+    CHECK_OK(workspace_calibrate(w, &o, cache, NULL, NULL, &e), e);
+}
+
+/* Logits [T][V] of one side on fixed ids. */
+static float *logits(struct workspace *w, enum side side, size_t *bytes)
+{
+    struct err e = {0};
+    struct infer *t = NULL;
+    const struct engine *g = workspace_engine(w, side);
+    int V = engine_model(g)->hp.vocab;
+    float *out = calloc((size_t)(T * V), sizeof *out);
+    int32_t ids[T];
+    for (int i = 0; i < T; i++)
+        ids[i] = (i * 37 + 11) % 250;
+    CHECK_OK(infer_new(&t, g, T, DTYPE_F32, &e), e);
+    CHECK_OK(infer_prefill(t, ids, T, INFER_ALL, out, NULL, &e), e);
+    if (bytes)
+        *bytes = infer_kv_bytes(t);
+    float *one = calloc((size_t)V, sizeof *one);
+    infer_rewind(t, 0);
+    for (int i = 0; i < T; i++)
+        CHECK_OK(infer_step(t, ids[i], one, &e), e);
+    /* fp32 sums in another order */
+    CHECK(test_rel_error(one, out + (size_t)((T - 1) * V), (size_t)V) < 1e-3,
+          "step-by-step decode differs from prefill");
+    free(one);
+    infer_free(t);
+    return out;
+}
+
+static double convert(struct workspace *w, enum plan_method method, enum plan_layout layout, int r,
+                      int R)
+{
+    struct err e = {0};
+    struct model_info info;
+    struct rankplan plan;
+    struct conversion_report report;
+    workspace_info(w, &info);
+    CHECK_OK(rankplan_init(&plan, &info.plan_model, &e), e);
+    plan.method = method;
+    plan.layout = layout;
+    CHECK_OK(rankplan_uniform(&plan, r, R, &e), e);
+    CHECK_OK(workspace_convert(w, &plan, NULL, NULL, &report, &e), e);
+    size_t bytes, n = (size_t)(T * info.vocab);
+    float *a = logits(w, SIDE_ORIGINAL, NULL), *b = logits(w, SIDE_CONVERTED, &bytes);
+    CHECK(bytes == (size_t)info.n_layer * (size_t)kvmem_mla_numbers(r, R) * 4 * T,
+          "cache of %zu bytes", bytes);
+    CHECK(report.kv_bytes_after == (size_t)info.n_layer * (size_t)(r + R) * 2, "predicted bytes");
+    CHECK(report.layer[0].error >= 0 && report.layer[0].loss_rope >= 0, "layer error");
+    double nmse = test_nmse(b, a, n);
+    free(a);
+    free(b);
+    conversion_report_done(&report);
+    rankplan_done(&plan);
+    return nmse;
+}
+
+static void check_exact(struct workspace *w, const struct model_info *info)
+{
+    int all = info->n_kv_head * info->head_dim;
+    double full = convert(w, METHOD_MLATHE, LAYOUT_OWN, 2 * all, all);
+    double values = convert(w, METHOD_MLATHE, LAYOUT_OWN, all, all);
+    printf("all rope kept: full rank NMSE %.1e, rank of the values alone %.1e\n", full, values);
+    /* fp32 storage of the maps; the second goes through a least-squares refit */
+    CHECK(full <= 1e-9, "full rank: %g", full);
+    CHECK(values <= 1e-9, "value rank: %g", values);
+}
+
+static void check_order(struct workspace *w, const struct model_info *info)
+{
+    int n = 2 * info->n_kv_head * info->head_dim, R = info->head_dim;
+    double last = 1e30;
+    for (int r = n / 8; r <= n; r *= 2) {
+        double nmse = convert(w, METHOD_MLATHE, LAYOUT_OWN, r, R);
+        printf("own R%d r%d NMSE %.4f\n", R, r, nmse);
+        CHECK(nmse < last, "rank %d is no better than half of it: %g, %g", r, nmse, last);
+        last = nmse;
+    }
+    double stock = convert(w, METHOD_MLATHE, LAYOUT_STOCK, n / 2, R);
+    double published = convert(w, METHOD_TRANSMLA, LAYOUT_STOCK, n / 2, R);
+    printf("stock NMSE %.4f, transmla %.4f\n", stock, published);
+    CHECK(stock < 1 && published < 1.5, "stock %g, transmla %g", stock, published);
+}
+
+static void check_reload(struct workspace *w, const char *dir)
+{
+    struct err e = {0};
+    struct model_info info;
+    workspace_info(w, &info);
+    convert(w, METHOD_MLATHE, LAYOUT_OWN, 20, 16);
+    float *a = logits(w, SIDE_CONVERTED, NULL);
+    CHECK_OK(workspace_save(w, dir, &e), e);
+    CHECK_OK(workspace_save(w, dir, &e), e); /* over itself, while it may be mapped */
+    struct workspace *again = open_workspace(dir);
+    float *b = logits(again, SIDE_CONVERTED, NULL);
+    CHECK(!memcmp(a, b, (size_t)(T * info.vocab) * sizeof *a), "reloaded logits differ");
+    struct rankplan p1, p2;
+    struct conversion_report r1, r2;
+    CHECK(workspace_conversion(w, &p1, &r1, &e) && workspace_conversion(again, &p2, &r2, &e), "%s",
+          e.text);
+    CHECK(rankplan_equal(&p1, &p2), "reloaded plan differs");
+    CHECK(r1.layer[1].error == r2.layer[1].error, "reloaded report differs");
+    rankplan_done(&p1);
+    rankplan_done(&p2);
+    conversion_report_done(&r1);
+    conversion_report_done(&r2);
+    free(a);
+    free(b);
+    CHECK_OK(workspace_save(again, dir, &e), e); /* from the mapping itself */
+    workspace_free(again);
+}
+
+static bool stop_late(void *user, const char *phase, double done, double total)
+{
+    (void)phase, (void)done, (void)total;
+    return --*(int *)user > 0;
+}
+
+static void check_cancel(struct workspace *w)
+{
+    struct err e = {0};
+    struct rankplan before, after;
+    struct conversion_report report;
+    CHECK(workspace_conversion(w, &before, NULL, &e), "%s", e.text);
+    float *a = logits(w, SIDE_CONVERTED, NULL);
+    size_t size = (size_t)(T * engine_model(workspace_engine(w, SIDE_CONVERTED))->hp.vocab);
+    struct rankplan plan;
+    CHECK_OK(rankplan_copy(&plan, &before, &e), e);
+    CHECK_OK(rankplan_uniform(&plan, 8, 8, &e), e);
+    for (int polls = 1; polls < 3; polls++) {
+        int left = polls;
+        struct progress p = {stop_late, &left};
+        int rc = workspace_convert(w, &plan, NULL, &p, &report, &e);
+        CHECK(polls > 1 || rc == ERR_CANCELLED, "cancelled conversion returned %d", rc);
+        if (!rc)
+            conversion_report_done(&report);
+        if (rc == OK)
+            break;
+        CHECK(workspace_conversion(w, &after, NULL, &e) && rankplan_equal(&before, &after),
+              "a cancelled conversion changed the plan");
+        rankplan_done(&after);
+        float *b = logits(w, SIDE_CONVERTED, NULL);
+        CHECK(!memcmp(a, b, size * sizeof *a), "a cancelled conversion changed the model");
+        free(b);
+    }
+    int left = 2;
+    struct progress p = {stop_late, &left};
+    const char *file = calibration_text();
+    struct calib_options o = {.files = &file, .n_files = 1, .tokens = 4096};
+    CHECK(workspace_calibrate(w, &o, NULL, NULL, &p, &e) == ERR_CANCELLED, "calibration went on");
+    CHECK(workspace_calibrated(w), "a cancelled calibration lost the statistics before it");
+    free(a);
+    rankplan_done(&plan);
+    rankplan_done(&before);
+}
+
+static void check_cache(const char *model)
+{
+    const char *dir = test_tmpdir();
+    struct workspace *a = open_workspace(model), *b = open_workspace(model);
+    struct err e = {0};
+    struct spectrum x, y, z;
+    CHECK_OK(workspace_spectrum(a, 1, LAYOUT_OWN, 16, &z, &e), e);
+    CHECK(!z.calibrated && z.joint[0] > 0, "weight-only spectrum");
+    calibrate(a, dir);
+    calibrate(b, dir); /* from the file */
+    CHECK_OK(workspace_spectrum(a, 1, LAYOUT_OWN, 16, &x, &e), e);
+    CHECK_OK(workspace_spectrum(b, 1, LAYOUT_OWN, 16, &y, &e), e);
+    CHECK(x.calibrated && y.calibrated, "calibrated spectra");
+    for (int i = 0; i < x.n; i++) /* the file holds fp32 */
+        CHECK(fabs(x.joint[i] - y.joint[i]) <= 1e-4 * x.joint[0], "spectrum component %d", i);
+    spectrum_done(&x);
+    spectrum_done(&y);
+    spectrum_done(&z);
+    workspace_free(a);
+    workspace_free(b);
+}
+
+static void check_refusals(struct workspace *w, const char *dir)
+{
+    struct err e = {0};
+    char path[700];
+    snprintf(path, sizeof path, "%s/attention.safetensors", dir);
+    CHECK(workspace_save(w, "/proc/nowhere", &e) < 0 && strstr(e.text, "/proc/nowhere"), "%s",
+          e.text);
+    if (access(path, F_OK)) /* saved an even number of times */
+        snprintf(path, sizeof path, "%s/attention-2.safetensors", dir);
+    CHECK(truncate(path, 100) == 0, "truncate");
+    CHECK(workspace_open(w, dir, NULL, &e) < 0, "a truncated conversion was opened");
+    CHECK(workspace_has_conversion(w), "a failed open lost the conversion");
+    CHECK(workspace_open(w, "/nonexistent", NULL, &e) < 0 && workspace_is_open(w), "%s", e.text);
+}
+
+int main(void)
+{
+    struct test_model_spec spec = test_model_small();
+    char model[600], dir[600];
+    struct model_info info;
+    snprintf(model, sizeof model, "%s/model", test_tmpdir());
+    snprintf(dir, sizeof dir, "%s/conversion", test_tmpdir());
+    CHECK(test_model_write_hf(model, &spec) == 0, "writing a model");
+    check_cache(model);
+    struct workspace *w = open_workspace(model);
+    workspace_info(w, &info);
+    calibrate(w, NULL);
+    check_exact(w, &info);
+    check_order(w, &info);
+    check_reload(w, dir);
+    check_cancel(w);
+    check_refusals(w, dir);
+    workspace_free(w);
+    return test_end("convert");
+}
