@@ -36,7 +36,8 @@ struct cpu_isa {
     /* c[m][n] = (c if add) + Σ_k a[i][k]·b[k][j]. */
     void (*gemm)(int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c,
                  int ldc, bool add);
-    void (*widen)(enum dtype type, const void *src, float *dst, int n); /* F16, BF16 → F32 */
+    /* dst[rows][n] = F16 or BF16 rows that are ld apart. */
+    void (*widen)(enum dtype type, int rows, int n, const uint16_t *src, int ld, float *dst);
     void (*narrow)(const float *src, uint16_t *dst, int n);             /* F32 → F16 */
     float (*max)(const float *x, int n);
     /* x = exp(x − top); returns the sum. */

@@ -12,6 +12,8 @@ enum {
     ATTN_QUERIES = 48,  /* query rows a tile */
     ATTN_KEYS = 64,     /* keys a tile */
     ATTN_MIN_KEYS = 64, /* a split has at least these */
+    ATTN_SLICE_KEYS = 8,
+    ATTN_SLICE_COLUMNS = 32,
 };
 
 struct attn {
@@ -26,21 +28,36 @@ struct attn {
     float scale, softcap;
     int window;
     int tiles, splits, split_keys;
+    int together; /* KV heads a task takes through each tile of keys */
+    bool stream;  /* the cache comes from memory and is read once */
     float *parts; /* [kv_heads][tiles][splits]: ATTN_QUERIES × (dv + 2) */
     char *scratch;
     size_t scratch_bytes;
 };
 
-/* What one task works in. acc rows are dv apart; top and sum belong to the running softmax. */
+/* Query rows first … first+rows−1 of one KV head against keys [from, to). acc, top and sum are the
+ * running softmax, a part; s holds the scores of one tile of keys. */
 struct tile {
-    int rows, first, from, to; /* query rows first … first+rows−1, keys [from, to) */
-    float *q, *s, *acc, *top, *sum, *keys;
+    int rows, first, from, to;
+    float *q, *s, *acc, *top, *sum;
 };
 
-static size_t tile_floats(const struct attn *a)
+static size_t part_floats(const struct attn *a)
 {
-    size_t wide = (size_t)(a->dk > a->dv ? a->dk : a->dv);
-    return ATTN_QUERIES * (size_t)(a->dk + ATTN_KEYS + a->dv + 2) + ATTN_KEYS * wide;
+    return ATTN_QUERIES * (size_t)(a->dv + 2);
+}
+
+/* Numbers of a cache row that a task reads: whole rows when it takes all heads through. */
+static int row_width(const struct attn *a)
+{
+    return a->together == a->kv_heads ? a->ldkv : a->dk;
+}
+
+/* A tile of keys, then scores, queries and a part for each KV head. */
+static size_t scratch_floats(const struct attn *a)
+{
+    size_t each = ATTN_QUERIES * (size_t)(a->dk + ATTN_KEYS) + part_floats(a);
+    return ATTN_KEYS * (size_t)row_width(a) + (size_t)a->together * each;
 }
 
 static int position(const struct attn *a, int row)
@@ -67,20 +84,48 @@ static void gather_queries(const struct attn *a, const struct tile *w, int g)
     }
 }
 
-/* Keys n … n+count−1 of a KV head as fp32, d numbers each: the cache itself when it is F32. */
-static const float *cache_rows(const struct attn *a, const void *cache, int g, int n, int count,
-                               int d, float *tile, int *ld)
+/* Keys n … n+count−1 as fp32, from KV head `first` on: the cache itself when it is F32. Whole rows
+ * are one run of memory, which the processor fetches ahead of us. */
+static const float *cache_rows(const struct attn *a, const void *cache, int first, int n, int count,
+                               float *tile, int *ld)
 {
-    size_t at = (size_t)n * a->ldkv + (size_t)g * a->step;
+    size_t at = (size_t)n * a->ldkv + (size_t)first * a->step;
     if (a->kv == DTYPE_F32) {
         *ld = a->ldkv;
         return (const float *)cache + at;
     }
-    *ld = d;
     const uint16_t *src = (const uint16_t *)cache + at;
-    for (int i = 0; i < count; i++)
-        a->b->isa.widen(a->kv, src + (size_t)i * a->ldkv, tile + (size_t)i * d, d);
+    *ld = row_width(a);
+    if (*ld == a->ldkv)
+        a->b->isa.widen(a->kv, 1, count * *ld, src, 0, tile);
+    else
+        a->b->isa.widen(a->kv, count, *ld, src, a->ldkv, tile);
     return tile;
+}
+
+/* The next tile of keys (and values) on its way into the second level while this one is computed:
+ * a share before each slice of work, few enough lines that the processor need not wait for them. */
+struct ahead {
+    const char *k, *v;
+    size_t at, keys, all, share; /* bytes */
+};
+
+static struct ahead look_ahead(const struct attn *a, int n)
+{
+    size_t from = dtype_bytes(a->kv, (size_t)n * a->ldkv);
+    size_t tile = dtype_bytes(a->kv, (size_t)ATTN_KEYS * a->ldkv);
+    int slices = a->together * (ATTN_KEYS / ATTN_SLICE_KEYS + a->dv / ATTN_SLICE_COLUMNS);
+    struct ahead f = {(const char *)a->k + from, (const char *)a->v + from, 0, tile, 0, 0};
+    f.all = !a->stream ? 0 : a->v == a->k ? tile : 2 * tile;
+    f.share = f.all / (size_t)slices + 64;
+    return f;
+}
+
+static void fetch_share(struct ahead *f)
+{
+    size_t end = f->at + f->share < f->all ? f->at + f->share : f->all;
+    for (; f->at < end; f->at += 64)
+        __builtin_prefetch(f->at < f->keys ? f->k + f->at : f->v + (f->at - f->keys), 0, 2);
 }
 
 /* Scores of one query row against keys n … n+count−1 become weights; keys it cannot see get 0. */
@@ -108,21 +153,6 @@ static void soften(const struct attn *a, const struct tile *w, int i, int n, int
     memset(s + to, 0, (size_t)(count - to) * sizeof *s);
 }
 
-static void attend(const struct attn *a, const struct tile *w, int g)
-{
-    const struct cpu_isa *isa = &a->b->isa;
-    for (int n = w->from; n < w->to; n += ATTN_KEYS) {
-        int count = w->to - n < ATTN_KEYS ? w->to - n : ATTN_KEYS, ld;
-        const float *rows = cache_rows(a, a->k, g, n, count, a->dk, w->keys, &ld);
-        isa->dots(w->rows, count, a->dk, w->q, a->dk, rows, ld, w->s, ATTN_KEYS, false);
-        for (int i = 0; i < w->rows; i++)
-            soften(a, w, i, n, count);
-        if (a->v != a->k)
-            rows = cache_rows(a, a->v, g, n, count, a->dv, w->keys, &ld);
-        isa->gemm(w->rows, a->dv, count, w->s, ATTN_KEYS, rows, ld, w->acc, a->dv, true);
-    }
-}
-
 static float *out_row(const struct attn *a, int row, int g)
 {
     size_t t = (size_t)(row / a->heads), h = (size_t)(g * a->heads + row % a->heads);
@@ -132,10 +162,10 @@ static float *out_row(const struct attn *a, int row, int g)
 static float *part_of(const struct attn *a, int g, int tile, int split)
 {
     size_t index = ((size_t)g * a->tiles + tile) * a->splits + split;
-    return a->parts + index * ATTN_QUERIES * (size_t)(a->dv + 2);
+    return a->parts + index * part_floats(a);
 }
 
-static struct tile tile_of(const struct attn *a, int index, int split, float *scratch)
+static struct tile tile_of(const struct attn *a, int index, int split)
 {
     struct tile w = {.first = index * ATTN_QUERIES};
     int all = a->T * a->heads - w.first;
@@ -147,33 +177,88 @@ static struct tile tile_of(const struct attn *a, int index, int split, float *sc
         w.from = w.from > from ? w.from : from;
         w.to = w.to < to ? w.to : to;
     }
-    w.q = scratch;
-    w.s = w.q + (size_t)ATTN_QUERIES * a->dk;
-    w.keys = w.s + ATTN_QUERIES * ATTN_KEYS;
-    w.acc = w.keys + ATTN_KEYS * (size_t)(a->dk > a->dv ? a->dk : a->dv);
     return w;
+}
+
+/* What a task is about and the memory of its j-th KV head. */
+struct team {
+    int index, split, first;
+    float *scratch;
+};
+
+static void open_head(const struct attn *a, struct tile *w, const struct team *team, int j)
+{
+    size_t queries = ATTN_QUERIES * (size_t)a->dk, scores = ATTN_QUERIES * ATTN_KEYS;
+    w->q = team->scratch + ATTN_KEYS * (size_t)row_width(a) +
+           (size_t)j * (queries + scores + part_floats(a));
+    w->s = w->q + queries;
+    w->acc = a->splits > 1 ? part_of(a, team->first + j, team->index, team->split) : w->s + scores;
+    w->top = w->acc + (size_t)ATTN_QUERIES * a->dv;
+    w->sum = w->top + ATTN_QUERIES;
+}
+
+static void clear_head(const struct attn *a, const struct tile *w)
+{
+    memset(w->acc, 0, (size_t)w->rows * a->dv * sizeof *w->acc);
+    for (int r = 0; r < w->rows; r++) {
+        w->top[r] = -INFINITY;
+        w->sum[r] = 0;
+    }
+}
+
+/* Keys n … n+count−1 for all heads of the team. */
+static void attend(const struct attn *a, struct tile *w, const struct team *team, int n, int count)
+{
+    const struct cpu_isa *isa = &a->b->isa;
+    struct ahead ahead = look_ahead(a, n + ATTN_KEYS);
+    int ld, slice = a->stream ? ATTN_SLICE_KEYS : ATTN_KEYS;
+    const float *rows = cache_rows(a, a->k, team->first, n, count, team->scratch, &ld);
+    for (int j = 0; j < a->together; j++) {
+        open_head(a, w, team, j);
+        for (int i = 0; i < count; i += slice) {
+            fetch_share(&ahead);
+            isa->dots(w->rows, count - i < slice ? count - i : slice, a->dk, w->q, a->dk,
+                      rows + (size_t)i * ld + (size_t)j * a->step, ld, w->s + i, ATTN_KEYS, false);
+        }
+        for (int i = 0; i < w->rows; i++)
+            soften(a, w, i, n, count);
+    }
+    if (a->v != a->k)
+        rows = cache_rows(a, a->v, team->first, n, count, team->scratch, &ld);
+    slice = a->stream ? ATTN_SLICE_COLUMNS : a->dv;
+    for (int j = 0; j < a->together; j++) {
+        open_head(a, w, team, j);
+        for (int i = 0; i < a->dv; i += slice) {
+            fetch_share(&ahead);
+            isa->gemm(w->rows, a->dv - i < slice ? a->dv - i : slice, count, w->s, ATTN_KEYS,
+                      rows + (size_t)j * a->step + i, ld, w->acc + i, a->dv, true);
+        }
+    }
 }
 
 static void attn_task(void *arg, int i, int thread)
 {
     const struct attn *a = arg;
-    int split = i % a->splits, g = i / a->splits % a->kv_heads;
-    int index = a->tiles - 1 - i / a->splits / a->kv_heads; /* the longest rows first */
-    struct tile w =
-        tile_of(a, index, split, (float *)(void *)(a->scratch + (size_t)thread * a->scratch_bytes));
-    if (a->splits > 1)
-        w.acc = part_of(a, g, index, split);
-    w.top = w.acc + (size_t)ATTN_QUERIES * a->dv;
-    w.sum = w.top + ATTN_QUERIES;
-    memset(w.acc, 0, (size_t)w.rows * a->dv * sizeof *w.acc);
-    for (int r = 0; r < w.rows; r++) {
-        w.top[r] = -INFINITY;
-        w.sum[r] = 0;
+    int teams = a->kv_heads / a->together;
+    struct team team = {.index = a->tiles - 1 - i / a->splits / teams, /* the longest rows first */
+                        .split = i % a->splits,
+                        .first = i / a->splits % teams * a->together,
+                        .scratch =
+                            (float *)(void *)(a->scratch + (size_t)thread * a->scratch_bytes)};
+    struct tile w = tile_of(a, team.index, team.split);
+    for (int j = 0; j < a->together; j++) {
+        open_head(a, &w, &team, j);
+        clear_head(a, &w);
+        gather_queries(a, &w, team.first + j);
     }
-    gather_queries(a, &w, g);
-    attend(a, &w, g);
-    for (int r = 0; r < w.rows && a->splits == 1; r++)
-        a->b->isa.scale(out_row(a, w.first + r, g), w.acc + (size_t)r * a->dv, a->dv, 1 / w.sum[r]);
+    for (int n = w.from; n < w.to; n += ATTN_KEYS)
+        attend(a, &w, &team, n, w.to - n < ATTN_KEYS ? w.to - n : ATTN_KEYS);
+    for (int j = 0; j < a->together && a->splits == 1; j++) {
+        open_head(a, &w, &team, j);
+        for (int r = 0; r < w.rows; r++)
+            a->b->isa.scale(out_row(a, w.first + r, team.first + j), w.acc + (size_t)r * a->dv,
+                            a->dv, 1 / w.sum[r]);
+    }
 }
 
 /* out = Σ parts·e^(top−top*) / Σ sums·e^(top−top*) for the query rows of one (tile, KV head). */
@@ -196,7 +281,7 @@ static void combine_task(void *arg, int i, int thread)
         for (int s = 0; s < a->splits; s++) {
             const float *p = part_of(a, g, index, s);
             float weight = expf(p[tops + r] - top) / sum;
-            if (weight > 0)
+            if (weight > 0) /* a split that a row cannot see has nothing to give */
                 a->b->isa.gemm(1, a->dv, 1, &weight, 1, p + (size_t)r * a->dv, a->dv, out, a->dv,
                                true);
         }
@@ -208,21 +293,25 @@ static void run(struct attn *a)
     struct pool *pool = a->b->base.pool;
     int keys = a->past + a->T, threads = pool_threads(pool);
     a->tiles = (a->T * a->heads + ATTN_QUERIES - 1) / ATTN_QUERIES;
-    int tasks = a->tiles * a->kv_heads;
+    /* A few queries stream the cache: all heads of a row while it is near. Many reuse it, and one
+     * head's keys fit the cache better. */
+    a->stream = a->tiles == 1 && keys >= 2 * threads * ATTN_MIN_KEYS;
+    a->together = a->stream ? a->kv_heads : 1;
+    int tasks = a->tiles * a->kv_heads / a->together;
     a->splits = threads == 1 || tasks >= 4 * threads ? 1 : (4 * threads + tasks - 1) / tasks;
     a->split_keys = (keys + a->splits - 1) / a->splits;
     a->split_keys = (a->split_keys + ATTN_MIN_KEYS - 1) / ATTN_MIN_KEYS * ATTN_MIN_KEYS;
     a->splits = (keys + a->split_keys - 1) / a->split_keys;
-    a->scratch_bytes = tile_floats(a) * sizeof(float);
+    a->scratch_bytes = scratch_floats(a) * sizeof(float);
     a->scratch = cpu_scratch(a->b, &a->scratch_bytes);
-    size_t part = ATTN_QUERIES * (size_t)(a->dv + 2) * sizeof(float);
     if (a->splits > 1)
-        a->parts = cpu_shared(a->b, part * (size_t)tasks * (size_t)a->splits);
+        a->parts = cpu_shared(a->b, (size_t)a->tiles * a->kv_heads * a->splits * part_floats(a) *
+                                        sizeof(float));
     if (!a->scratch || (a->splits > 1 && !a->parts))
         return;
     pool_for(pool, tasks * a->splits, attn_task, a);
     if (a->splits > 1)
-        pool_for(a->T > 1 ? pool : NULL, tasks, combine_task, a);
+        pool_for(a->T > 1 ? pool : NULL, a->tiles * a->kv_heads, combine_task, a);
 }
 
 void cpu_attn_gqa(struct backend *b, const struct attn_gqa_args *g)

@@ -191,18 +191,25 @@ static void gemm(int m, int n, int k, const float *a, int lda, const float *b, i
 
 /* --- conversions --- */
 
-static void widen(enum dtype type, const void *src, float *dst, int n)
+INLINE void widen_row(bool half, const uint16_t *src, float *dst, int n)
 {
-    const uint16_t *p = src;
     int i = 0;
     for (; i + 8 <= n; i += 8) {
-        __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(p + i));
+        __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(src + i));
         __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16);
-        _mm256_storeu_ps(dst + i,
-                         type == DTYPE_F16 ? _mm256_cvtph_ps(h) : _mm256_castsi256_ps(wide));
+        _mm256_storeu_ps(dst + i, half ? _mm256_cvtph_ps(h) : _mm256_castsi256_ps(wide));
     }
-    if (i < n)
-        dtype_to_f32(type, p + i, dst + i, (size_t)(n - i));
+    for (; i < n; i++)
+        dst[i] = half ? f16_to_f32(src[i]) : bf16_to_f32(src[i]);
+}
+
+static void widen(enum dtype type, int rows, int n, const uint16_t *src, int ld, float *dst)
+{
+    for (int i = 0; i < rows; i++, src += ld, dst += n)
+        if (type == DTYPE_F16)
+            widen_row(true, src, dst, n);
+        else
+            widen_row(false, src, dst, n);
 }
 
 static void narrow(const float *src, uint16_t *dst, int n)

@@ -119,15 +119,18 @@ const float *cpu_weight_rows(const struct cpu *b, const struct weight *w, int ro
         return (const float *)(const void *)data + (size_t)row * cols + col;
     }
     *ld = n;
+    if (w->m.dtype == DTYPE_F16 || w->m.dtype == DTYPE_BF16) {
+        const uint16_t *src = (const uint16_t *)(const void *)data + (size_t)row * cols + col;
+        b->isa.widen(w->m.dtype, rows, n, src, w->m.cols, dst);
+        return dst;
+    }
     for (int i = 0; i < rows; i++) {
         float *y = dst + (size_t)i * n;
         if (w->packed)
             unpack_row(w, row + i, col, n, y);
-        else if (w->m.dtype == DTYPE_F16 || w->m.dtype == DTYPE_BF16)
-            b->isa.widen(w->m.dtype, data + 2 * ((size_t)(row + i) * cols + col), y, n);
         else
-            dtype_to_f32(w->m.dtype, data + dtype_bytes(w->m.dtype, (size_t)(row + i) * cols + col),
-                         y, n);
+            dtype_to_f32(w->m.dtype,
+                         data + dtype_bytes(w->m.dtype, (size_t)(row + i) * cols + col), y, n);
     }
     return dst;
 }

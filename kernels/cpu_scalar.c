@@ -47,9 +47,10 @@ static void gemm(int m, int n, int k, const float *a, int lda, const float *b, i
     }
 }
 
-static void widen(enum dtype type, const void *src, float *dst, int n)
+static void widen(enum dtype type, int rows, int n, const uint16_t *src, int ld, float *dst)
 {
-    dtype_to_f32(type, src, dst, (size_t)n);
+    for (int i = 0; i < rows; i++)
+        dtype_to_f32(type, src + (size_t)i * ld, dst + (size_t)i * n, (size_t)n);
 }
 
 static void narrow(const float *src, uint16_t *dst, int n)
