@@ -234,10 +234,61 @@ int conversion_solve(struct conversion **out, const struct conversion_input *in,
     return OK;
 }
 
+/* t's numbers as type, owned by *data; t itself when its rows do not fit the type's blocks. */
+static int round_tensor(struct tensor *t, enum dtype type, void **data, struct err *e)
+{
+    size_t n = tensor_elements(t), cols = t->dim[t->rank - 1];
+    float *f;
+    if (cols % (size_t)dtype_traits(type)->block)
+        return OK;
+    int rc = tensor_to_f32(t, &f, e);
+    if (rc)
+        return rc;
+    *data = mem_aligned(dtype_bytes(type, n), 1);
+    if (!*data)
+        rc = err_nomem(e, dtype_bytes(type, n), "rounded attention weights");
+    else
+        dtype_from_f32(type, f, *data, n);
+    free(f);
+    if (!rc) {
+        t->data = *data;
+        t->dtype = type;
+    }
+    return rc;
+}
+
+int conversion_runtime(struct conversion *c, bool exact, const struct model **out, struct err *e)
+{
+    size_t L = (size_t)c->model.hp.n_layer;
+    int rc = OK;
+    *out = exact ? &c->model : &c->small;
+    if (exact || c->small.layer)
+        return OK;
+    c->small = c->model;
+    c->small.layer = mem_calloc(L, sizeof *c->small.layer);
+    c->small_data = mem_calloc(3 * L, sizeof *c->small_data);
+    if (!c->small.layer || !c->small_data)
+        return err_nomem(e, L * sizeof *c->small.layer, "rounded attention weights");
+    for (size_t l = 0; l < L && !rc; l++) {
+        struct model_layer *y = &c->small.layer[l];
+        *y = c->model.layer[l];
+        rc = round_tensor(&y->q, DTYPE_Q8_0, &c->small_data[3 * l], e);
+        if (!rc)
+            rc = round_tensor(&y->kv_a, DTYPE_Q8_0, &c->small_data[3 * l + 1], e);
+        if (!rc)
+            rc = round_tensor(&y->kv_b, DTYPE_F16, &c->small_data[3 * l + 2], e);
+    }
+    return rc;
+}
+
 void conversion_free(struct conversion *c)
 {
     if (!c)
         return;
+    for (int i = 0; c->small_data && i < 3 * c->report.n_layer; i++)
+        free(c->small_data[i]);
+    free(c->small_data);
+    free(c->small.layer);
     for (int l = 0; l < c->report.n_layer; l++) {
         if (c->made)
             mla_result_done(&c->made[l]);

@@ -10,14 +10,19 @@
 struct safetensors;
 
 struct conversion {
-    struct model model;         /* hp of the base; MLA layers */
+    struct model model; /* hp of the base; MLA layers */
     struct rankplan plan;
     struct conversion_report report;
     struct mla_result *made;    /* [L] tensors in memory (F32), or NULL when read from a file */
     struct safetensors *stored; /* the file they are read from, or NULL */
     double **freq;              /* [L] of a stored conversion */
     char *dir;                  /* where it is saved; NULL: nowhere yet */
+    struct model small; /* as model, its attention rounded for speed; layer NULL: not made */
+    void **small_data;  /* [3·L] */
 };
+/* The model to run: exact, or with q and kv_a in Q8_0 and kv_b in F16 (made at the first call), so
+ * that decoding reads about as many bytes as the quantised original does. Owned by c. */
+int conversion_runtime(struct conversion *c, bool exact, const struct model **out, struct err *e);
 
 /* What solving needs: the base, its statistics, and (transmla) the second pass's moments. */
 struct conversion_input {
@@ -25,7 +30,7 @@ struct conversion_input {
     const struct moments *layer; /* [L] */
     double *const *c_second;     /* [L] or NULL */
     struct pool *pool;
-    bool measure;                /* fill the report's errors from the kept samples */
+    bool measure; /* fill the report's errors from the kept samples */
 };
 /* A GQA layer's attention as fp32, for mla_*; free with conversion_source_done. */
 int conversion_source(const struct model *m, int layer, struct mla_source *out, struct err *e);

@@ -158,6 +158,14 @@ static int open_base(struct workspace *w, const char *path, const char *fingerpr
     return rc;
 }
 
+static int converted_engine(const struct workspace *w, struct conversion *c, struct engine **out,
+                            struct err *e)
+{
+    const struct model *m;
+    int rc = conversion_runtime(c, w->opt.exact, &m, e);
+    return rc ? rc : engine_new(out, m, w->backend, w->base_engine, e);
+}
+
 int workspace_open(struct workspace *w, const char *path, const struct progress *p, struct err *e)
 {
     struct workspace fresh = {.opt = w->opt, .backend = w->backend};
@@ -172,7 +180,7 @@ int workspace_open(struct workspace *w, const char *path, const struct progress 
     if (!rc && is_conversion)
         rc = conversion_open(&fresh.conv, path, fresh.base, &fresh.plan_model, e);
     if (!rc && fresh.conv)
-        rc = engine_new(&fresh.conv_engine, &fresh.conv->model, w->backend, fresh.base_engine, e);
+        rc = converted_engine(&fresh, fresh.conv, &fresh.conv_engine, e);
     free(base);
     if (rc) {
         drop_model(&fresh);
@@ -453,7 +461,7 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
         free(second[l]);
     free(second);
     if (!rc)
-        rc = engine_new(&g, &c->model, w->backend, w->base_engine, e);
+        rc = converted_engine(w, c, &g, e);
     if (!rc) {
         workspace_stamp_plan(w, &c->plan);
         c->report.seconds_calibrate = w->seconds_calibrate;
