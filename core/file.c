@@ -160,7 +160,8 @@ int file_writer_write(struct file_writer *w, const void *data, size_t size, stru
         if (size >= FILE_BUFFER) {
             write_all(w, data, size);
         } else {
-            memcpy(w->buffer + w->used, data, size);
+            if (size)
+                memcpy(w->buffer + w->used, data, size);
             w->used += size;
         }
     }
