@@ -238,6 +238,8 @@ static void take_loaded(struct app *a, struct loaded_model *m)
         text_set(&a->j.conversion, NULL);
         text_set(&a->j.model, m->info.path);
     }
+    if (a->j.screen == SCREEN_MODEL && !a->message[0])
+        app_message(a, ROLE_GOOD, "opened %s: 2 shows its ranks, 4 talks to it", a->info.name);
     plan_loaded(a, m);
     if (m->has_conversion)
         convert_adopt(a, &m->plan, &m->report);

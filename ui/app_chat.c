@@ -78,6 +78,9 @@ size_t chat_parts_at(const struct app *a, size_t turn, int side, size_t *end)
         for (size_t t = 0; t < live->n_token; t++) {
             if (i < at + live->token[t].bytes) {
                 *end = at + live->token[t].bytes;
+                /* A blank alone could not be seen. */
+                if (strspn(text[side] + at, " \n\t") >= *end - at)
+                    *end = word_end(text[side], n[side], *end);
                 return at;
             }
             at += live->token[t].bytes;
@@ -362,7 +365,7 @@ static void cmd_stats(struct app *a, const char *rest)
         return;
     }
     app_message(a, ROLE_NORMAL,
-                "prompt %d/%d tokens, answer %d/%d, %s and %s, KL %.4f nats, same top-1 %.1f %% "
+                "prompt %d/%d tokens, answer %d/%d, %s and %s, KL %.4f nats, same top-1 %.1f%% "
                 "of %d tokens",
                 c->stats[0].prompt_tokens, c->stats[1].prompt_tokens, c->stats[0].tokens,
                 c->stats[1].tokens, app_rate(a, c->stats[0].tokens_per_sec, rate[0]),

@@ -177,6 +177,18 @@ static bool gather(struct app *a, struct spectrum **all)
     return *all != NULL;
 }
 
+/* Energy alone does not know how much a layer's damage matters, so that no layer may go below half
+ * or beyond twice its even share. */
+static int allocate_between(struct rankplan *p, const struct spectrum *all, long long numbers,
+                            int step, struct err *e)
+{
+    int rc = rankplan_spread(p, numbers, e), even = p->layer[0].kv_lora_rank;
+    int min = even / 2 / step * step, max = (2 * even + step - 1) / step * step;
+    if (rc)
+        return rc;
+    return rankplan_allocate(p, all, numbers, min < step ? step : min, max, step, NULL, e);
+}
+
 static void allocate(struct app *a)
 {
     struct ranks_state *r = &a->ranks;
@@ -196,8 +208,7 @@ static void allocate(struct app *a)
     }
     r->auto_pending = false;
     if (remember(a)) {
-        rc = rankplan_allocate(&r->plan, all, numbers, step, rankplan_max_rank(&r->plan.model),
-                               step, NULL, &e);
+        rc = allocate_between(&r->plan, all, numbers, step, &e);
         if (rc) {
             forget_last(a);
             app_message(a, ROLE_BAD, "%s", e.text);
@@ -620,10 +631,10 @@ bool plan_loads_in(const struct rankplan *p, int engine, char why[64])
         known = known || (p->layer[0].kv_lora_rank == pairs[i][0] &&
                           p->layer[0].qk_rope_head_dim == pairs[i][1]);
     if (p->layout != LAYOUT_STOCK)
-        snprintf(why, 64, "needs stock layout");
+        snprintf(why, 64, "needs the stock layout (l)");
     else if (!one)
-        snprintf(why, 64, "needs one rank for all");
+        snprintf(why, 64, "needs one rank for all (u)");
     else if (engine == 2 && !known)
-        snprintf(why, 64, "needs 512+64, 448+128 or 256+64");
+        snprintf(why, 64, "needs r+R 512+64, 448+128 or 256+64");
     return !why[0];
 }

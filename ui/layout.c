@@ -105,8 +105,8 @@ struct chat_layout layout_chat(struct rect body, int sides, int input_lines)
 
 struct rect layout_inside(struct rect box)
 {
-    if (box.h < 2 || box.w < 2)
-        return (struct rect){box.y, box.x, 0, 0};
+    if (box.h < 3 || box.w < 4)
+        return box; /* no room for a border: none is drawn */
     return (struct rect){box.y + 1, box.x + 1, box.h - 2, box.w - 2};
 }
 

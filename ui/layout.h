@@ -30,7 +30,8 @@ struct ranks_layout layout_ranks(struct rect body, int facts);
 struct list_layout layout_list(struct rect body, int detail);
 /* sides 1 or 2; input_lines the prompt wants. */
 struct chat_layout layout_chat(struct rect body, int sides, int input_lines);
-struct rect layout_inside(struct rect box); /* without the border */
+/* Without the border; boxes too small for one have none. */
+struct rect layout_inside(struct rect box);
 
 /* First visible row of a list so that selected is visible; keeps top where it can. */
 int layout_scroll(int top, int selected, int visible, int total);

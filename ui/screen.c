@@ -147,6 +147,22 @@ int screen_right(struct screen *s, int row, int col, int width, enum role role, 
     return pad + screen_put(s, row, col + pad, width - pad, role, text);
 }
 
+int screen_tail(struct screen *s, int row, int col, int width, enum role role, const char *text)
+{
+    struct cluster c;
+    size_t n = strlen(text), k = 0;
+    int w = sanitize_width(text, n);
+    if (w <= width)
+        return screen_put(s, row, col, width, role, text);
+    while (k < n && w > width - 1) {
+        k += sanitize_next(text + k, n - k, &c);
+        w -= c.width;
+    }
+    if (width > 0)
+        screen_put(s, row, col, 1, role, "…");
+    return 1 + screen_put(s, row, col + 1, width - 1, role, text + k);
+}
+
 void screen_fill(struct screen *s, struct rect r, enum role role)
 {
     struct cluster space = {" ", 1};
@@ -167,7 +183,7 @@ void screen_paint(struct screen *s, struct rect r, enum role role)
 
 void screen_box(struct screen *s, struct rect r, enum role border, const char *title)
 {
-    if (r.h < 2 || r.w < 2)
+    if (r.h < 3 || r.w < 4)
         return;
     for (int x = r.x + 1; x < r.x + r.w - 1; x++) {
         screen_put(s, r.y, x, 1, border, "─");

@@ -58,6 +58,8 @@ int screen_putf(struct screen *s, int row, int col, int width, enum role role, c
                 ...) __attribute__((format(printf, 6, 7)));
 /* As screen_put, right-aligned in width. */
 int screen_right(struct screen *s, int row, int col, int width, enum role role, const char *text);
+/* As screen_put; what does not fit is cut at the front: for paths. */
+int screen_tail(struct screen *s, int row, int col, int width, enum role role, const char *text);
 void screen_fill(struct screen *s, struct rect r, enum role role);
 /* Role only, text stays. */
 void screen_paint(struct screen *s, struct rect r, enum role role);

@@ -20,11 +20,12 @@ static void job_text_of(const struct app *a, char text[160])
     bool measured = false;
     int curves = plan_curves(a, &measured);
     if (s->active && s->kind) {
+        /* The share first: a narrow screen cuts at the end. */
         int n = snprintf(text, 160, "%s", s->kind->name);
-        if (strcmp(s->phase, s->kind->name) != 0 && s->phase[0])
-            n += snprintf(text + n, 160 - (size_t)n, " %.60s", s->phase);
         if (s->total > 0 && s->kind != &job_chat)
-            snprintf(text + n, 160 - (size_t)n, " %3.0f%%", 100 * s->done / s->total);
+            n += snprintf(text + n, 160 - (size_t)n, " %3.0f%%", 100 * s->done / s->total);
+        if (strcmp(s->phase, s->kind->name) != 0 && s->phase[0] && a->options.cols >= 110)
+            snprintf(text + n, 160 - (size_t)n, "  %.60s", s->phase);
     } else if (a->ranks.has_plan && curves == a->info.n_layer) {
         snprintf(text, 160, "%s %d/%d ✓", measured ? "calibrated" : "spectra", curves,
                  a->info.n_layer);
@@ -33,33 +34,47 @@ static void job_text_of(const struct app *a, char text[160])
     }
 }
 
+/* From most to least that fits: the job always, then the memory, then the device. */
+static void right_text(const struct app *a, int room, char text[400])
+{
+    char job[160], memory[32] = "-- MiB", device[128] = "device";
+    job_text_of(a, job);
+    if (!a->clock_off) {
+        kvmem_text(a->memory_bytes, memory, sizeof memory);
+        snprintf(device, sizeof device, "%s", a->device);
+    }
+    const char *const gap = job[0] ? "   " : "";
+    snprintf(text, 400, "%s   %s%s%s ", device, memory, gap, job);
+    if (sanitize_width(text, strlen(text)) > room || !a->has_model)
+        snprintf(text, 400, "%s%s%s ", memory, gap, job);
+    if (sanitize_width(text, strlen(text)) > room)
+        snprintf(text, 400, "%s ", job);
+}
+
 static void draw_head(const struct app *a, struct screen *s, struct rect r)
 {
-    char left[320], right[320], job[160], memory[32];
+    char name[128] = "mlathe " MLATHE_VERSION, shape[160] = "", right[400];
     if (r.h < 1)
         return;
     screen_fill(s, r, ROLE_HEAD);
-    job_text_of(a, job);
-    kvmem_text(a->memory_bytes, memory, sizeof memory);
-    if (a->has_model)
-        snprintf(left, sizeof left, " %.60s  %s  %d layers  %dQ/%dKV×%d", a->info.name,
-                 a->info.family, a->info.n_layer, a->info.n_head, a->info.n_kv_head,
-                 a->info.head_dim);
-    else
-        snprintf(left, sizeof left, " mlathe " MLATHE_VERSION);
-    snprintf(right, sizeof right, "%s%s%s%s%s ", a->clock_off ? "device" : a->device,
-             a->has_model ? "  " : "", a->clock_off ? "-- MiB" : memory, job[0] ? "  " : "", job);
-    int wl = sanitize_width(left, strlen(left)), wr = sanitize_width(right, strlen(right));
-    if (wl + wr + 1 > r.w) {
-        /* The job matters more than the machine. */
-        snprintf(right, sizeof right, "%s ", job);
-        wr = sanitize_width(right, strlen(right));
+    if (a->has_model) {
+        snprintf(name, sizeof name, "%s", a->info.name);
+        snprintf(shape, sizeof shape, "  %s  %d layers  %dQ/%dKV×%d", a->info.family,
+                 a->info.n_layer, a->info.n_head, a->info.n_kv_head, a->info.head_dim);
     }
-    if (wr > r.w * 2 / 3)
-        wr = r.w * 2 / 3;
-    screen_put(s, r.y, r.x, r.w - wr - 1 > 0 ? r.w - wr - 1 : r.w, ROLE_HEAD, left);
-    if (r.w - wr - 1 > 0)
-        screen_put(s, r.y, r.x + r.w - wr, wr, ROLE_HEAD, right);
+    int w_name = sanitize_width(name, strlen(name)), w_shape = sanitize_width(shape, strlen(shape));
+    int cap = w_name < 20 ? w_name : 20;
+    right_text(a, r.w - 2 - cap - w_shape, right);
+    int w_right = sanitize_width(right, strlen(right));
+    w_right = w_right > r.w * 2 / 3 ? r.w * 2 / 3 : w_right;
+    int room = r.w - 2 - w_right - w_shape;
+    if (room < 8) { /* narrow: the name, and what runs */
+        w_shape = 0;
+        room = r.w - 2 - w_right;
+    }
+    int x = 1 + screen_put(s, r.y, r.x + 1, room > 0 ? room : 0, ROLE_HEAD, name);
+    screen_put(s, r.y, r.x + x, w_shape, ROLE_HEAD, shape);
+    screen_put(s, r.y, r.x + r.w - w_right, w_right, ROLE_HEAD, right);
 }
 
 static int hint(struct screen *s, struct rect r, int x, const char *keys, const char *text)
@@ -96,6 +111,8 @@ static void draw_hints(const struct app *a, struct screen *s, struct rect r)
             snprintf(key, sizeof key, "←→");
         else if (b->request == REQ_LESS_FAST)
             snprintf(key, sizeof key, "⇧←→");
+        else if (b->request == REQ_MODEL)
+            snprintf(key, sizeof key, "F1-F6");
         struct rect room_left = {r.y, r.x, 1, r.w - tail};
         int next = hint(s, room_left, x, key, b->hint);
         if (next < 0)
@@ -114,7 +131,7 @@ static void draw_ask(const struct app *a, struct screen *s, struct rect r)
 {
     const struct textbuf *b = &a->ask.text;
     int x = 1, room;
-    x += screen_put(s, r.y, r.x + x, r.w / 2, ROLE_KEY, a->ask.label);
+    x += screen_put(s, r.y, r.x + x, r.w > 48 ? r.w - 24 : r.w / 2, ROLE_KEY, a->ask.label);
     x += screen_put(s, r.y, r.x + x, r.w - x, ROLE_FOOT, ": ");
     room = r.w - x - 1;
     /* The end of a long text stays visible while it is typed. */

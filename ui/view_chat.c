@@ -89,6 +89,10 @@ static bool piece_at(const struct app *a, int side, size_t i, struct piece *p)
     p->answer = i % 2 == 0;
     if (p->answer) {
         p->text = chat_said(a, p->turn, side, &p->n);
+        if (a->chat.answering && back == 0 && p->n == 0) {
+            p->text = "…";
+            p->n = strlen(p->text);
+        }
         if (!p->text) {
             p->text = "(not there yet)";
             p->n = strlen(p->text);
@@ -210,11 +214,11 @@ static void draw_middle(const struct app *a, struct screen *s, struct rect r)
     char text[256];
     int n = snprintf(text, sizeof text, "%s", t->mode == CHAT_FORCED ? "forced" : "free");
     if (c->has_stats && c->compare.compared > 0)
-        n += snprintf(text + n, sizeof text - (size_t)n, "  KL %.4f  agree %.1f %% of %d",
+        n += snprintf(text + n, sizeof text - (size_t)n, "  KL %.4f  agree %.1f%% of %d",
                       c->compare.kl_mean, 100 * c->compare.agreement, c->compare.compared);
     if (c->has_stats && c->compare.first_difference >= 0)
         n += snprintf(text + n, sizeof text - (size_t)n, "  part at token %d",
-                      c->compare.first_difference);
+                      c->compare.first_difference + 1);
     else if (c->has_stats && c->compare.compared > 0)
         n += snprintf(text + n, sizeof text - (size_t)n, "  same so far");
     if (r.w >= 70)

@@ -5,6 +5,14 @@
 #include "core/kvmem.h"
 #include "ui/app.h"
 
+/* Shares from parts per million to whole ones, three digits. */
+static const char *percent(double share, char text[16])
+{
+    double p = 100 * share;
+    snprintf(text, 16, p < 0.001 ? "<0.001%%" : p < 1 ? "%.3f%%" : p < 10 ? "%.2f%%" : "%.1f%%", p);
+    return text;
+}
+
 static void layer_row(const struct convert_state *c, struct screen *s, int y, struct rect in, int l,
                       int g, int d)
 {
@@ -13,10 +21,12 @@ static void layer_row(const struct convert_state *c, struct screen *s, int y, st
     double kept =
         (double)kvmem_mla_numbers(p->kv_lora_rank, p->qk_rope_head_dim) / kvmem_gqa_numbers(g, d);
     char text[160];
+    char error[16], rope[16], rank[16];
     if (c->reported[l])
-        snprintf(text, sizeof text, "%5d %5d %4d  %3.0f%%  %5.1f%%  %9.2e  %9.2e  %9.2e", l,
-                 r->kv_lora_rank, r->qk_rope_head_dim, 100 * kept, 100 * r->energy, r->error,
-                 r->loss_rope, r->loss_rank);
+        snprintf(text, sizeof text, "%5d %5d %4d  %3.0f%%  %5.1f%%  %8s  %8s  %8s", l,
+                 r->kv_lora_rank, r->qk_rope_head_dim, 100 * kept, 100 * r->energy,
+                 percent(r->error, error), percent(r->loss_rope, rope),
+                 percent(r->loss_rank, rank));
     else
         snprintf(text, sizeof text, "%5d %5d %4d  %3.0f%%       –", l, p->kv_lora_rank,
                  p->qk_rope_head_dim, 100 * kept);
@@ -33,7 +43,7 @@ static void draw_layers(struct app *a, struct screen *s, struct rect r)
     if (in.h < 2)
         return;
     screen_put(s, in.y, in.x + 1, in.w - 2, ROLE_DIM,
-               "layer  rank    R  kept  energy      error    of rope    of rank");
+               "layer  rank    R  kept  energy     error   by rope   by rank");
     int rows = in.h - 1;
     bool runs = c->phase == CONVERT_WAITING || c->phase == CONVERT_RUNNING;
     if (runs)
@@ -87,10 +97,12 @@ static void draw_loss(const struct conversion_report *r, struct screen *s, int y
     if (r->n_layer < 1)
         return;
     double both = rope + rank > 0 ? rope + rank : 1;
+    char mean[16], most[16];
     screen_putf(s, y, in.x + 1, in.w - 2, ROLE_NORMAL,
-                "lost: rope %.0f%%, rank %.0f%%; mean error a layer %.2e, most in layer %d (%.2e)",
-                100 * rope / both, 100 * rank / both, error / r->n_layer, worst,
-                r->layer[worst].error);
+                "lost %s of attention a layer (rope %.0f%%, rank %.0f%% of it), most in layer %d: "
+                "%s",
+                percent(error / r->n_layer, mean), 100 * rope / both, 100 * rank / both, worst,
+                percent(r->layer[worst].error, most));
 }
 
 static void draw_result(const struct app *a, struct screen *s, struct rect in)
@@ -101,14 +113,16 @@ static void draw_result(const struct app *a, struct screen *s, struct rect in)
     if (!c->has_result || in.h < 1)
         return;
     screen_putf(s, in.y, in.x + 1, in.w - 2, ROLE_NORMAL,
-                "KV/token  %zu B → %zu B (%.0f %%), solved in %s", r->kv_bytes_before,
+                "KV/token  %zu B → %zu B (%.0f%%), solved in %s", r->kv_bytes_before,
                 r->kv_bytes_after, 100 * r->kept, app_seconds(a, r->seconds_solve, text));
     if (in.h >= 2)
         draw_loss(r, s, in.y + 1, in);
-    if (in.h >= 3)
-        screen_putf(s, in.y + 2, in.x + 1, in.w - 2, r->path[0] ? ROLE_NORMAL : ROLE_WARN, "%s%s",
-                    r->path[0] ? "saved in " : "not saved ",
-                    r->path[0] ? app_path_text(r->path, path) : c->trouble);
+    if (in.h >= 3 && r->path[0]) {
+        int x = 1 + screen_put(s, in.y + 2, in.x + 1, in.w - 2, ROLE_NORMAL, "saved in ");
+        screen_tail(s, in.y + 2, in.x + x, in.w - x - 1, ROLE_NORMAL, app_path_text(r->path, path));
+    } else if (in.h >= 3) {
+        screen_putf(s, in.y + 2, in.x + 1, in.w - 2, ROLE_WARN, "not saved %s", c->trouble);
+    }
     if (in.h >= 4)
         screen_put(s, in.y + 3, in.x + 1, in.w - 2, ROLE_GOOD,
                    "next: 4 talks with both, 5 measures the difference, 6 exports");
@@ -125,7 +139,7 @@ static void draw_plan(const struct app *a, struct screen *s, struct rect in)
         return;
     }
     screen_putf(s, in.y, in.x + 1, in.w - 2, ROLE_NORMAL,
-                "The plan of screen 2 keeps %.0f %% of the cache (%s, %s layout).",
+                "The plan of screen 2 keeps %.0f%% of the cache (%s, %s layout).",
                 100 * rankplan_kept(p), p->method == METHOD_MLATHE ? "mlathe" : "transmla",
                 p->layout == LAYOUT_OWN ? "own" : "stock");
     if (in.h >= 2)
@@ -145,6 +159,7 @@ static void draw(struct app *a, struct screen *s, struct rect body)
                                         "convert: stopped, everything as before",
                                         "convert: failed, everything as before"};
     bool runs = c->phase == CONVERT_WAITING || c->phase == CONVERT_RUNNING;
+    bool first = c->phase == CONVERT_WAITING && c->calibrate_first;
     bool failed = c->phase == CONVERT_FAILED;
     int lines = runs ? 2 : failed ? 1 : c->has_result ? 4 : 2;
     struct list_layout l = {.list = body};
@@ -156,6 +171,7 @@ static void draw(struct app *a, struct screen *s, struct rect body)
     }
     screen_box(s, top, ROLE_BORDER,
                c->phase == CONVERT_NONE && c->has_result ? "convert: the conversion in use"
+               : first                                   ? "convert: calibrating first"
                                                          : title[c->phase]);
     struct rect in = layout_inside(top);
     if (runs)

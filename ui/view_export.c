@@ -15,10 +15,10 @@ static void draw(struct app *a, struct screen *s, struct rect body)
     screen_put(s, y++, x, w, ROLE_NORMAL, "This screen is not in this version. What there is:");
     y++;
     screen_put(s, y++, x, w, ROLE_NORMAL, "plan (JSON)    s on screen 2");
-    if (a->j.conversion)
-        screen_putf(s, y++, x, w, ROLE_NORMAL, "own format     %s",
-                    app_path_text(a->j.conversion, path));
-    else
+    if (a->j.conversion) {
+        int k = screen_put(s, y, x, w, ROLE_NORMAL, "own format     ");
+        screen_tail(s, y++, x + k, w - k, ROLE_NORMAL, app_path_text(a->j.conversion, path));
+    } else
         screen_put(s, y++, x, w, ROLE_NORMAL, "own format     c on screen 2 writes it");
     if (!a->ranks.has_plan || y + 4 > in.y + in.h)
         return;

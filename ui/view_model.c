@@ -36,7 +36,9 @@ static void draw_row(const struct app *a, struct screen *s, int y, struct rect i
     screen_put(s, y, in.x, 1, role, selected ? "▶" : " ");
     screen_put(s, y, in.x + 1, 1, role, is_open(a, m) ? "●" : m->usable ? " " : "✗");
     screen_put(s, y, in.x + 3, in.w - 3 - rest_width - 1, role, m->name ? m->name : "?");
-    if (rest_width == 34)
+    if (m->parameters == 0)
+        snprintf(rest, sizeof rest, "%*s", rest_width, m->source);
+    else if (rest_width == 34)
         snprintf(rest, sizeof rest, "%-7.7s %8s %-6.6s %10s", m->family, count, m->dtype, size);
     else
         snprintf(rest, sizeof rest, "%8s %10s", count, size);
@@ -71,7 +73,10 @@ static int fact(struct screen *s, struct rect in, int row, enum role role, const
     if (row >= in.h)
         return row;
     screen_put(s, in.y + row, in.x + 1, in.w - 2, ROLE_DIM, key);
-    screen_put(s, in.y + row, in.x + 13, in.w - 14, role, text);
+    if (strcmp(key, "where") == 0)
+        screen_tail(s, in.y + row, in.x + 13, in.w - 14, role, text);
+    else
+        screen_put(s, in.y + row, in.x + 13, in.w - 14, role, text);
     return row + 1;
 }
 
@@ -80,6 +85,12 @@ static void draw_entry(const struct model_entry *m, struct screen *s, struct rec
     char text[1200], shown[1024], a[32], b[32], count[16];
     int row = 0;
     row = fact(s, in, row, ROLE_NORMAL, "where", app_path_text(m->path ? m->path : "", shown));
+    if (m->parameters == 0) {
+        row = fact(s, in, row, ROLE_NORMAL, "what", m->source);
+        fact(s, in, row, m->usable ? ROLE_GOOD : ROLE_WARN, m->usable ? "✓" : "✗",
+             m->usable ? "can be opened here (Enter)" : m->reason);
+        return;
+    }
     count_text((double)m->parameters, count);
     kvmem_text((double)m->bytes, a, sizeof a);
     snprintf(text, sizeof text, "%s, %s, %s parameters, %s, %s; found in %s", m->family, m->format,

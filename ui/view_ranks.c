@@ -11,6 +11,10 @@
 
 #define FACTS 4
 
+/* Columns of the list: mark, layer, rank, share kept, bar, energy, damage. The bar takes what the
+ * others leave. */
+enum { COL_LAYER = 1, COL_RANK = 5, COL_KEPT = 11, COL_BAR = 16, W_ENERGY = 6, W_DAMAGE = 6 };
+
 static void draw_layer(const struct app *a, struct screen *s, int y, struct rect in, int l)
 {
     const struct ranks_state *r = &a->ranks;
@@ -18,31 +22,30 @@ static void draw_layer(const struct app *a, struct screen *s, int y, struct rect
     const struct layer_curve *c = &r->curve[l];
     bool selected = l == r->layer, fits = plan_curve_fits(a, l);
     enum role role = selected ? ROLE_SELECTED : ROLE_NORMAL;
+    enum role soft = selected ? ROLE_SELECTED : fits ? ROLE_NORMAL : ROLE_DIM;
     double gqa = kvmem_gqa_numbers(r->plan.model.n_kv_head, r->plan.model.head_dim);
     int numbers = kvmem_mla_numbers(p->kv_lora_rank, p->qk_rope_head_dim);
-    char text[64];
+    int bar = in.w - COL_BAR - W_ENERGY - W_DAMAGE;
     if (selected)
         screen_fill(s, (struct rect){y, in.x, 1, in.w}, role);
-    snprintf(text, sizeof text, "%s%4d %5d  %3.0f%%", selected ? "▶" : " ", l, p->kv_lora_rank,
-             100 * numbers / gqa);
-    int x = screen_put(s, y, in.x, in.w, role, text) + 2;
-    int bar = in.w - x - 13;
-    if (!c->there) {
-        screen_put(s, y, in.x + x, in.w - x, selected ? role : ROLE_DIM, "…");
+    screen_put(s, y, in.x, 1, role, selected ? "▶" : " ");
+    screen_putf(s, y, in.x + COL_LAYER, in.w - COL_LAYER, role, "%3d", l);
+    screen_putf(s, y, in.x + COL_RANK, in.w - COL_RANK, role, "%5d", p->kv_lora_rank);
+    screen_putf(s, y, in.x + COL_KEPT, in.w - COL_KEPT, role, "%3.0f%%", 100 * numbers / gqa);
+    if (in.w < COL_BAR + W_ENERGY)
         return;
+    if (!c->there) {
+        screen_put(s, y, in.x + COL_BAR, 1, soft, "…");
+    } else {
+        double energy = spectrum_energy(&c->spectrum, p->kv_lora_rank);
+        if (bar >= 4)
+            screen_bar(s, y, in.x + COL_BAR, bar,
+                       fits || selected ? (selected ? role : ROLE_BAR) : ROLE_DIM, energy);
+        screen_putf(s, y, in.x + COL_BAR + (bar > 0 ? bar : 0), W_ENERGY, soft, "%s%5.1f",
+                    fits ? " " : "~", 100 * energy);
     }
-    double energy = spectrum_energy(&c->spectrum, p->kv_lora_rank);
-    if (bar >= 4)
-        screen_bar(s, y, in.x + x, bar, selected ? role : fits ? ROLE_BAR : ROLE_DIM, energy);
-    else
-        bar = -1;
-    snprintf(text, sizeof text, "%s%5.1f%%", fits ? " " : "~", 100 * energy);
-    screen_put(s, y, in.x + x + bar, in.w - x - bar,
-               selected ? role
-               : fits   ? ROLE_NORMAL
-                        : ROLE_DIM,
-               text);
-    screen_right(s, y, in.x, in.w - 1, role, "–");
+    if (bar >= 0)
+        screen_right(s, y, in.x, in.w - 1, role, "–");
 }
 
 static void draw_list(struct app *a, struct screen *s, struct rect r)
@@ -54,8 +57,9 @@ static void draw_list(struct app *a, struct screen *s, struct rect r)
         return;
     int n = k->plan.model.n_layer, head = in.h > 2 ? 1 : 0;
     if (head) {
-        screen_put(s, in.y, in.x, in.w, ROLE_DIM, "layer  rank  kept  energy");
-        screen_right(s, in.y, in.x, in.w - 1, ROLE_DIM, "ΔKL");
+        screen_put(s, in.y, in.x, in.w, ROLE_DIM, "layer rank kept energy %");
+        if (in.w >= COL_BAR + W_ENERGY + W_DAMAGE)
+            screen_right(s, in.y, in.x, in.w - 1, ROLE_DIM, "ΔKL");
     }
     k->top = layout_scroll(k->top, k->layer, in.h - head, n);
     for (int i = 0; i < in.h - head && k->top + i < n; i++)
@@ -69,11 +73,12 @@ static double *decades(const double *y, int n, double *lo)
 {
     double *v = mem_calloc((size_t)n, sizeof *v), least = 0;
     for (int i = 0; v && i < n; i++) {
-        v[i] = y[0] > 0 && y[i] > 0 ? log10(y[i] / y[0]) : -99;
-        if (v[i] > -99 && v[i] < least)
+        /* What is nothing but rounding is left out of the picture. */
+        v[i] = y[0] > 0 && y[i] > 1e-8 * y[0] ? log10(y[i] / y[0]) : NAN;
+        if (v[i] < least)
             least = v[i];
     }
-    *lo = least > -4 ? -4 : least < -8 ? -8 : floor(least);
+    *lo = least > -4 ? -4 : floor(least);
     return v;
 }
 
@@ -154,8 +159,8 @@ static void draw_joint(const struct app *a, struct screen *s, struct rect r)
     double energy = spectrum_energy(&c->spectrum, rank);
     struct rect plot = {in.y, in.x, in.h - 1, in.w};
     draw_plot(s, plot, &curve, fits);
-    screen_putf(s, in.y + in.h - 1, in.x, in.w, fits ? ROLE_NORMAL : ROLE_DIM,
-                "kept %.1f%%  dropped %.1f%%  K share %.0f%%", 100 * energy, 100 * (1 - energy),
+    screen_putf(s, in.y + in.h - 1, in.x + 1, in.w - 1, fits ? ROLE_NORMAL : ROLE_DIM,
+                "kept %.1f%%   K share of this latent %.0f%%", 100 * energy,
                 100 * spectrum_key_share(&c->spectrum, rank));
 }
 
@@ -194,13 +199,14 @@ static void memory_lines(const struct app *a, struct screen *s, struct rect r)
         rankplan_layer_numbers(p, now);
         kvmem_text((double)kvmem_bytes(was, n, DTYPE_F16, context, batch), x, sizeof x);
         kvmem_text((double)kvmem_bytes(now, n, DTYPE_F16, context, batch), y, sizeof y);
-        snprintf(line, sizeof line, "KV/token  %zu B → %zu B (%.0f %%)   at %lld×%lld: %s → %s",
+        snprintf(line, sizeof line, "KV/token  %zu B → %zu B (%.0f%%)   at %lld×%lld: %s → %s",
                  kvmem_bytes(was, n, DTYPE_F16, 1, 1), kvmem_bytes(now, n, DTYPE_F16, 1, 1),
                  100 * rankplan_kept(p), a->j.context, a->j.batch, x, y);
         screen_put(s, r.y, r.x + 1, r.w - 2, ROLE_NORMAL, line);
         kvmem_text(a->j.memory_bytes, memory, sizeof memory);
-        snprintf(line, sizeof line, "%s of cache holds  %zu → %zu sequences of %lld tokens (x)",
-                 memory, kvmem_fit(was, n, DTYPE_F16, context, room),
+        snprintf(line, sizeof line,
+                 "%s of cache holds %zu → %zu sequences of %lld tokens (x changes this)", memory,
+                 kvmem_fit(was, n, DTYPE_F16, context, room),
                  kvmem_fit(now, n, DTYPE_F16, context, room), a->j.context);
         screen_put(s, r.y + 1, r.x + 1, r.w - 2, ROLE_NORMAL, line);
     }
@@ -228,17 +234,20 @@ static void plan_line(const struct app *a, struct screen *s, int y, struct rect 
 
 static void engines_line(const struct app *a, struct screen *s, int y, struct rect r)
 {
-    static const char *const name[] = {"own runtime", "llama.cpp", "vLLM"};
-    char why[64];
+    char llama[64], vllm[64];
+    bool in_llama = plan_loads_in(&a->ranks.plan, 1, llama);
+    bool in_vllm = plan_loads_in(&a->ranks.plan, 2, vllm), same = strcmp(llama, vllm) == 0;
     int x = r.x + 1, end = r.x + r.w - 1;
-    x += screen_put(s, y, x, end - x, ROLE_NORMAL, "loads in: ");
-    for (int i = 0; i < 3 && x < end; i++) {
-        bool ok = plan_loads_in(&a->ranks.plan, i, why);
-        x += screen_putf(s, y, x, end - x, ROLE_NORMAL, "%s ", name[i]);
-        x += screen_putf(s, y, x, end - x, ok ? ROLE_GOOD : ROLE_DIM, "%s%s%s", ok ? "✓" : "✗",
-                         ok ? "" : " ", why);
-        x += screen_put(s, y, x, end - x, ROLE_NORMAL, "  ");
-    }
+    x += screen_put(s, y, x, end - x, ROLE_NORMAL, "loads in: own runtime ");
+    x += screen_put(s, y, x, end - x, ROLE_GOOD, "✓");
+    x += screen_put(s, y, x, end - x, ROLE_NORMAL, same ? "  llama.cpp, vLLM " : "  llama.cpp ");
+    x += screen_putf(s, y, x, end - x, in_llama ? ROLE_GOOD : ROLE_DIM, "%s%s",
+                     in_llama ? "✓" : "✗ ", llama);
+    if (same)
+        return;
+    x += screen_put(s, y, x, end - x, ROLE_NORMAL, "  vLLM ");
+    screen_putf(s, y, x, end - x, in_vllm ? ROLE_GOOD : ROLE_DIM, "%s%s", in_vllm ? "✓" : "✗ ",
+                vllm);
 }
 
 static void draw(struct app *a, struct screen *s, struct rect body)
