@@ -164,7 +164,7 @@ static void special_ids_gguf(struct model *m, const struct gguf *g)
 static int open_gguf(struct model *m, const char *path, struct err *e)
 {
     struct model_owner *o = m->owner;
-    struct gguf_str arch, name;
+    struct gguf_str arch;
     m->format = MODEL_GGUF;
     int rc = gguf_open(&o->gguf, path, e);
     if (!rc)
@@ -175,10 +175,8 @@ static int open_gguf(struct model *m, const char *path, struct err *e)
     if (!family)
         return unknown_family(path, arch.s, arch.n, e);
     m->file_bytes = gguf_file_bytes(o->gguf);
-    if (!gguf_string(o->gguf, "general.name", &name, NULL) && name.n)
-        set_name(m, name.s, name.n);
-    else
-        name_from_path(m, path, false);
+    /* The file's name, not general.name: it is what the user chose, and says the quantisation. */
+    name_from_path(m, path, false);
     snprintf(m->hp.family, sizeof m->hp.family, "%s", family->name);
     rc = family->open_gguf(m, o->gguf, e);
     if (!rc)

@@ -17,7 +17,7 @@ enum attn_kind { ATTN_GQA, ATTN_MLA };
 
 struct model_hparams {
     char family[32];        /* "llama" */
-    char name[128];         /* general.name, or the folder's or file's name */
+    char name[128];         /* the folder's or file's name */
     int n_layer;            /* L */
     int hidden;             /* D */
     int n_head, n_kv_head;  /* H, G */

@@ -183,7 +183,7 @@ static void test_generated(void)
         CHECK(a->hp.dtype == cases[i].hf && b->hp.dtype == cases[i].gguf, "%zu", i);
         CHECK(a->hp.bos == TEST_IM_START && b->hp.bos == TEST_IM_START, "%zu", i);
         CHECK(a->hp.n_eos == 2 && a->hp.eos[0] == TEST_IM_END && b->hp.n_eos == 2, "%zu", i);
-        CHECK(!strcmp(b->hp.name, "Tiny test model"), "%s", b->hp.name);
+        CHECK(b->hp.name[0] == 'm' && !strchr(b->hp.name, '.'), "%s", b->hp.name);
         compare_weights(a, b, cases[i].tolerance, dir);
         CHECK_OK(model_fingerprint(a, fp[0], &e), e);
         CHECK_OK(model_fingerprint(b, fp[1], &e), e);
