@@ -116,7 +116,9 @@ static cJSON *chat_json(const struct journal *j)
     cJSON_AddNumberToObject(set, "top_k", s->sampling.top_k);
     cJSON_AddNumberToObject(set, "top_p", s->sampling.top_p);
     cJSON_AddNumberToObject(set, "min_p", s->sampling.min_p);
-    cJSON_AddNumberToObject(set, "seed", (double)s->sampling.seed);
+    char seed[24]; /* a string: JSON numbers are doubles */
+    snprintf(seed, sizeof seed, "%llu", (unsigned long long)s->sampling.seed);
+    cJSON_AddStringToObject(set, "seed", seed);
     cJSON_AddNumberToObject(set, "max_tokens", s->max_tokens);
     cJSON_AddNumberToObject(set, "context", s->context);
     cJSON_AddStringToObject(set, "mode", s->mode == CHAT_FORCED ? "forced" : "free");
@@ -180,7 +182,6 @@ static int read_list(struct text_list *l, const cJSON *a, size_t keep, struct er
 static int read_settings(struct chat_settings *s, const cJSON *o, const char *where, struct err *e)
 {
     long long top_k = s->sampling.top_k, max = s->max_tokens, context = s->context;
-    double seed = (double)s->sampling.seed;
     const char *mode = json_str_or(o, "mode", "free");
     int rc = OK;
     if (!rc)
@@ -192,15 +193,13 @@ static int read_settings(struct chat_settings *s, const cJSON *o, const char *wh
     if (!rc)
         rc = json_num_opt(o, "min_p", &s->sampling.min_p, where, e);
     if (!rc)
-        rc = json_num_opt(o, "seed", &seed, where, e);
-    if (!rc)
         rc = json_int_opt(o, "max_tokens", 0, 1 << 30, &max, where, e);
     if (!rc)
         rc = json_int_opt(o, "context", 16, 1 << 30, &context, where, e);
     if (rc)
         return rc;
     s->sampling.top_k = (int)top_k;
-    s->sampling.seed = seed >= 0 && seed < 0x1p63 ? (uint64_t)seed : 42;
+    s->sampling.seed = strtoull(json_str_or(o, "seed", "42"), NULL, 10);
     s->max_tokens = (int)max;
     s->context = (int)context;
     s->mode = strcmp(mode, "forced") == 0 ? CHAT_FORCED : CHAT_FREE;

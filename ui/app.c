@@ -406,7 +406,7 @@ static bool screen_request(struct app *a, enum request r, int key)
     case SCREEN_RANKS: return plan_request(a, r);
     case SCREEN_CONVERT: return convert_request(a, r);
     case SCREEN_CHAT: return chat_request(a, r, key);
-    default: return false;
+    default: return r >= REQ_UP && r <= REQ_LAST; /* nothing to move through yet */
     }
 }
 
@@ -433,30 +433,39 @@ static bool global_request(struct app *a, enum request r)
     }
 }
 
-void app_key(struct app *a, int key)
+/* What a screen does not take itself. */
+static bool leftover_request(struct app *a, enum request r)
 {
-    enum context where = app_context(a);
-    enum request r = keys_lookup(where, key);
+    if (r == REQ_STOP) {
+        if (worker_count(a->worker, &job_calibrate)) {
+            worker_cancel_kind(a->worker, &job_calibrate);
+            app_message(a, ROLE_NORMAL, "stopping the calibration…");
+        }
+        return true;
+    }
+    if (r == REQ_NONE || a->j.screen != SCREEN_RANKS)
+        return false;
+    app_message(a, ROLE_WARN,
+                a->has_model ? "this model cannot be converted (screen 1 says why)"
+                             : "no model is open: open one on screen 1");
+    return true;
+}
+
+bool app_key(struct app *a, int key)
+{
+    enum request r = keys_lookup(app_context(a), key);
     a->leave_warned -= a->leave_warned > 0;
     a->message[0] = 0;
     if (r != REQ_NONE && global_request(a, r))
-        return;
-    if (a->ask.what) {
-        ask_key(a, r, key);
-    } else if (a->help) {
+        return true;
+    if (a->ask.what)
+        return ask_key(a, r, key);
+    if (a->help) {
         if (r != REQ_NONE)
             help_request(a, r);
-    } else if (!screen_request(a, r, key)) {
-        if (r == REQ_STOP && worker_count(a->worker, &job_calibrate)) {
-            worker_cancel_kind(a->worker, &job_calibrate);
-            app_message(a, ROLE_NORMAL, "stopping the calibration…");
-        } else if (r != REQ_NONE && r != REQ_STOP && a->j.screen == SCREEN_RANKS) {
-            app_message(a, ROLE_WARN,
-                        a->has_model ? "this model cannot be converted (screen 1 "
-                                       "says why)"
-                                     : "no model is open: open one on screen 1");
-        }
+        return r != REQ_NONE;
     }
+    return screen_request(a, r, key) || leftover_request(a, r);
 }
 
 void app_paste(struct app *a, const char *text, size_t n)

@@ -109,7 +109,8 @@ int app_init(struct app *a, const struct ui_options *o, struct err *e);
 void app_done(struct app *a);
 
 enum context app_context(const struct app *a);
-void app_key(struct app *a, int key);
+/* False when nothing takes that key here. */
+bool app_key(struct app *a, int key);
 void app_paste(struct app *a, const char *text, size_t n);
 /* Takes what the worker has; call after worker_drain. */
 void app_collect(struct app *a);
@@ -131,7 +132,7 @@ const char *app_path_text(const char *path, char text[1024]);             /* hom
 
 /* app_ask.c */
 void ask_open(struct app *a, enum request what, const char *label, const char *preset, bool path);
-void ask_key(struct app *a, enum request r, int key);
+bool ask_key(struct app *a, enum request r, int key);
 bool edit_key(struct textbuf *b, enum request r, int key); /* true when it was an edit */
 
 /* app_plan.c */

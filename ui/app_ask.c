@@ -122,7 +122,7 @@ static void complete_path(struct app *a)
     free(path);
 }
 
-void ask_key(struct app *a, enum request r, int key)
+bool ask_key(struct app *a, enum request r, int key)
 {
     struct ask *q = &a->ask;
     if (r == REQ_STOP) {
@@ -139,7 +139,12 @@ void ask_key(struct app *a, enum request r, int key)
         q->error[0] = 0;
         if (q->path)
             complete_path(a);
+    } else if (r == REQ_EDIT_UP || r == REQ_EDIT_DOWN) {
+        return true; /* one line, no history */
     } else if (edit_key(&q->text, r, key)) {
         q->error[0] = 0;
+    } else {
+        return false;
     }
+    return true;
 }

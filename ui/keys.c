@@ -72,9 +72,13 @@ static const struct binding table[] = {
     {REQ_WORD_RIGHT, IN_TEXT, {ALT('f'), UI_SHIFT_RIGHT}, NULL, "one word right"},
     {REQ_LINE_START, IN_TEXT, {UI_HOME, UI_CTRL('a')}, NULL, "to the start of the line"},
     {REQ_LINE_END, IN_TEXT, {UI_END, UI_CTRL('e')}, NULL, "to the end of the line"},
-    {REQ_BACKSPACE, IN_TEXT, {UI_BACKSPACE, UI_CTRL('h'), 127}, NULL, "delete to the left"},
+    {REQ_BACKSPACE, IN_TEXT, {UI_BACKSPACE, UI_CTRL('h')}, NULL, "delete to the left"},
     {REQ_DELETE, IN_TEXT, {UI_DELETE, UI_CTRL('d')}, NULL, "delete to the right"},
-    {REQ_DELETE_WORD, IN_TEXT, {UI_CTRL('w'), ALT(127)}, NULL, "delete a word to the left"},
+    {REQ_DELETE_WORD,
+     IN_TEXT,
+     {UI_CTRL('w'), ALT(UI_BACKSPACE)},
+     NULL,
+     "delete a word to the left"},
     {REQ_KILL_START, IN_TEXT, {UI_CTRL('u')}, NULL, "delete to the start of the line"},
     {REQ_KILL_END, IN_TEXT, {UI_CTRL('k')}, NULL, "delete to the end of the line"},
 
@@ -157,8 +161,6 @@ static const struct {
     {UI_TAB, "Tab", NULL},
     {UI_ESC, "Esc", NULL},
     {' ', "Space", NULL},
-    {127, "Backspace", NULL},
-    {UI_CTRL('h'), "Backspace", NULL},
 };
 #define N_NAMES (sizeof names / sizeof *names)
 
@@ -201,5 +203,5 @@ int keys_parse(const char *name)
 
 bool keys_is_text(int key)
 {
-    return key >= 32 && key != 127 && key < UI_UP;
+    return key >= 32 && key != 127 && key < UI_UP; /* 127 never comes: term.c names it */
 }

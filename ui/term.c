@@ -365,9 +365,9 @@ int term_key(struct term *t, const char **paste, size_t *n)
                 return UI_ESC;
             if (rc == KEY_CODE_YES)
                 return translate((int)c) | UI_ALT;
-            return (c == UI_ESC ? UI_ESC : (int)c) | UI_ALT;
+            return (c == 127 ? UI_BACKSPACE : (int)c) | UI_ALT;
         } else if (c) {
-            return (int)c;
+            return c == 127 ? UI_BACKSPACE : (int)c;
         }
     }
 }

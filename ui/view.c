@@ -106,7 +106,7 @@ static void draw_hints(const struct app *a, struct screen *s, struct rect r)
             continue;
         if (b->request == REQ_STOP && !(where & (IN_ASK | IN_HELP)) && !a->status.active)
             continue;
-        keys_name(b->key[0], true, key);
+        keys_name(b->key[0], !s->ascii, key);
         if (b->request == REQ_LESS)
             snprintf(key, sizeof key, "←→");
         else if (b->request == REQ_LESS_FAST)

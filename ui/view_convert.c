@@ -13,46 +13,62 @@ static const char *percent(double share, char text[16])
     return text;
 }
 
-static void layer_row(const struct convert_state *c, struct screen *s, int y, struct rect in, int l,
-                      int g, int d)
+/* What the table shows: the run, or the layers of the conversion in use. */
+struct table {
+    const struct rankplan *plan;
+    const struct layer_report *report;
+    const bool *reported; /* NULL: all */
+    int n, done;
+};
+
+static void layer_row(const struct table *t, struct screen *s, int y, struct rect in, int l)
 {
-    const struct layer_report *r = &c->report[l];
-    const struct plan_layer *p = &c->plan.layer[l];
-    double kept =
-        (double)kvmem_mla_numbers(p->kv_lora_rank, p->qk_rope_head_dim) / kvmem_gqa_numbers(g, d);
-    char text[160];
-    char error[16], rope[16], rank[16];
-    if (c->reported[l])
-        snprintf(text, sizeof text, "%5d %5d %4d  %3.0f%%  %5.1f%%  %8s  %8s  %8s", l,
-                 r->kv_lora_rank, r->qk_rope_head_dim, 100 * kept, 100 * r->energy,
+    const struct layer_report *r = &t->report[l];
+    const struct plan_layer *p = &t->plan->layer[l];
+    double gqa = kvmem_gqa_numbers(t->plan->model.n_kv_head, t->plan->model.head_dim);
+    double kept = kvmem_mla_numbers(p->kv_lora_rank, p->qk_rope_head_dim) / gqa;
+    bool done = !t->reported || t->reported[l];
+    char text[160], error[16], rope[16], rank[16];
+    int n = snprintf(text, sizeof text, "%5d %5d %4d  %3.0f%%", l, p->kv_lora_rank,
+                     p->qk_rope_head_dim, 100 * kept);
+    if (done)
+        snprintf(text + n, sizeof text - (size_t)n, "  %5.1f%%  %8s  %8s  %8s", 100 * r->energy,
                  percent(r->error, error), percent(r->loss_rope, rope),
                  percent(r->loss_rank, rank));
     else
-        snprintf(text, sizeof text, "%5d %5d %4d  %3.0f%%       –", l, p->kv_lora_rank,
-                 p->qk_rope_head_dim, 100 * kept);
-    screen_put(s, y, in.x + 1, in.w - 2, c->reported[l] ? ROLE_NORMAL : ROLE_DIM, text);
+        snprintf(text + n, sizeof text - (size_t)n, "       –");
+    screen_put(s, y, in.x + 1, in.w - 2, done ? ROLE_NORMAL : ROLE_DIM, text);
+}
+
+static struct table table_of(const struct convert_state *c)
+{
+    if (c->phase == CONVERT_NONE && c->has_result)
+        return (struct table){&c->result_plan, c->result.layer, NULL,
+                              c->result.layer ? c->result.n_layer : 0, c->result.n_layer};
+    return (struct table){&c->plan, c->report, c->reported, c->n_layer, c->n_reported};
 }
 
 static void draw_layers(struct app *a, struct screen *s, struct rect r)
 {
     struct convert_state *c = &a->convert;
+    struct table t = table_of(c);
     struct rect in = layout_inside(r);
+    bool runs = c->phase == CONVERT_WAITING || c->phase == CONVERT_RUNNING;
     char title[96];
-    snprintf(title, sizeof title, "layers: %d of %d done", c->n_reported, c->n_layer);
-    screen_box(s, r, ROLE_FOCUS, title);
-    if (in.h < 2)
+    if (t.n < 1 || in.h < 2)
         return;
+    snprintf(title, sizeof title, runs ? "layers: %d of %d done" : "layers: %d of %d", t.done, t.n);
+    screen_box(s, r, ROLE_FOCUS, title);
     screen_put(s, in.y, in.x + 1, in.w - 2, ROLE_DIM,
                "layer  rank    R  kept  energy     error   by rope   by rank");
     int rows = in.h - 1;
-    bool runs = c->phase == CONVERT_WAITING || c->phase == CONVERT_RUNNING;
     if (runs)
-        c->top = layout_scroll(c->top, c->n_reported, rows, c->n_layer);
-    c->top = layout_scroll(c->top, c->top < 0 ? 0 : c->top, rows, c->n_layer);
-    const struct plan_model *m = &c->plan.model;
-    for (int i = 0; i < rows && c->top + i < c->n_layer; i++)
-        layer_row(c, s, in.y + 1 + i, in, c->top + i, m->n_kv_head, m->head_dim);
-    if (c->top + rows < c->n_layer)
+        c->top = layout_scroll(c->top, t.done, rows, t.n);
+    int most = t.n > rows ? t.n - rows : 0;
+    c->top = c->top > most ? most : c->top < 0 ? 0 : c->top;
+    for (int i = 0; i < rows && c->top + i < t.n; i++)
+        layer_row(&t, s, in.y + 1 + i, in, c->top + i);
+    if (c->top + rows < t.n)
         screen_right(s, r.y + r.h - 1, r.x, r.w - 2, ROLE_FOCUS, " ↓ more ");
 }
 
@@ -99,8 +115,7 @@ static void draw_loss(const struct conversion_report *r, struct screen *s, int y
     double both = rope + rank > 0 ? rope + rank : 1;
     char mean[16], most[16];
     screen_putf(s, y, in.x + 1, in.w - 2, ROLE_NORMAL,
-                "lost %s of attention a layer (rope %.0f%%, rank %.0f%% of it), most in layer %d: "
-                "%s",
+                "lost %s of attention (rope %.0f%%, rank %.0f%%), most in layer %d: %s",
                 percent(error / r->n_layer, mean), 100 * rope / both, 100 * rank / both, worst,
                 percent(r->layer[worst].error, most));
 }
@@ -164,7 +179,7 @@ static void draw(struct app *a, struct screen *s, struct rect body)
     int lines = runs ? 2 : failed ? 1 : c->has_result ? 4 : 2;
     struct list_layout l = {.list = body};
     struct rect top = body;
-    if (c->phase != CONVERT_NONE) {
+    if (c->phase != CONVERT_NONE || c->has_result) {
         int h = lines + 2 < body.h ? lines + 2 : body.h;
         top.h = h;
         l.list = (struct rect){body.y + h, body.x, body.h - h, body.w};
@@ -182,7 +197,7 @@ static void draw(struct app *a, struct screen *s, struct rect body)
         draw_plan(a, s, in);
     else
         draw_result(a, s, in);
-    if (c->phase != CONVERT_NONE && c->n_layer > 0)
+    if (l.list.y > body.y)
         draw_layers(a, s, l.list);
 }
 
