@@ -13,7 +13,7 @@
 
 #define EVAL_MAX_TEXT ((size_t)1 << 30)
 #define EVAL_BLOCK_MAX 256
-#define EVAL_BLOCK_BYTES ((size_t)32 << 20) /* logits of one model kept at a time */
+#define EVAL_BLOCK_BYTES ((size_t)64 << 20) /* logits of one model kept at a time */
 
 struct eval_run {
     const struct engine *engine[2]; /* model, original or NULL */
@@ -156,8 +156,8 @@ static int run_window(struct eval_run *r, const int32_t *ids, int first, int end
     for (int m = 0; m < 2 && r->engine[m]; m++)
         infer_rewind(r->timeline[m], 0);
     for (int at = 0, n; at < end; at += n) {
-        int stop = at < first ? first : end;
-        n = stop - at < r->block ? stop - at : r->block;
+        int left = (at < first ? first : end) - at, pieces = (left + r->block - 1) / r->block;
+        n = (left + pieces - 1) / pieces; /* even pieces: a short last one would waste a pass */
         for (int i = 0; i < n; i++)
             r->target[i] = at + i + 1 < r->o->ctx ? ids[at + i + 1] : -1;
         int rc = run_block(r, ids, at, n, at >= first, e);

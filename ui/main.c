@@ -1,8 +1,11 @@
-/* main: the executable's door. */
-#include <stdio.h>
+/* main: the executable's door: locale, then the subcommands or the screens. Only here the process
+ * ends. */
+#include <locale.h>
 
-int main(void)
+#include "ui/cli.h"
+
+int main(int argc, char **argv)
 {
-    puts("mlathe " MLATHE_VERSION);
-    return 0;
+    setlocale(LC_CTYPE, ""); /* numbers stay in C form: plans and JSON are for machines */
+    return cli_main(argc, argv);
 }

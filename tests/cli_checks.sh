@@ -1,0 +1,264 @@
+#!/usr/bin/env bash
+# Runs the program against the tiny models that test_cli.c wrote: exit codes, JSON, refusals,
+# Ctrl-C. usage: cli_checks.sh PROGRAM FOLDER
+set -u
+program=$1
+cd -- "$2" || exit 1
+export MLATHE_HOME="$PWD/home dir" HOME="$PWD/home dir" LC_ALL=C.UTF-8
+unset HF_HOME HF_HUB_CACHE LLAMA_CACHE OLLAMA_MODELS
+failures=0
+python=$(command -v python3 || true)
+[[ -n $python ]] || echo "skipped: values in JSON (no python3)"
+
+fail() {
+    echo "FAIL: $*"
+    failures=$((failures + 1))
+}
+
+# want CODE ARG…: runs mlathe with --threads 2; its output lies in out and err.
+want() {
+    local code=$1 got=0
+    shift
+    "$program" "$@" >out 2>err </dev/null || got=$?
+    [[ $got == "$code" ]] || fail "mlathe $*: exit code $got, not $code: $(head -c 300 err)"
+}
+
+said() { grep -qF -- "$1" err || fail "not said: \"$1\" but: $(head -c 300 err)"; }
+printed() { grep -qF -- "$1" out || fail "not printed: \"$1\" but: $(head -c 300 out)"; }
+no_output() { [[ ! -s out ]] || fail "stdout is not empty: $(head -c 200 out)"; }
+
+# json EXPRESSION: out is one JSON document d for which it holds.
+json() {
+    [[ -n $python ]] || return 0
+    "$python" - "$1" <<'PY' || fail "not so: $1"
+import json, math, sys
+try:
+    d = json.load(open("out"))
+except ValueError as e:
+    sys.exit("not one JSON document: %s" % e)
+sys.exit(0 if eval(sys.argv[1]) else 1)
+PY
+}
+
+# --- words ------------------------------------------------------------------------------------
+want 2
+said convert
+no_output
+want 2 tiny.gguf # a model opens the screens: no terminal here
+said "need a terminal"
+want 0 --version
+printed "mlathe "
+want 0 --help
+want 2 insepct
+said "did you mean inspect?"
+want 2 inspect --jsno
+said "did you mean --json?"
+want 2 inspect a b
+want 2 generate tiny.gguf --text
+for command in models inspect tokenize detokenize render logits generate spectra plan convert eval \
+    chat bench paths; do
+    want 0 "$command" --help
+    [[ $(head -n 1 out) == "Examples:" ]] || fail "$command --help does not start with examples"
+done
+want 0 paths --json
+json '"home dir" in d["data"] and all(k in d for k in ("config", "state", "cache"))'
+
+# --- models -----------------------------------------------------------------------------------
+want 1 inspect
+said "./run"
+mkdir -p "home dir/data/models"
+cp tiny.gguf "home dir/data/models/"
+want 0 models --json
+json 'len(d["models"]) == 1 and d["models"][0]["name"] == "tiny"'
+json 'd["models"][0]["family"] == "llama" and d["models"][0]["parameters"] > 0'
+want 0 inspect tiny.gguf --json
+json 'd["layers"] == 2 and d["hidden"] == 64 and d["q_heads"] == 4 and d["kv_heads"] == 2'
+json 'd["head_dim"] == 16 and d["vocab"] == 320 and d["kv_bytes_per_token"] == 256'
+json 'd["convertible"] is True and d["reasons"] == [] and d["dtype"] == "F32"'
+want 0 inspect tiny --json # by name
+want 0 inspect hf --json
+json 'd["format"] == "HF"'
+want 1 inspect missing.gguf
+said missing.gguf
+no_output
+head -c 3000 tiny.gguf >cut.gguf
+want 1 inspect cut.gguf --json
+said cut.gguf
+no_output
+head -c 200 /dev/urandom >noise.gguf
+want 1 inspect noise.gguf
+mkdir -p nothing
+want 1 inspect nothing
+: >empty.gguf
+want 1 logits empty.gguf --ids 1
+
+# --- text -------------------------------------------------------------------------------------
+want 0 tokenize tiny.gguf --text "Hello world" --json
+json 'len(d["ids"]) > 2'
+want 0 tokenize tiny.gguf --text "Hello world"
+ids=$(cat out)
+want 0 detokenize tiny.gguf --ids "$ids" --json
+json 'd["text"] == "Hello world"'
+want 0 tokenize hf/tokenizer.json --text "Hello world"
+[[ $(cat out) == "$ids" ]] || fail "GGUF and tokenizer.json disagree"
+want 0 tokenize tiny.gguf --text "" --json
+json 'd["ids"] == []'
+want 2 tokenize tiny.gguf
+want 1 tokenize tiny.gguf --file missing.txt
+want 2 detokenize tiny.gguf --ids 1,x
+want 1 detokenize tiny.gguf --ids 400
+want 0 detokenize tiny.gguf --ids 1,2 --skip-special
+echo '[{"role":"user","content":"Hi"}]' >chat.json
+want 0 render tiny.gguf --messages chat.json --json
+json '"<|im_start|>user\nHi<|im_end|>" in d["text"] and len(d["ids"]) > 4'
+want 0 render tiny.gguf --messages chat.json --no-generation-prompt --json
+json 'not d["text"].rstrip().endswith("assistant")'
+printf '{{ bos_token }}{%% for m in messages %%}[{{ m.content }}]{%% endfor %%}' >t.jinja
+echo '{"messages":[{"role":"user","content":"a"}],"bos_token":"<s>"}' >vars.json
+want 0 render t.jinja --messages vars.json --json
+json 'd["text"] == "<s>[a]"'
+echo '{"messages":' >bad.json
+want 1 render tiny.gguf --messages bad.json
+said bad.json
+
+# --- running ----------------------------------------------------------------------------------
+want 0 logits tiny.gguf --ids 1,2,3 --json
+json 'len(d["logits"]) == 320 and all(math.isfinite(x) for x in d["logits"])'
+want 0 logits tiny.gguf --ids 1,2,3 --all --json
+json 'len(d["logits"]) == 3 and len(d["logits"][0]) == 320'
+want 1 logits tiny.gguf --ids 1,320
+want 2 logits tiny.gguf
+want 2 logits tiny.gguf --ids 1,,-2
+want 0 generate tiny.gguf --text "Once" -n 8 --ignore-eos --json
+json 'len(d["ids"]) == 8 and d["tokens_per_sec"] > 0 and "text" in d'
+cp out first
+want 0 generate tiny.gguf --text "Once" -n 8 --ignore-eos --json
+[[ -z $python ]] || json 'd["ids"] == json.load(open("first"))["ids"]'
+want 0 generate tiny.gguf --ids 1,2 -n 4 --temp 0.9 --seed 3 --top-k 5 --quiet
+[[ ! -s err ]] || fail "--quiet: $(cat err)"
+want 2 generate tiny.gguf --text a --temp -1
+want 2 generate tiny.gguf --text a --ids 1
+want 0 generate tiny.gguf --text a -n 0 --json
+json 'd["ids"] == []'
+want 0 bench tiny.gguf -p 8 -n 4 -r 2 -d 0,16 --json
+json 'len(d["rows"]) == 4 and d["rows"][0]["test"] == "pp8" and d["rows"][3]["depth"] == 16'
+json 'd["rows"][0]["kv_bytes"] == 8 * 256 and d["rows"][3]["kv_bytes"] == 20 * 256'
+want 0 generate tiny.gguf --text a -n 5000 --ignore-eos --json
+json 'd["stop"] == "context" and len(d["ids"]) <= 2048'
+want 2 bench tiny.gguf -d x
+
+# --- plans ------------------------------------------------------------------------------------
+want 0 plan tiny.gguf --kept 50% --json
+json 'd["mlathe_plan"] == 1 and d["prediction"]["kv_bytes_per_token"] == 128'
+want 0 plan tiny.gguf --bytes-per-token 128 -o plan.json
+[[ -s plan.json ]] || fail "no plan.json"
+want 0 plan tiny.gguf --fit 1MiB,4096x2 --json
+json 'd["prediction"]["kv_bytes_per_token"] <= 128'
+want 0 plan tiny.gguf --rank 12 --rope 8 --json
+json 'all(l == {"kv_lora_rank": 12, "qk_rope_head_dim": 8} for l in d["layers"])'
+want 0 plan tiny.gguf --kept 50% --alloc energy --weights-only --json
+json 'd["prediction"]["kv_bytes_per_token"] <= 128'
+for bad in 0% -5% 25%% 50 x ""; do want 2 plan tiny.gguf --kept "$bad"; done
+want 2 plan tiny.gguf
+want 2 plan tiny.gguf --kept 50% --rank 3
+want 1 plan tiny.gguf --kept 50% --alloc sensitivity
+want 1 plan tiny.gguf --rank 12 --rope 7
+want 1 plan tiny.gguf --kept 50% -o no/such/folder/plan.json
+want 0 spectra tiny.gguf --weights-only --json
+json 'len(d["layers"]) == 2 and all(k in d["layers"][0] for k in ("joint", "key", "value"))'
+json 'abs(d["layers"][1]["energy"][-1] - 1) < 1e-9 and d["layers"][1]["index"] == 1'
+
+# --- conversion -------------------------------------------------------------------------------
+for i in $(seq 400); do echo "Line $i of a text that says little, but in words: $((i * 7919 % 997))."; done >text.txt
+want 0 convert tiny.gguf --plan plan.json --calib text.txt --tokens 1024 -o conv --json
+json 'd["kept"] == 0.5 and d["kv_bytes_per_token_before"] == 256'
+json 'd["kv_bytes_per_token_after"] == 128 and len(d["layers"]) == 2 and d["seconds"] > 0'
+json 'all(k in d["layers"][0] for k in ("rank", "rope", "error", "loss"))'
+[[ -s conv/mlathe.json && -s conv/attention.safetensors ]] || fail "conv lacks files"
+want 0 inspect conv --json
+json 'd["conversion"]["kept"] == 0.5'
+want 0 bench conv -p 16 -n 0 -r 1 --json
+json 'd["rows"][0]["kv_bytes"] == 16 * 128' # what was promised is what is allocated
+want 0 generate conv --text "Line 1" -n 8 --json
+want 0 tokenize conv --text "Line 1" --json
+want 0 convert tiny.gguf --rank 12 --calib text.txt --tokens 1024 -o conv # over its own
+want 0 convert tiny.gguf --kept 50% --method transmla --calib text.txt --tokens 1024 -o base --json
+json 'd["method"] == "transmla"'
+want 1 convert twin.gguf --plan plan.json --calib text.txt -o conv2
+said model.fingerprint
+want 1 convert other.gguf --plan plan.json --calib text.txt -o conv2
+said model.kv_heads
+want 2 convert tiny.gguf --plan plan.json --kept 25% -o conv2
+want 2 convert tiny.gguf --kept 25%
+want 1 convert tiny.gguf --kept 25% -o nothing/../hf # a folder that is not ours
+said "did not write"
+[[ -s hf/model.safetensors && ! -e hf/mlathe.json ]] || fail "hf was touched"
+want 1 convert tiny.gguf --kept 25% -o tiny.gguf
+want 1 convert tiny.gguf --kept 25% --calib text.txt --tokens 1024 -o /proc/conv
+want 1 convert tiny.gguf --kept 25% --calib missing.txt -o conv2
+said missing.txt
+if [[ $(id -u) != 0 ]]; then
+    mkdir -p locked && chmod 555 locked
+    want 1 convert tiny.gguf --kept 25% --calib text.txt -o locked/conv
+else
+    echo "skipped: a folder without write permission (running as root)"
+fi
+[[ ! -e conv2 ]] || fail "a failed conversion left conv2"
+
+# --- measuring --------------------------------------------------------------------------------
+want 0 eval tiny.gguf --ppl text.txt --ctx 64 --windows 4 --json
+json 'd["ppl"] > 1 and d["tokens"] == 4 * 63 and d["protocol"] == "hf" and d["ctx"] == 64'
+json '"kl_mean" not in d'
+want 0 eval conv --against tiny.gguf --ppl text.txt --ctx 64 --windows 4 --json
+json 'd["kl_mean"] > 0 and 0 <= d["same_top1"] <= 1 and d["kl_p99"] >= d["kl_mean"]'
+want 0 eval tiny.gguf --against tiny.gguf --ppl text.txt --ctx 64 --windows 2 --json
+json 'd["kl_mean"] == 0 and d["same_top1"] == 1'
+want 0 eval tiny.gguf --ppl text.txt --ctx 64 --windows 4 --protocol llamacpp --json
+json 'd["tokens"] == 4 * 31'
+want 1 eval tiny.gguf --ppl text.txt --ctx 1000000
+said "--ctx"
+want 2 eval tiny.gguf
+want 2 eval tiny.gguf --ppl text.txt --protocol other
+want 1 eval tiny.gguf --task arc --file x --limit 3
+want 1 eval tiny.gguf --ppl missing.txt
+
+# --- talking ----------------------------------------------------------------------------------
+want 0 chat tiny.gguf --prompt Hi -n 6 --json
+json 'len(d["turns"]) == 1 and d["turns"][0]["side"] == "original"'
+json 'all(k in d["turns"][0] for k in ("text", "ids", "tokens_per_sec", "ttft_sec", "stop"))'
+want 0 chat tiny.gguf conv --prompt Hi --prompt Again -n 6 --json
+json '[t["side"] for t in d["turns"]] == ["original", "converted"] * 2'
+want 0 chat conv tiny.gguf --prompt Hi -n 6 --forced --json
+json 'd["turns"][0]["ids"] == d["turns"][1]["ids"] and d["turns"][0]["compare"]["compared"] > 0'
+want 0 chat tiny.gguf twin.gguf --prompt Hi -n 4 --json
+json '[t["side"] for t in d["turns"]] == ["first", "second"]'
+want 0 chat tiny.gguf --prompt Hi -n 0 --ctx 40 --json
+json 'd["turns"][0]["stop"] in ("context", "eos")'
+want 1 chat tiny.gguf --prompt "a long line that has more tokens than the context has room" --ctx 8
+said context
+want 2 chat tiny.gguf --prompt Hi --forced
+
+# --- full disk, Ctrl-C ------------------------------------------------------------------------
+if [[ -w /dev/full ]]; then
+    code=0
+    "$program" paths --json >/dev/full 2>err || code=$?
+    [[ $code == 1 ]] || fail "/dev/full: exit code $code"
+fi
+for i in $(seq 60); do cat text.txt; done >long.txt
+interrupt() { # ARG…: runs, interrupts after a second, wants 130 soon
+    "$program" "$@" >out 2>err </dev/null &
+    local pid=$! code=0 start=$SECONDS
+    sleep 1
+    kill -INT "$pid"
+    wait "$pid" || code=$?
+    [[ $code == 130 ]] || fail "mlathe $*: exit code $code after Ctrl-C: $(head -c 300 err)"
+    ((SECONDS - start <= 20)) || fail "mlathe $*: took $((SECONDS - start)) s to stop"
+}
+interrupt convert hf --kept 50% --calib long.txt --tokens 400000 -o stopped
+[[ ! -e stopped ]] || fail "a stopped conversion left something"
+interrupt eval tiny.gguf --ppl long.txt --ctx 512 --device ref
+interrupt bench tiny.gguf -p 512 -n 512 -r 1000
+compgen -G '*.tmp-*' >/dev/null && fail "temporary files are left"
+
+echo "cli checks: $failures failed"
+exit $((failures > 0))

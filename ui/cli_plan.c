@@ -1,0 +1,310 @@
+/* spectra and plan: what a rank would keep, and the choice of ranks. Refuses contradicting budgets
+ * and what this version does not do. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/file.h"
+#include "core/kvmem.h"
+#include "sessions/paths.h"
+#include "ui/cli.h"
+
+/* --- calibration -------------------------------------------------------------------------- */
+
+static int calib_files(const struct cli *c, struct calib_options *o, struct err *e)
+{
+    const struct cli_list *list = &c->o.calib;
+    *o = (struct calib_options){
+        .files = list->v, .n_files = list->n, .tokens = c->o.tokens, .seed = (uint64_t)c->o.seed};
+    for (int i = 0; i < list->n; i++) {
+        if (strcmp(list->v[i], "self"))
+            continue;
+        if (list->n > 1)
+            return cli_usage(e, "--calib self stands alone, without files");
+        o->n_files = 0;
+    }
+    return OK;
+}
+
+int cli_calibrate(struct cli *c, struct workspace *w, struct err *e)
+{
+    struct calib_options o;
+    struct paths p;
+    char *cache = NULL;
+    int rc = calib_files(c, &o, e);
+    if (rc)
+        return rc;
+    if (!paths_init(&p, NULL)) {
+        cache = path_join(p.cache, "statistics");
+        paths_done(&p);
+    }
+    if (!o.n_files)
+        cli_say(c, "calibrating on text that the model writes itself; your own text is better: "
+                   "--calib FILE");
+    rc = workspace_calibrate(w, &o, cache, NULL, &c->progress, e);
+    cli_progress_end(c);
+    free(cache);
+    return rc;
+}
+
+/* --- the plan that the options ask for ----------------------------------------------------- */
+
+static int choose_method(const struct cli *c, struct rankplan *p, struct err *e)
+{
+    const char *method = c->o.method, *layout = c->o.layout;
+    if (method && strcmp(method, "mlathe") && strcmp(method, "transmla"))
+        return cli_usage(e, "--method takes mlathe or transmla, not \"%s\"", method);
+    if (layout && !strcmp(layout, "shared"))
+        return err_set(e, ERR_UNSUPPORTED,
+                       "the shared layout is not in this version: own or stock");
+    if (layout && strcmp(layout, "own") && strcmp(layout, "stock"))
+        return cli_usage(e, "--layout takes own or stock, not \"%s\"", layout);
+    p->method = method && !strcmp(method, "transmla") ? METHOD_TRANSMLA : METHOD_MLATHE;
+    p->layout = layout && !strcmp(layout, "stock") ? LAYOUT_STOCK : LAYOUT_OWN;
+    p->freqfold = (int)c->o.freqfold;
+    return OK;
+}
+
+/* *numbers a token over all layers, 0 when --rank says it. */
+static int choose_budget(const struct cli *c, const struct plan_model *m, long long *numbers,
+                         struct err *e)
+{
+    const struct cli_options *o = &c->o;
+    char bytes[64];
+    int given = !!o->kept + !!o->bytes_per_token + !!o->fit + (o->rank > 0);
+    *numbers = 0;
+    if (given != 1)
+        return cli_usage(e, "give one of --kept, --bytes-per-token, --fit and --rank");
+    if (o->rank)
+        return OK;
+    if (o->bytes_per_token) {
+        /* A bare number is bytes, also below 2. */
+        size_t n = strlen(o->bytes_per_token);
+        bool bare = n && strspn(o->bytes_per_token, "0123456789.") == n;
+        snprintf(bytes, sizeof bytes, "%.60s%s", o->bytes_per_token, bare ? "B" : "");
+    }
+    if (o->kept && !strchr(o->kept, '%') && strtod(o->kept, NULL) > 1)
+        return cli_usage(e, "--kept takes a share: %.20s%% or a number up to 1", o->kept);
+    const char *text = o->kept ? o->kept : o->fit ? o->fit : bytes;
+    return rankplan_budget(m, text, (int)dtype_bytes(DTYPE_F16, 1), numbers, e) ? CLI_USAGE : OK;
+}
+
+static int all_spectra(struct cli *c, struct workspace *w, enum plan_layout layout, int rope,
+                       int n_layer, struct spectrum **out, struct err *e)
+{
+    *out = mem_calloc((size_t)n_layer, sizeof **out);
+    int rc = *out ? OK : err_nomem(e, (size_t)n_layer * sizeof **out, "spectra");
+    for (int l = 0; l < n_layer && !rc; l++) {
+        rc = workspace_spectrum(w, l, layout, rope, &(*out)[l], e);
+        if (!rc && !progress_report(&c->progress, "spectra", l + 1, n_layer))
+            rc = err_set(e, ERR_CANCELLED, "stopped");
+    }
+    cli_progress_end(c);
+    return rc;
+}
+
+static void free_spectra(struct spectrum *s, int n_layer)
+{
+    for (int l = 0; s && l < n_layer; l++)
+        spectrum_done(&s[l]);
+    free(s);
+}
+
+static int allocate_by_energy(struct cli *c, struct workspace *w, struct rankplan *p,
+                              long long numbers, struct err *e)
+{
+    struct spectrum *s = NULL;
+    int max = rankplan_max_rank(&p->model), step = max >= 1024 ? 16 : max >= 256 ? 8 : 2;
+    int rc = c->o.weights_only || workspace_calibrated(w) ? OK : cli_calibrate(c, w, e);
+    if (!rc)
+        rc = all_spectra(c, w, p->layout, p->layer[0].qk_rope_head_dim, p->model.n_layer, &s, e);
+    if (!rc)
+        rc = rankplan_allocate(p, s, numbers, step, max, step, NULL, e);
+    free_spectra(s, p->model.n_layer);
+    return rc;
+}
+
+static int check_alloc(const struct cli *c, struct err *e)
+{
+    const char *alloc = c->o.alloc;
+    if (alloc && !strcmp(alloc, "sensitivity"))
+        return err_set(e, ERR_UNSUPPORTED,
+                       "allocation by sensitivity is not in this version: uniform or energy");
+    if (alloc && strcmp(alloc, "uniform") && strcmp(alloc, "energy"))
+        return cli_usage(e, "--alloc takes uniform or energy, not \"%s\"", alloc);
+    if (alloc && !strcmp(alloc, "energy") && c->o.rank)
+        return cli_usage(e,
+                         "--rank gives every layer the same rank: --alloc energy needs a budget");
+    return OK;
+}
+
+static int fill_plan(struct cli *c, struct workspace *w, struct rankplan *p, struct err *e)
+{
+    long long numbers, all = rankplan_numbers_gqa(&p->model);
+    int rc = choose_budget(c, &p->model, &numbers, e);
+    if (rc)
+        return rc;
+    /* With a rank alone, the rope gets the usual third of the whole. */
+    double kept = numbers ? (double)numbers / (double)all
+                          : 1.5 * (double)c->o.rank / rankplan_max_rank(&p->model);
+    int rope = c->o.rope ? (int)c->o.rope : rankplan_auto_rope(&p->model, p->layout, kept);
+    if (c->o.rank)
+        return rankplan_uniform(p, c->o.rank > INT32_MAX ? 0 : (int)c->o.rank, rope, e);
+    rc = rankplan_uniform(p, 1, rope, e);
+    if (!rc && c->o.alloc && !strcmp(c->o.alloc, "energy"))
+        rc = allocate_by_energy(c, w, p, numbers, e);
+    else if (!rc)
+        rc = rankplan_spread(p, numbers, e);
+    p->budget_kept = kept;
+    return rc;
+}
+
+int cli_make_plan(struct cli *c, struct workspace *w, struct rankplan *plan, struct err *e)
+{
+    struct model_info info;
+    workspace_info(w, &info);
+    int rc = check_alloc(c, e);
+    if (rc)
+        return rc;
+    rc = rankplan_init(plan, &info.plan_model, e);
+    if (!rc)
+        rc = choose_method(c, plan, e);
+    if (!rc)
+        rc = fill_plan(c, w, plan, e);
+    if (!rc)
+        workspace_stamp_plan(w, plan);
+    else
+        rankplan_done(plan);
+    return rc;
+}
+
+/* --- plan --------------------------------------------------------------------------------- */
+
+static void print_plan(const struct rankplan *p)
+{
+    char before[32], after[32];
+    const struct plan_layer *l = p->layer;
+    int n = p->model.n_layer, same = 1;
+    while (same < n && l[same].kv_lora_rank == l[0].kv_lora_rank)
+        same++;
+    kvmem_text((double)rankplan_numbers_gqa(&p->model) * 2, before, sizeof before);
+    kvmem_text((double)rankplan_numbers(p) * 2, after, sizeof after);
+    printf("keeps %.1f %% of the KV cache: %s a token instead of %s (F16)\n",
+           100 * rankplan_kept(p), after, before);
+    if (same == n) {
+        printf("every layer: rank %d, rope %d\n", l[0].kv_lora_rank, l[0].qk_rope_head_dim);
+        return;
+    }
+    for (int i = 0; i < n; i++)
+        printf("layer %3d: rank %4d, rope %3d\n", i, l[i].kv_lora_rank, l[i].qk_rope_head_dim);
+}
+
+int cli_plan(struct cli *c, struct err *e)
+{
+    struct workspace *w;
+    struct rankplan p;
+    cJSON *json;
+    int rc = cli_open(c, c->arg[0], false, &w, e);
+    if (rc)
+        return rc;
+    rc = cli_make_plan(c, w, &p, e);
+    if (!rc) {
+        if (c->o.output)
+            rc = rankplan_save(&p, c->o.output, e);
+        if (!rc && c->o.output)
+            cli_say(c, "wrote %s", c->o.output);
+        if (!rc && (c->o.json || !c->o.output)) {
+            rc = rankplan_to_json(&p, &json, e);
+            if (!rc)
+                rc = cli_print_json(json, e);
+        } else if (!rc) {
+            print_plan(&p);
+        }
+        rankplan_done(&p);
+    }
+    workspace_free(w);
+    return rc;
+}
+
+/* --- spectra ------------------------------------------------------------------------------ */
+
+static cJSON *layer_json(int index, const struct spectrum *s)
+{
+    cJSON *o = cJSON_CreateObject(), *energy;
+    double total = spectrum_dropped(s, 0), sum = 0;
+    cJSON_AddNumberToObject(o, "index", index);
+    cJSON_AddItemToObject(o, "joint", cJSON_CreateDoubleArray(s->joint, s->n));
+    cJSON_AddItemToObject(o, "key", cJSON_CreateDoubleArray(s->key, s->n_key));
+    cJSON_AddItemToObject(o, "value", cJSON_CreateDoubleArray(s->value, s->n_value));
+    energy = cJSON_AddArrayToObject(o, "energy"); /* of the first 1, 2, … components */
+    for (int i = 0; i < s->n; i++) {
+        sum += s->joint[i];
+        cJSON_AddItemToArray(energy, cJSON_CreateNumber(total > 0 ? sum / total : 1));
+    }
+    cJSON_AddItemToObject(o, "key_share", cJSON_CreateDoubleArray(s->key_share, s->n));
+    return o;
+}
+
+static int rank_for(const struct spectrum *s, double energy)
+{
+    int low = 0, high = s->n;
+    while (low < high) {
+        int mid = low + (high - low) / 2;
+        if (spectrum_energy(s, mid) >= energy)
+            high = mid;
+        else
+            low = mid + 1;
+    }
+    return low;
+}
+
+static int print_spectra(struct cli *c, const struct spectrum *s, int n, int rope, struct err *e)
+{
+    if (!c->o.json) {
+        printf("rank that keeps a share of the energy (%s, rope %d):\n",
+               s[0].calibrated ? "calibrated" : "weights only", rope);
+        printf("layer    90 %%    95 %%    99 %%  99.9 %%   of\n");
+        for (int l = 0; l < n; l++)
+            printf("%5d %7d %7d %7d %7d %4d\n", l, rank_for(&s[l], 0.9), rank_for(&s[l], 0.95),
+                   rank_for(&s[l], 0.99), rank_for(&s[l], 0.999), s[l].n);
+        return OK;
+    }
+    cJSON *root = cJSON_CreateObject();
+    cJSON_AddBoolToObject(root, "calibrated", s[0].calibrated);
+    cJSON_AddNumberToObject(root, "rope", rope);
+    cJSON *list = cJSON_AddArrayToObject(root, "layers");
+    for (int l = 0; l < n; l++)
+        cJSON_AddItemToArray(list, layer_json(l, &s[l]));
+    return cli_print_json(root, e);
+}
+
+int cli_spectra(struct cli *c, struct err *e)
+{
+    struct workspace *w;
+    struct model_info info;
+    struct rankplan choice = {0};
+    struct spectrum *s = NULL;
+    if (c->o.weights_only && c->o.calib.n)
+        return cli_usage(e, "--weights-only and --calib exclude each other");
+    int rc = choose_method(c, &choice, e);
+    if (rc)
+        return rc;
+    rc = cli_open(c, c->arg[0], false, &w, e);
+    if (rc)
+        return rc;
+    workspace_info(w, &info);
+    int rope =
+        c->o.rope ? (int)c->o.rope : rankplan_auto_rope(&info.plan_model, choice.layout, 0.25);
+    if (rope % 2 || rope > info.head_dim * (choice.layout == LAYOUT_OWN ? info.n_kv_head : 1))
+        rc = cli_usage(e, "--rope %d: give an even number up to %d", rope,
+                       info.head_dim * (choice.layout == LAYOUT_OWN ? info.n_kv_head : 1));
+    if (!rc && !c->o.weights_only)
+        rc = cli_calibrate(c, w, e);
+    if (!rc)
+        rc = all_spectra(c, w, choice.layout, rope, info.n_layer, &s, e);
+    if (!rc)
+        rc = print_spectra(c, s, info.n_layer, rope, e);
+    free_spectra(s, info.n_layer);
+    workspace_free(w);
+    return rc;
+}
