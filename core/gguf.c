@@ -485,7 +485,7 @@ int gguf_tensor(const struct gguf *g, const char *name, struct tensor *out, stru
     if (dtype == DTYPE_COUNT)
         return err_set(e, ERR_UNSUPPORTED,
                        "%s: tensor %s is stored as %s (type %d), which cannot be read yet; take a "
-                       "file in Q8_0, Q4_1, Q4_0, BF16, F16 or F32",
+                       "file in another block type, BF16, F16 or F32",
                        g->map.path, name, t->type->name, t->type->id);
     *out = (struct tensor){.data = g->data + t->offset, .dtype = dtype, .rank = t->rank};
     memcpy(out->dim, t->dim, sizeof out->dim);

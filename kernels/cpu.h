@@ -97,6 +97,12 @@ void cpu_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, int
 void cpu_mla_expand(struct backend *b, float *out, const float *lat, const struct weight *kv_b,
                     int H, int P, int Vd, int r, int T);
 
+/* The block types that have packed kernels; the others are dequantised as they are needed. */
+static inline bool cpu_can_pack(enum dtype type)
+{
+    return type == DTYPE_Q8_0 || type == DTYPE_Q4_0 || type == DTYPE_Q4_1;
+}
+
 /* A packed block: d of the 8 rows, their m (Q4_1), then the quants. */
 static inline size_t cpu_block_head(enum dtype type)
 {

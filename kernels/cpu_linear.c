@@ -62,8 +62,7 @@ int cpu_weight_load(struct backend *base, const struct matrix *m, struct weight 
         return err_nomem(e, sizeof *w, "a weight");
     w->m = *m;
     size_t bytes = 0;
-    const struct dtype_traits *t = dtype_traits(m->dtype);
-    if (b->isa.matmul_q && t->block == CPU_BLOCK) {
+    if (b->isa.matmul_q && cpu_can_pack(m->dtype)) {
         struct pack p = {w, dtype_bytes(m->dtype, (size_t)m->cols)};
         w->group_bytes = p.row_bytes * CPU_GROUP;
         bytes = w->group_bytes * (size_t)groups_of(w);
@@ -109,6 +108,29 @@ static void unpack_row(const struct weight *w, int row, int col, int n, float *d
     }
 }
 
+/* Columns of a row of blocks as the file has them, which may begin and end inside a block. */
+static void read_row(const struct weight *w, int row, int col, int n, float *dst)
+{
+    const struct dtype_traits *t = dtype_traits(w->m.dtype);
+    const char *data = (const char *)w->m.data +
+                       dtype_bytes(w->m.dtype, (size_t)w->m.cols) * (size_t)row;
+    float numbers[256];
+    while (n > 0) {
+        int skip = col % t->block, take = t->block - skip < n ? t->block - skip : n;
+        const char *block = data + (size_t)(col / t->block) * (size_t)t->block_bytes;
+        if (!skip && n >= t->block) {
+            take = n - n % t->block;
+            dtype_to_f32(w->m.dtype, block, dst, (size_t)take);
+        } else {
+            dtype_to_f32(w->m.dtype, block, numbers, (size_t)t->block);
+            memcpy(dst, numbers + skip, (size_t)take * sizeof *dst);
+        }
+        col += take;
+        dst += take;
+        n -= take;
+    }
+}
+
 const float *cpu_weight_rows(const struct cpu *b, const struct weight *w, int row, int rows,
                              int col, int n, float *dst, int *ld)
 {
@@ -129,8 +151,7 @@ const float *cpu_weight_rows(const struct cpu *b, const struct weight *w, int ro
         if (w->packed)
             unpack_row(w, row + i, col, n, y);
         else
-            dtype_to_f32(w->m.dtype,
-                         data + dtype_bytes(w->m.dtype, (size_t)(row + i) * cols + col), y, n);
+            read_row(w, row + i, col, n, y);
     }
     return dst;
 }
@@ -190,10 +211,11 @@ static void run_plain(const struct linear *l, int i, int from, int to, float *pa
     const struct weight *w = l->w[i];
     int cols = w->m.cols, rows = w->m.rows, ld;
     int end = to * CPU_GROUP < rows ? to * CPU_GROUP : rows;
+    int step = LINEAR_DEPTH - LINEAR_DEPTH % dtype_traits(w->m.dtype)->block;
     for (int row = from * CPU_GROUP; row < end; row += CPU_PANEL) {
         int n = end - row < CPU_PANEL ? end - row : CPU_PANEL;
-        for (int k = 0; k < cols; k += LINEAR_DEPTH) {
-            int depth = cols - k < LINEAR_DEPTH ? cols - k : LINEAR_DEPTH;
+        for (int k = 0; k < cols; k += step) {
+            int depth = cols - k < step ? cols - k : step;
             const float *p = cpu_weight_rows(l->b, w, row, n, k, depth, panel, &ld);
             l->b->isa.dots(l->T, n, depth, l->x + k, cols, p, ld, l->y[i] + row, rows, l->add || k);
         }

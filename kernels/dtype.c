@@ -6,14 +6,29 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/dtype_blocks.h"
+
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rows are read as the machine's own");
 
-#define QK 32 /* elements a block, all three block types */
+#define QK 32 /* elements a block, the block types that are written */
 
 static const struct dtype_traits traits[DTYPE_COUNT] = {
-    [DTYPE_F32] = {"F32", 0, 1, 4},     [DTYPE_F16] = {"F16", 1, 1, 2},
-    [DTYPE_BF16] = {"BF16", 30, 1, 2},  [DTYPE_Q8_0] = {"Q8_0", 8, QK, 34},
-    [DTYPE_Q4_0] = {"Q4_0", 2, QK, 18}, [DTYPE_Q4_1] = {"Q4_1", 3, QK, 20},
+    [DTYPE_F32] = {"F32", 0, 1, 4},
+    [DTYPE_F16] = {"F16", 1, 1, 2},
+    [DTYPE_BF16] = {"BF16", 30, 1, 2},
+    [DTYPE_Q8_0] = {"Q8_0", 8, QK, 34},
+    [DTYPE_Q4_0] = {"Q4_0", 2, QK, 18},
+    [DTYPE_Q4_1] = {"Q4_1", 3, QK, 20},
+    [DTYPE_Q5_0] = {"Q5_0", 6, QK, 22},
+    [DTYPE_Q5_1] = {"Q5_1", 7, QK, 24},
+    [DTYPE_Q2_K] = {"Q2_K", 10, 256, 84},
+    [DTYPE_Q3_K] = {"Q3_K", 11, 256, 110},
+    [DTYPE_Q4_K] = {"Q4_K", 12, 256, 144},
+    [DTYPE_Q5_K] = {"Q5_K", 13, 256, 176},
+    [DTYPE_Q6_K] = {"Q6_K", 14, 256, 210},
+    [DTYPE_IQ4_NL] = {"IQ4_NL", 20, QK, 18},
+    [DTYPE_IQ4_XS] = {"IQ4_XS", 23, 256, 136},
+    [DTYPE_MXFP4] = {"MXFP4", 39, QK, 17},
 };
 
 const struct dtype_traits *dtype_traits(enum dtype type)
@@ -35,6 +50,11 @@ enum dtype dtype_from_name(const char *name)
     while (t < DTYPE_COUNT && strcmp(traits[t].name, name))
         t++;
     return (enum dtype)t;
+}
+
+bool dtype_can_write(enum dtype type)
+{
+    return type <= DTYPE_Q4_1;
 }
 
 size_t dtype_bytes(enum dtype type, size_t n)
@@ -130,9 +150,22 @@ static void read_q4_1(const uint8_t *b, float *y)
     }
 }
 
+typedef void (*block_reader)(const uint8_t *b, float *y);
+
+static const block_reader readers[DTYPE_COUNT] = {
+    [DTYPE_Q8_0] = read_q8_0,           [DTYPE_Q4_0] = read_q4_0,
+    [DTYPE_Q4_1] = read_q4_1,           [DTYPE_Q5_0] = dtype_read_q5_0,
+    [DTYPE_Q5_1] = dtype_read_q5_1,     [DTYPE_Q2_K] = dtype_read_q2_k,
+    [DTYPE_Q3_K] = dtype_read_q3_k,     [DTYPE_Q4_K] = dtype_read_q4_k,
+    [DTYPE_Q5_K] = dtype_read_q5_k,     [DTYPE_Q6_K] = dtype_read_q6_k,
+    [DTYPE_IQ4_NL] = dtype_read_iq4_nl, [DTYPE_IQ4_XS] = dtype_read_iq4_xs,
+    [DTYPE_MXFP4] = dtype_read_mxfp4,
+};
+
 void dtype_to_f32(enum dtype type, const void *src, float *dst, size_t n)
 {
     const uint8_t *p = src;
+    size_t block = (size_t)traits[type].block, bytes = (size_t)traits[type].block_bytes;
     switch (type) {
     case DTYPE_F32: memcpy(dst, src, n * sizeof *dst); break;
     case DTYPE_F16:
@@ -143,19 +176,9 @@ void dtype_to_f32(enum dtype type, const void *src, float *dst, size_t n)
         for (size_t i = 0; i < n; i++)
             dst[i] = bf16_to_f32(load16(p + 2 * i));
         break;
-    case DTYPE_Q8_0:
-        for (size_t i = 0; i < n; i += QK, p += 34)
-            read_q8_0(p, dst + i);
-        break;
-    case DTYPE_Q4_0:
-        for (size_t i = 0; i < n; i += QK, p += 18)
-            read_q4_0(p, dst + i);
-        break;
-    case DTYPE_Q4_1:
-        for (size_t i = 0; i < n; i += QK, p += 20)
-            read_q4_1(p, dst + i);
-        break;
-    case DTYPE_COUNT: break;
+    default:
+        for (size_t i = 0; i < n; i += block, p += bytes)
+            readers[type](p, dst + i);
     }
 }
 
@@ -237,6 +260,6 @@ void dtype_from_f32(enum dtype type, const float *src, void *dst, size_t n)
         for (size_t i = 0; i < n; i += QK, p += 20)
             write_q4_1(src + i, p);
         break;
-    case DTYPE_COUNT: break;
+    default: break;
     }
 }

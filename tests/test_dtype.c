@@ -162,7 +162,8 @@ static void test_tensor(void)
 
 int main(void)
 {
-    CHECK(dtype_from_name("Q5_K") == DTYPE_COUNT && dtype_from_ggml(12) == DTYPE_COUNT);
+    CHECK(dtype_from_name("IQ2_S") == DTYPE_COUNT && dtype_from_ggml(22) == DTYPE_COUNT);
+    CHECK(dtype_can_write(DTYPE_Q4_1) && !dtype_can_write(DTYPE_Q4_K));
     test_round_trip_16();
     test_nearest_even();
     test_stored_blocks();

@@ -14,6 +14,7 @@ static const char *const models[][2] = {
     {"arch/llama3_v5layout", "arch/llama3_v5layout/golden.json"},
     {"arch/gguf/llama_gqa_tied.gguf", "arch/llama_gqa_tied/golden.json"},
     {"arch/gguf/llama3_rope.gguf", "arch/llama3_rope/golden.json"},
+    {"arch/gguf/llama_mixed_quant.gguf", "arch/gguf/llama_mixed_quant.golden.json"},
 };
 
 static int argmax(const float *v, int n)

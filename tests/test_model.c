@@ -245,7 +245,6 @@ static void test_refusals(void)
         {"arch/gguf/mixtral_moe.gguf", "Mixtral"},
         {"arch/gguf/qwen2_bias.gguf", "qwen2"},
         {"arch/gguf/qwen3_qknorm.gguf", "qwen3"},
-        {"arch/gguf/llama_mixed_quant.gguf", "Q6_K"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct err e = {0};

@@ -1,0 +1,19 @@
+/* dtype_blocks: readers of one block, for the table in dtype.c. b: the block's bytes at any
+ * address; y: its numbers. */
+#ifndef MLATHE_KERNELS_DTYPE_BLOCKS_H
+#define MLATHE_KERNELS_DTYPE_BLOCKS_H
+
+#include "kernels/dtype.h"
+
+void dtype_read_q5_0(const uint8_t *b, float *y);
+void dtype_read_q5_1(const uint8_t *b, float *y);
+void dtype_read_q2_k(const uint8_t *b, float *y);
+void dtype_read_q3_k(const uint8_t *b, float *y);
+void dtype_read_q4_k(const uint8_t *b, float *y);
+void dtype_read_q5_k(const uint8_t *b, float *y);
+void dtype_read_q6_k(const uint8_t *b, float *y);
+void dtype_read_iq4_nl(const uint8_t *b, float *y);
+void dtype_read_iq4_xs(const uint8_t *b, float *y);
+void dtype_read_mxfp4(const uint8_t *b, float *y);
+
+#endif
