@@ -1,8 +1,9 @@
 /* chatfmt: a conversation → the ids a model expects, through its own chat template.
  *
- * The template (a bounded Jinja subset, core/jinja) is rendered into parts that remember whether
- * they came from the template or from a message, and the parts are tokenised apart: template text
- * with special tokens parsed, message text without, so that a user cannot type a special token. */
+ * The template (a bounded Jinja subset, core/jinja) is rendered into one text that remembers which
+ * stretches the template wrote. The text is tokenised as a whole, so that ids equal the
+ * reference's, but special tokens are parsed only where they lie wholly inside template text: a
+ * user cannot type one. Roles count as template text. */
 #ifndef MLATHE_CORE_CHATFMT_H
 #define MLATHE_CORE_CHATFMT_H
 
@@ -15,19 +16,22 @@ struct chat_message {
 };
 
 struct chatfmt;
-/* source NULL: a plain ChatML-like fallback is refused with ERR_UNSUPPORTED; give the template. */
+/* source NULL (the model brings no template) is ERR_UNSUPPORTED: nothing is guessed. bos and eos
+ * are the strings that the template calls bos_token and eos_token; NULL: empty. */
 int chatfmt_new(struct chatfmt **out, const char *source, const char *bos, const char *eos,
                 struct err *e);
 void chatfmt_free(struct chatfmt *f);
 
-/* Rendered text in fresh memory. vars: extra template variables (object) or NULL. A template that
- * raises gives ERR_UNSUPPORTED with its own message. */
+/* Rendered text in fresh memory. vars: extra template variables (object) or NULL; "__date" in it,
+ * {"year", "month", "day"}, is the day for strftime_now (core has no clock; without it 26 July 2024
+ * as in the reference templates). A template that raises gives ERR_UNSUPPORTED with its own message
+ * and nothing else in it. */
 int chatfmt_render(const struct chatfmt *f, const struct chat_message *m, size_t n,
                    bool generation_prompt, const cJSON *vars, char **text, struct err *e);
-/* Appends the ids of the rendered conversation; no second BOS is added. */
-int chatfmt_encode(const struct chatfmt *f, const struct tokenizer *t,
-                   const struct chat_message *m, size_t n, bool generation_prompt,
-                   struct ids *out, struct err *e);
+/* Appends the ids of the rendered conversation. BOS is there if the template writes it, and only
+ * then, as in transformers. */
+int chatfmt_encode(const struct chatfmt *f, const struct tokenizer *t, const struct chat_message *m,
+                   size_t n, bool generation_prompt, struct ids *out, struct err *e);
 /* As chatfmt_render, with messages (array) and variables from a JSON document. */
 int chatfmt_render_json(const struct chatfmt *f, const cJSON *messages, bool generation_prompt,
                         const cJSON *vars, char **text, struct err *e);

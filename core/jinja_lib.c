@@ -343,7 +343,7 @@ KIND_TEST(test_undefined, self.kind == J_UNDEF)
 KIND_TEST(test_none, self.kind == J_NONE)
 KIND_TEST(test_string, self.kind == J_STR)
 KIND_TEST(test_mapping, self.kind == J_MAP)
-KIND_TEST(test_sequence, self.kind == J_STR || self.kind == J_LIST || self.kind == J_MAP)
+/* Undefined counts as an empty sequence, in Jinja too. */
 KIND_TEST(test_iterable,
           self.kind == J_STR || self.kind == J_LIST || self.kind == J_MAP || self.kind == J_UNDEF)
 KIND_TEST(test_number, self.kind == J_INT || self.kind == J_FLOAT || self.kind == J_BOOL)
@@ -352,8 +352,6 @@ KIND_TEST(test_float, self.kind == J_FLOAT)
 KIND_TEST(test_boolean, self.kind == J_BOOL)
 KIND_TEST(test_true, self.kind == J_BOOL && self.u.b)
 KIND_TEST(test_false, self.kind == J_BOOL && !self.u.b)
-KIND_TEST(test_odd, self.kind == J_INT && self.u.i % 2 != 0)
-KIND_TEST(test_even, self.kind == J_INT && self.u.i % 2 == 0)
 KIND_TEST(test_callable, self.kind == J_FUNC || self.kind == J_METHOD || self.kind == J_MACRO)
 
 static int test_same(struct jrun *r, const struct jvalue *self, const struct jargs *args, bool want,
@@ -387,6 +385,30 @@ FN(test_in)
     int rc = jcontains(r, &in, &self, &yes);
     *out = jbool(yes);
     return rc;
+}
+
+static int parity(struct jrun *r, const struct jvalue *self, int64_t want, struct jvalue *out)
+{
+    if (self->kind == J_UNDEF)
+        return jfail(r, "%s", self->u.why);
+    if (self->kind != J_INT && self->kind != J_BOOL)
+        return jfail(r, "odd and even need a whole number, not %s", jtype_name(self));
+    *out = jbool((self->kind == J_INT ? self->u.i : self->u.b) % 2 == want);
+    return OK;
+}
+
+FN(test_odd)
+{
+    (void)args;
+    int rc = parity(r, &self, 0, out);
+    *out = jbool(!jtruth(out));
+    return rc;
+}
+
+FN(test_even)
+{
+    (void)args;
+    return parity(r, &self, 0, out);
 }
 
 FN(test_divisible)
@@ -569,7 +591,7 @@ static const struct jfunc tests[] = {{"defined", test_defined},
                                      {"none", test_none},
                                      {"string", test_string},
                                      {"mapping", test_mapping},
-                                     {"sequence", test_sequence},
+                                     {"sequence", test_iterable},
                                      {"iterable", test_iterable},
                                      {"number", test_number},
                                      {"integer", test_integer},

@@ -282,7 +282,7 @@ int jstr_replace(struct jrun *r, struct jvalue self, const struct jargs *args, s
     return rc;
 }
 
-enum change { UPPER, LOWER, TITLE, CAPITALIZE };
+enum change { UPPER, LOWER, TITLE, TITLE_FILTER, CAPITALIZE };
 
 static uint32_t change_case(uint32_t cp, enum change how, bool first)
 {
@@ -295,6 +295,12 @@ static bool is_letter(uint32_t cp)
 {
     utf8proc_category_t c = utf8proc_category((utf8proc_int32_t)cp);
     return c >= UTF8PROC_CATEGORY_LU && c <= UTF8PROC_CATEGORY_LO;
+}
+
+/* The filter title, unlike the method, knows only these as the beginning of a word. */
+static bool starts_word(uint32_t cp)
+{
+    return is_space(cp) || (cp < 128 && cp && strchr("-({[<", (int)cp));
 }
 
 static int change_text(struct jrun *r, struct jvalue self, enum change how, struct jvalue *out)
@@ -310,7 +316,7 @@ static int change_text(struct jrun *r, struct jvalue self, enum change how, stru
         utf8_next(s.s + i, s.n - i, &cp, &len);
         size_t n = utf8_put(change_case(cp, how, first), one);
         rc = jbuf_put(r, &b, one, NULL, s.mark ? s.mark[i] : 0, n);
-        first = how == TITLE && !is_letter(cp);
+        first = how == TITLE ? !is_letter(cp) : how == TITLE_FILTER && starts_word(cp);
     }
     if (!rc)
         return jbuf_take(r, &b, out);
@@ -331,6 +337,13 @@ int jstr_lower(struct jrun *r, struct jvalue self, const struct jargs *args, str
 }
 
 int jstr_title(struct jrun *r, struct jvalue self, const struct jargs *args, struct jvalue *out)
+{
+    (void)args;
+    return change_text(r, self, TITLE_FILTER, out);
+}
+
+static int str_title(struct jrun *r, struct jvalue self, const struct jargs *args,
+                     struct jvalue *out)
 {
     (void)args;
     return change_text(r, self, TITLE, out);
@@ -481,7 +494,7 @@ static const struct jfunc str_methods[] = {{"strip", jstr_strip},
                                            {"replace", jstr_replace},
                                            {"upper", jstr_upper},
                                            {"lower", jstr_lower},
-                                           {"title", jstr_title},
+                                           {"title", str_title},
                                            {"capitalize", jstr_capitalize},
                                            {"find", str_find},
                                            {"count", str_count},

@@ -313,7 +313,8 @@ static void test_file(const char *vocab, const char *jsonl, const char *cases, s
         check_cases(t, cases);
     if (wiki)
         check_wiki(t, wiki, round_trip);
-    check_long(t);
+    if (!round_trip)
+        check_long(t); /* once for a vocabulary that merges characters: a text is one word */
     tokenizer_free(t);
 }
 
