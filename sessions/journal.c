@@ -74,6 +74,7 @@ void journal_done(struct journal *j)
     free(j->conversion);
     cJSON_Delete(j->plan);
     free(j->budget);
+    free(j->calibration);
     free(j->typed);
     free(j->system);
     text_list_done(&j->conversions);
@@ -150,6 +151,7 @@ char *journal_text(const struct journal *j)
     if (j->plan)
         cJSON_AddItemToObject(o, "plan", cJSON_Duplicate(j->plan, true));
     add_text(o, "budget", j->budget);
+    add_text(o, "calibration", j->calibration);
     cJSON *w = cJSON_AddObjectToObject(o, "what_if");
     cJSON_AddNumberToObject(w, "context", (double)j->context);
     cJSON_AddNumberToObject(w, "batch", (double)j->batch);
@@ -234,6 +236,7 @@ static int read_journal(struct journal *j, const cJSON *o, const char *where, st
     bool ok = text_set(&j->model, json_str_or(o, "model", NULL)) &&
               text_set(&j->conversion, json_str_or(o, "conversion", NULL)) &&
               text_set(&j->budget, json_str_or(o, "budget", "50%")) &&
+              text_set(&j->calibration, json_str_or(o, "calibration", NULL)) &&
               text_set(&j->typed, json_str_or(o, "typed", ""));
     if (!ok)
         return err_nomem(e, 64, "journal");

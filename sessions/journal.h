@@ -20,6 +20,7 @@ struct journal {
     int screen;
     cJSON *plan;       /* as rankplan_to_json wrote it; checked when the model is open */
     char *budget;      /* as typed, "50%" */
+    char *calibration; /* text file used last; NULL: the model's own text */
     long long context, batch; /* what-if of screen 2 */
     double memory_bytes;
     struct text_list conversions; /* folders made, oldest first */

@@ -14,6 +14,7 @@ static void fill(struct journal *j)
     text_set(&j->model, "/models/a \"b\".gguf");
     text_set(&j->conversion, "/conv/a-1");
     text_set(&j->budget, "24GiB,8192x16");
+    text_set(&j->calibration, "/texts/a.txt");
     text_set(&j->typed, "half a sent\nence\t☃");
     text_set(&j->system, "Be brief.");
     j->screen = 3;

@@ -19,6 +19,7 @@ static void test_table(void)
     for (size_t i = 0; i < n; i++) {
         bound[table[i].request] = true;
         CHECK(table[i].help && table[i].where && table[i].key[0], "row %zu", i);
+        CHECK(strlen(table[i].help) <= 53, "the help screen has 53 columns: %s", table[i].help);
         for (size_t c = 0; c < N_CONTEXTS; c++)
             for (int k = 0; (table[i].where & contexts[c]) && k < BINDING_KEYS; k++) {
                 int key = table[i].key[k];

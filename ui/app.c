@@ -15,12 +15,25 @@
 #define SAVE_AFTER_SEC 0.4
 #define SAVE_STREAM_SEC 2.0
 
+/* Paths below the home folder read shorter as "~/…". */
+static void shorten_home(char *text)
+{
+    const char *home = getenv("HOME");
+    size_t n = home ? strlen(home) : 0;
+    for (char *at = text; n > 1 && (at = strstr(at, home)) != NULL; at++)
+        if (at[n] == '/') {
+            at[0] = '~';
+            memmove(at + 1, at + n, strlen(at + n) + 1);
+        }
+}
+
 void app_message(struct app *a, enum role role, const char *fmt, ...)
 {
     va_list args;
     va_start(args, fmt);
     vsnprintf(a->message, sizeof a->message, fmt, args);
     va_end(args);
+    shorten_home(a->message);
     a->message_role = role;
 }
 

@@ -113,7 +113,10 @@ static bool can_talk(struct app *a)
 static void send(struct app *a, const char *text)
 {
     struct chat_state *c = &a->chat;
-    void *args = chat_args(a->j.turn, (int)a->j.n_turn, a->j.system, text, &a->j.settings);
+    struct chat_settings settings = a->j.settings;
+    if (a->info.context > 0 && settings.context > a->info.context)
+        settings.context = a->info.context;
+    void *args = chat_args(a->j.turn, (int)a->j.n_turn, a->j.system, text, &settings);
     if (!args || !journal_add_turn(&a->j, text)) {
         if (args)
             job_chat.args_free(args);

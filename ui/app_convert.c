@@ -82,9 +82,9 @@ void convert_start(struct app *a)
     c->calibrate_first = !a->calibrated;
     if (c->calibrate_first && worker_count(a->worker, &job_calibrate) == 0) {
         char *cache = path_join(a->paths.cache, "calibration");
-        worker_submit(
-            a->worker, &job_calibrate,
-            calibrate_args(NULL, 0, cache, c->plan.layout, c->plan.layer[0].qk_rope_head_dim));
+        worker_submit(a->worker, &job_calibrate,
+                      calibrate_args(a->j.calibration, 0, cache, c->plan.layout,
+                                     c->plan.layer[0].qk_rope_head_dim));
         free(cache);
     }
     if (!c->calibrate_first)
@@ -130,6 +130,7 @@ void convert_event(struct app *a, struct event *v)
     if (c->result.path[0]) {
         text_set(&a->j.conversion, c->result.path);
         text_list_add(&a->j.conversions, c->result.path, 1000);
+        worker_submit(a->worker, &job_scan, scan_args()); /* the list of screen 1 */
         app_message(a, ROLE_GOOD, "converted and saved; 4 talks with both");
     } else if (a->lock < 0) {
         app_message(a, ROLE_WARN, "converted; not saved, since another mlathe has the workspace");

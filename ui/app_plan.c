@@ -357,7 +357,8 @@ bool plan_request(struct app *a, enum request r)
         return true;
     }
     case REQ_CALIBRATE:
-        ask_open(a, r, "calibrate on text file (empty: the model's own text)", "", true);
+        ask_open(a, r, "calibrate on text file (empty: the model's own text)",
+                 a->j.calibration ? a->j.calibration : "", true);
         return true;
     default: return false;
     }
@@ -501,6 +502,8 @@ static bool answer_calibrate(struct app *a, const char *text)
         refuse(a, &e);
     } else {
         const struct rankplan *p = &a->ranks.plan;
+        text_set(&a->j.calibration, self ? NULL : path);
+        app_changed(a);
         worker_cancel_kind(a->worker, &job_calibrate);
         worker_submit(
             a->worker, &job_calibrate,

@@ -101,9 +101,13 @@ static int cmd_paste(struct player *p, char *rest)
 {
     char *to = rest;
     for (const char *c = rest; *c; c++) {
+        unsigned byte;
         if (c[0] == '\\' && c[1] == 'n') {
             *to++ = '\n';
             c++;
+        } else if (c[0] == '\\' && c[1] == 'x' && sscanf(c + 2, "%2x", &byte) == 1 && byte) {
+            *to++ = (char)byte;
+            c += 3;
         } else {
             *to++ = *c;
         }

@@ -6,7 +6,7 @@
  *   clock on|off       off: times, speeds, device and memory read "--", so that shots compare
  *   key NAME…          keys: c, Enter, Left, Shift-Right, Alt-Enter, Ctrl-L, F10, Space …
  *   type TEXT          the rest of the line, key by key
- *   paste TEXT         the rest of the line as one paste; \n is a newline
+ *   paste TEXT         the rest of the line as one paste; \n a newline, \x1b a byte
  *   wait idle [SEC]    until no job runs or waits (at most SEC seconds, 120 when left out)
  *   wait SEC           so long
  *   cancel after SEC   Esc, SEC seconds from here, whatever runs

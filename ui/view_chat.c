@@ -79,6 +79,12 @@ static struct inks inks_of(const struct app *a, const struct piece *p, int side)
     return k;
 }
 
+static void stand_in(struct piece *p, const char *text)
+{
+    p->text = text;
+    p->n = strlen(text);
+}
+
 /* Pieces from the end: 0 is the newest answer, 1 its prompt, and so on. */
 static bool piece_at(const struct app *a, int side, size_t i, struct piece *p)
 {
@@ -89,14 +95,16 @@ static bool piece_at(const struct app *a, int side, size_t i, struct piece *p)
     p->answer = i % 2 == 0;
     if (p->answer) {
         p->text = chat_said(a, p->turn, side, &p->n);
-        if (a->chat.answering && back == 0 && p->n == 0) {
-            p->text = "…";
-            p->n = strlen(p->text);
-        }
-        if (!p->text) {
-            p->text = "(not there yet)";
-            p->n = strlen(p->text);
-        }
+        if (!p->text)
+            stand_in(p, "(not there yet)");
+        else if (a->chat.answering && back == 0 && p->n == 0)
+            stand_in(p, "…");
+        /* Blank lines at the end would only push the rest out of sight. */
+        size_t all = p->n;
+        while (p->n && strchr(" \n\t", p->text[p->n - 1]))
+            p->n--;
+        if (all && !p->n)
+            stand_in(p, "(blank)");
     } else {
         p->text = a->j.turn[p->turn].prompt;
         p->n = strlen(p->text);

@@ -159,9 +159,10 @@ static void draw_plan(const struct app *a, struct screen *s, struct rect in)
                 p->layout == LAYOUT_OWN ? "own" : "stock");
     if (in.h >= 2)
         screen_put(s, in.y + 1, in.x + 1, in.w - 2, ROLE_NORMAL,
-                   a->calibrated ? "c converts; the original stays as it is."
-                                 : "c calibrates on the model's own text and converts (k on screen "
-                                   "2 takes a file).");
+                   a->calibrated || a->j.calibration
+                       ? "c converts; the original stays as it is."
+                       : "c calibrates on the model's own text and converts (k on screen "
+                         "2 takes a file).");
 }
 
 static void draw(struct app *a, struct screen *s, struct rect body)

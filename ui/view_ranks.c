@@ -160,8 +160,9 @@ static void draw_joint(const struct app *a, struct screen *s, struct rect r)
     struct rect plot = {in.y, in.x, in.h - 1, in.w};
     draw_plot(s, plot, &curve, fits);
     screen_putf(s, in.y + in.h - 1, in.x + 1, in.w - 1, fits ? ROLE_NORMAL : ROLE_DIM,
-                "kept %.1f%%   K share of this latent %.0f%%", 100 * energy,
-                100 * spectrum_key_share(&c->spectrum, rank));
+                in.w < 42 ? "kept %.1f%%   K share %.0f%%"
+                          : "kept %.1f%%   K share of this latent %.0f%%",
+                100 * energy, 100 * spectrum_key_share(&c->spectrum, rank));
 }
 
 /* Keys and values apart, one above the other, when the screen is wide. */
@@ -204,9 +205,8 @@ static void memory_lines(const struct app *a, struct screen *s, struct rect r)
                  100 * rankplan_kept(p), a->j.context, a->j.batch, x, y);
         screen_put(s, r.y, r.x + 1, r.w - 2, ROLE_NORMAL, line);
         kvmem_text(a->j.memory_bytes, memory, sizeof memory);
-        snprintf(line, sizeof line,
-                 "%s of cache holds %zu → %zu sequences of %lld tokens (x changes this)", memory,
-                 kvmem_fit(was, n, DTYPE_F16, context, room),
+        snprintf(line, sizeof line, "%s of cache holds %zu → %zu sequences of %lld tokens  (x)",
+                 memory, kvmem_fit(was, n, DTYPE_F16, context, room),
                  kvmem_fit(now, n, DTYPE_F16, context, room), a->j.context);
         screen_put(s, r.y + 1, r.x + 1, r.w - 2, ROLE_NORMAL, line);
     }

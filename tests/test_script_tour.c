@@ -1,0 +1,123 @@
+/* The screens as golden text: scripts under tests/screens drive the whole program (worker, models,
+ * conversion, chat) without a terminal, and every shot is compared with a file beside them.
+ * MLATHE_UPDATE_SCREENS=1 writes the files instead. Nothing volatile is in a shot (clock off), the
+ * scalar backend computes, and numbers on screen have three digits: the same text everywhere. */
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "core/file.h"
+#include "tests/support.h"
+#include "tests/support_models.h"
+#include "ui/ui.h"
+
+static void compare(const char *name, const char *text, size_t n)
+{
+    char file[300];
+    char *want = NULL;
+    size_t size = 0;
+    struct err e = {0};
+    snprintf(file, sizeof file, "%s/screens/%s.txt", TESTS_DIR, name);
+    if (getenv("MLATHE_UPDATE_SCREENS")) {
+        CHECK_OK(file_save(file, text, n, &e), e);
+        return;
+    }
+    int rc = file_read(file, 1 << 20, &want, &size, &e);
+    CHECK(rc == 0, "%s", e.text);
+    bool same = rc == 0 && size == n && memcmp(want, text, n) == 0;
+    CHECK(same, "screen %s differs", name);
+    if (!same && rc == 0)
+        printf("--- wanted\n%s--- got\n%.*s---\n", want, (int)n, text);
+    free(want);
+}
+
+/* Cuts the output at its "--- NAME WxH" and "---" lines. */
+static int compare_all(char *out)
+{
+    int shots = 0;
+    char *at = out, *end;
+    while ((at = strstr(at, "--- ")) != NULL) {
+        char name[64];
+        char *body = strchr(at, '\n');
+        if (!body || sscanf(at, "--- %63s", name) != 1)
+            break;
+        body++;
+        end = strncmp(body, "---\n", 4) == 0 ? body : strstr(body, "\n---\n");
+        if (!end)
+            break;
+        end += end != body;
+        compare(name, body, (size_t)(end - body));
+        shots++;
+        at = end;
+    }
+    return shots;
+}
+
+static int play(const char *script, const char *model)
+{
+    char keys[300], out[300];
+    struct ui_options o = {.model = model, .device = "ref", .threads = 1};
+    struct err e = {0};
+    char *text = NULL;
+    snprintf(keys, sizeof keys, "%s/screens/%s.keys", TESTS_DIR, script);
+    snprintf(out, sizeof out, "%s/%s.out", test_tmpdir(), script);
+    o.script = keys;
+    fflush(stdout);
+    int saved = dup(STDOUT_FILENO), to = open(out, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    dup2(to, STDOUT_FILENO);
+    int rc = ui_run(&o, &e);
+    fflush(stdout);
+    dup2(saved, STDOUT_FILENO);
+    close(saved);
+    close(to);
+    CHECK(rc == 0, "%s: %s", script, e.text);
+    CHECK_OK(file_read(out, 8 << 20, &text, NULL, &e), e);
+    int shots = text ? compare_all(text) : 0;
+    free(text);
+    return shots;
+}
+
+static void write_text(const char *path)
+{
+    static const char *const words[] = {"stone", "river", "the",   "of",   "slowly",
+                                        "turns", "and",   "under", "lamp", "seven"};
+    char *text = mem_calloc(32768, 1);
+    size_t n = 0;
+    uint64_t seed = 11;
+    struct err e = {0};
+    while (n < 12000)
+        n += (size_t)sprintf(text + n, "%s%s", words[(int)(test_uniform(&seed) * 10)],
+                             test_uniform(&seed) < 0.1 ? ".\n" : " ");
+    CHECK_OK(file_save(path, text, n, &e), e);
+    free(text);
+}
+
+static void home(const char *name)
+{
+    char path[300];
+    snprintf(path, sizeof path, "%s/%s", test_tmpdir(), name);
+    setenv("HOME", path, 1);
+    setenv("MLATHE_HOME", path, 1);
+    static const char *const others[] = {"HF_HOME",       "HF_HUB_CACHE",   "LLAMA_CACHE",
+                                         "OLLAMA_MODELS", "XDG_CACHE_HOME", "XDG_DATA_HOME"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        unsetenv(others[i]);
+    CHECK(file_mkdirs(path, NULL) == 0, "folder");
+    snprintf(path, sizeof path, "%s/%s/calib.txt", test_tmpdir(), name);
+    write_text(path);
+}
+
+int main(void)
+{
+    struct test_model_spec spec = test_model_small();
+    char path[400];
+    home("tour");
+    snprintf(path, sizeof path, "%s/tour/data/models", test_tmpdir());
+    CHECK(file_mkdirs(path, NULL) == 0, "folder");
+    snprintf(path, sizeof path, "%s/tour/data/models/tiny.gguf", test_tmpdir());
+    CHECK(test_model_write_gguf(path, &spec) == 0, "model");
+    CHECK(play("tour", path) == 23, "shots of the tour");
+    CHECK(play("small", NULL) == 12, "shots of small screens");
+    home("empty");
+    CHECK(play("hostile", NULL) == 8, "shots without a model");
+    return test_end("script_tour");
+}
