@@ -2,6 +2,7 @@
  * whole. Two models that are no pair of original and conversion get a workspace and a transcript
  * each, and no KL. */
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -60,8 +61,8 @@ static void add_compare(cJSON *o, const struct chat_compare *m)
 {
     cJSON *v = cJSON_AddObjectToObject(o, "compare");
     cJSON_AddNumberToObject(v, "first_difference", m->first_difference);
-    cli_json_add(v, "kl_mean", m->kl_mean);
-    cli_json_add(v, "agreement", m->agreement);
+    cli_json_add(v, "kl_mean", m->compared ? m->kl_mean : NAN);
+    cli_json_add(v, "agreement", m->compared ? m->agreement : NAN);
     cJSON_AddNumberToObject(v, "compared", m->compared);
 }
 
@@ -111,10 +112,11 @@ static int say(struct talk *k, const char *prompt, struct err *e)
             if (k->both || (int)cli_side(k->c, k->w[i]) == side)
                 tell_answer(k, i, turn, side);
     }
-    if (k->both && !k->turns)
-        cli_say(k->c, "KL %.4f nats a token over %d, same top %.1f %%, part at token %d",
-                k->compare.kl_mean, k->compare.compared, 100 * k->compare.agreement,
-                k->compare.first_difference);
+    if (k->both && !k->turns && k->compare.compared)
+        cli_say(k->c, "KL %.4f nats a token over the first %d, same top %.1f %%",
+                k->compare.kl_mean, k->compare.compared, 100 * k->compare.agreement);
+    else if (k->both && !k->turns)
+        cli_say(k->c, "the sides have heard different answers before: no KL");
     return OK;
 }
 
