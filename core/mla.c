@@ -17,6 +17,7 @@ struct solve {
     const struct moments *m;
     int n, nk, d, D, H, G;
     struct rope_choice rope;
+    struct phase_fit fit;
     double complex *shrink; /* [H][half] */
     double *r2;             /* [H][half] */
     double *B;              /* [H][d][nk] nope forms */
@@ -38,6 +39,7 @@ static void solve_done(struct solve *s)
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(*all[i]);
     free(s->shrink);
+    phase_fit_done(&s->fit);
     rope_choice_done(&s->rope);
 }
 
@@ -91,9 +93,9 @@ static double trace_product(const double *a, const double *b, int rows, int lda,
     return sum;
 }
 
-/* B_h [d][nk]: the nope logit of head h is s·q_hᵀ B_h k. The head's own keys at the shrink c (NULL:
- * 1), minus the roped part at its own shrink; dims that never rotate as they are. */
-static void nope_form(const struct solve *s, const double complex *c, int h, double *B)
+/* B_h [d][nk]: the nope logit of head h is s·q_hᵀ B_h k. The head's own keys at their shrink, minus
+ * the roped part at its own; dims that never rotate as they are. */
+static void nope_form(const struct solve *s, int h, double *B)
 {
     int d = s->d, half = s->src->shape.rope_dim / 2, g = h / (s->H / s->G);
     size_t nk = (size_t)s->nk, width = (size_t)(s->G * half);
@@ -104,12 +106,12 @@ static void nope_form(const struct solve *s, const double complex *c, int h, dou
         double *re = B + (size_t)j * nk, *im = B + (size_t)(j + half) * nk;
         for (int g2 = 0; g2 < s->G; g2++) {
             for (int j2 = 0; j2 < half; j2++) {
-                double complex z = g2 == g && j2 == j ? (c ? c[h * half + j] : 1) : 0;
+                double complex z = g2 == g && j2 == j ? s->fit.own[h * half + j] : 0;
                 for (int a = 0; a < s->rope.pairs; a++) {
                     size_t row = (size_t)a * width;
                     double complex p = s->rope.P[row + (size_t)(g * half + j)];
                     if (p != 0)
-                        z -= conj(p) * (c ? c[h * half + s->rope.index[a]] : 1) *
+                        z -= conj(p) * s->fit.roped[h * s->rope.pairs + a] *
                              s->rope.T[row + (size_t)(g2 * half + j2)];
                 }
                 size_t cr = (size_t)(g2 * d + j2), ci = cr + (size_t)half;
@@ -122,10 +124,15 @@ static void nope_form(const struct solve *s, const double complex *c, int h, dou
     }
 }
 
-static void build_forms(struct solve *s, bool shrunk)
+static int build_forms(struct solve *s, const struct mla_options *o, struct err *e)
 {
-    for (int h = 0; h < s->H; h++)
-        nope_form(s, shrunk ? s->shrink : NULL, h, s->B + (size_t)h * (size_t)s->d * (size_t)s->nk);
+    bool fitted = o->method == METHOD_MLATHE && s->m->phase;
+    int rc = phase_fit_init(&s->fit, s->m, &s->rope, fitted ? s->shrink : NULL, e);
+    if (!rc && fitted && !o->no_joint_fit)
+        rc = phase_fit_joint(&s->fit, s->m, &s->rope, e);
+    for (int h = 0; h < s->H && !rc; h++)
+        nope_form(s, h, s->B + (size_t)h * (size_t)s->d * (size_t)s->nk);
+    return rc;
 }
 
 /* L_h = W_O,hᵀ W_O,h and its sums over groups. */
@@ -330,15 +337,15 @@ static int up_maps(struct solve *s, int r, bool fitted, float *kv_b, struct err 
     return rc;
 }
 
-/* Row a of the real form of a complex row z[G·half] on the key layout: a < pairs the real part,
- * a ≥ pairs the imaginary part. */
-static void real_row(const struct solve *s, const double complex *z, bool imag, double *row)
+/* The real form of a complex row f·z[G·half] on the key layout: its real or its imaginary part. */
+static void real_row(const struct solve *s, const double complex *z, double complex f, bool imag,
+                     double *row)
 {
     int half = s->src->shape.rope_dim / 2;
     memset(row, 0, (size_t)s->nk * sizeof *row);
     for (int g = 0; g < s->G; g++) {
         for (int j = 0; j < half; j++) {
-            double complex v = z[g * half + j];
+            double complex v = f * z[g * half + j];
             row[g * s->d + j] = imag ? cimag(v) : creal(v);
             row[g * s->d + half + j] = imag ? creal(v) : -cimag(v);
         }
@@ -365,7 +372,7 @@ static int down_map(struct solve *s, int r, float *kv_a, struct err *e)
             real_row(s,
                      s->rope.T + (size_t)(a % s->rope.pairs) *
                                      (size_t)(s->G * (s->src->shape.rope_dim / 2)),
-                     a >= s->rope.pairs, t + (size_t)a * (size_t)nk);
+                     1, a >= s->rope.pairs, t + (size_t)a * (size_t)nk);
         gemm(false, false, R, D, nk, t, nk, w, D, 0, out, D);
         store_f32(out, kv_a + (size_t)r * (size_t)D, (size_t)R * (size_t)D);
     }
@@ -375,7 +382,7 @@ static int down_map(struct solve *s, int r, float *kv_a, struct err *e)
     return rc;
 }
 
-/* q per head: W_q,h rows, then real(P_g) W_q,h; all times s·√(d+R), which a DeepSeek class divides
+/* q per head: W_q,h rows, then real(conj(gain)·P_g) W_q,h; all times s·√(d+R), which a DeepSeek class divides
  * by √(d+R) again. */
 static int query_map(struct solve *s, float *q, struct err *e)
 {
@@ -394,8 +401,9 @@ static int query_map(struct solve *s, float *q, struct err *e)
             to[i] = (float)w[i];
         }
         for (int a = 0; a < R; a++) {
-            real_row(s, s->rope.P + (size_t)(a % s->rope.pairs) * (size_t)(s->G * half),
-                     a >= s->rope.pairs, row);
+            int pair = a % s->rope.pairs;
+            real_row(s, s->rope.P + (size_t)pair * (size_t)(s->G * half),
+                     conj(s->fit.gain[h * s->rope.pairs + pair]), a >= s->rope.pairs, row);
             memcpy(p + (size_t)a * (size_t)d, row + g * d, (size_t)d * sizeof *p);
         }
         gemm(false, false, R, D, d, p, d, w, D, 0, out, D);
@@ -511,7 +519,7 @@ static int solve_maps(struct solve *s, const struct mla_options *o, int r, bool 
     int rc = choose_rope(s, o, &rest, e);
     *fitted = false;
     if (!rc)
-        build_forms(s, o->method == METHOD_MLATHE);
+        rc = build_forms(s, o, e);
     if (rc || plain) {
         /* z itself is the latent: nothing to solve */
     } else if (o->method == METHOD_TRANSMLA) {

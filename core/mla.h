@@ -45,6 +45,22 @@ int mla_rope_stock(const struct moments *m, const double *r2, int R, struct rope
  * components that lose their rotation, real [G·d − R][G·d]. */
 int mla_rope_transmla(const struct moments *m, int R, int fold, struct rope_choice *out,
                       double **rest, struct err *e);
+/* How the logit of each head is put together from what is kept (method: steps 1 and 4): shrinks of
+ * its own key's frequencies and of the roped part where it is taken out again, and a gain on each
+ * rope row's query. */
+struct phase_fit {
+    double complex *own;   /* [H][rope_dim/2] */
+    double complex *roped; /* [H][pairs] */
+    double complex *gain;  /* [H][pairs] */
+};
+/* The shrinks alone: own from mla_shrink, roped the same at each row's frequency, gain 1. */
+int phase_fit_init(struct phase_fit *f, const struct moments *m, const struct rope_choice *rope,
+                   const double complex *shrink, struct err *e);
+void phase_fit_done(struct phase_fit *f);
+/* Step 4: the three fitted jointly by attention-centred ridge regression towards those values.
+ * Rows of rope must live at one frequency each (own and stock choices). */
+int phase_fit_joint(struct phase_fit *f, const struct moments *m, const struct rope_choice *rope,
+                    struct err *e);
 /* Which frequencies need a rope_theta the model does not have: stock layout's θ' = θ^(R/d). */
 double mla_stock_theta(double theta, int R, int d);
 
@@ -63,6 +79,7 @@ struct mla_options {
     enum plan_layout layout;
     int rank, rope_dim;
     int freqfold;          /* transmla */
+    bool no_joint_fit;     /* mlathe: leave out step 4 */
     const double *c_second;/* transmla: [n][n] E[z zᵀ] on the partial-rope model; NULL: m->c */
 };
 /* Solves a layer. spectrum (may be NULL) receives the joint spectrum. rank = n keeps z itself

@@ -9,13 +9,16 @@
 #include "kernels/linalg.h"
 #include "kernels/pool.h"
 
+#define PHASE_ROWS 512     /* rows of phase features gathered for one product */
+#define PHASE_IGNORED 1e-5f /* attention weights below this carry no phase information */
+
 struct moments_accum {
     struct moments_shape s;
     int n, threads;
     double scale;
     double *freq; /* [rope_dim/2] */
     float *L;     /* [H][d][d] */
-    double tokens;
+    double tokens, queries; /* of the second moments; of the phase covariances */
     double *c, *m, *cko, *cv, *cvi, *phase;
     float *z, *qr, *kr; /* batch: [rows][n], rotated copies */
     float *cos, *sin;   /* [T][rope_dim/2] */
@@ -27,6 +30,17 @@ struct moments_accum {
 int moments_n(const struct moments_shape *s)
 {
     return 2 * s->G * s->d;
+}
+
+int moments_features(const struct moments_shape *s)
+{
+    return 4 * s->G * (s->rope_dim / 2);
+}
+
+int moments_feature(const struct moments_shape *s, bool rotated, int g, int j)
+{
+    int half = s->rope_dim / 2;
+    return 2 * ((rotated ? s->G * half : 0) + g * half + j);
 }
 
 static size_t triangle(int n)
@@ -45,7 +59,7 @@ int moments_init(struct moments *m, const struct moments_shape *s, bool attended
         m->cko = mem_calloc(H * triangle((int)n), sizeof *m->cko);
         m->cv = mem_calloc(H * triangle((int)n), sizeof *m->cv);
         m->cvi = mem_calloc(H, sizeof *m->cvi);
-        m->phase = mem_calloc(H * (size_t)(s->rope_dim / 2) * PHASE_COUNT, sizeof *m->phase);
+        m->phase = mem_calloc(H * triangle(moments_features(s)), sizeof *m->phase);
         ok = m->cko && m->cv && m->cvi && m->phase;
     }
     if (ok)
@@ -87,7 +101,7 @@ int moments_accum_new(struct moments_accum **out, const struct moments_shape *s,
                       const double *freq, double scale, int threads, struct err *e)
 {
     size_t n = (size_t)moments_n(s), H = (size_t)s->H, d = (size_t)s->d;
-    size_t pairs = (size_t)s->rope_dim / 2;
+    size_t pairs = (size_t)s->rope_dim / 2, f = (size_t)moments_features(s);
     *out = NULL;
     struct moments_accum *a = mem_calloc(1, sizeof *a);
     if (!a)
@@ -103,7 +117,7 @@ int moments_accum_new(struct moments_accum **out, const struct moments_shape *s,
     a->cko = mem_calloc(H * n * n, sizeof *a->cko);
     a->cv = mem_calloc(H * n * n, sizeof *a->cv);
     a->cvi = mem_calloc(H, sizeof *a->cvi);
-    a->phase = mem_calloc(H * pairs * PHASE_COUNT, sizeof *a->phase);
+    a->phase = mem_calloc(H * f * f, sizeof *a->phase);
     a->work = mem_calloc((size_t)threads, sizeof *a->work);
     if (!a->freq || !a->L || !a->c || !a->m || !a->cko || !a->cv || !a->cvi || !a->phase ||
         !a->work) {
@@ -166,7 +180,10 @@ static int reserve(struct moments_accum *a, int rows, int T, struct err *e)
         }
         a->T_cap = ok ? T : 0;
     }
+    size_t f = (size_t)moments_features(&a->s);
     size_t work = 2 * t * t + 2 * t * n + 2 * t * d + 4 * t + 2 * n * n + d * d;
+    size_t phase = t * t + (PHASE_ROWS + t) * f + f + f * f;
+    work = phase > work ? phase : work;
     for (int i = 0; ok && work > a->work_cap && i < a->threads; i++)
         ok = regrow(&a->work[i], work);
     if (ok && work > a->work_cap)
@@ -325,48 +342,60 @@ int moments_add(struct moments_accum *a, struct pool *pool, const float *q, cons
     return OK;
 }
 
+double moments_phase(const struct moments *m, int h, int i, int j)
+{
+    int f = moments_features(&m->shape), a = i < j ? i : j, b = i < j ? j : i;
+    return m->phase[(size_t)h * triangle(f) + triangle(f) - triangle(f - a) + (size_t)(b - a)];
+}
+
 struct phase_job {
     struct moments_accum *a;
     const float *q, *k;
     int T, step;
 };
 
-/* Sums of p·(zr, zi, y, zr², zi², zr·zi, zr·y, zi·y, y²) over keys 0 … m for one query and head,
- * all frequencies at once; then the centred covariances are added to out. */
-static void phase_query(const struct moments_accum *a, const float *q, const float *qr,
-                        const float *k, const float *kr, int ld, const float *p, int m, float *sum,
-                        double *out)
+/* ψ of one query and key over all key heads: f numbers. q, qr: this head's; k, kr: all heads'. */
+static void features(const struct moments_accum *a, const float *restrict q,
+                     const float *restrict qr, const float *restrict k, const float *restrict kr,
+                     float *restrict out)
 {
-    size_t pairs = (size_t)a->s.rope_dim / 2;
-    memset(sum, 0, 9 * pairs * sizeof *sum);
-    for (int i = 0; i <= m; i++) {
-        const float *b = k + (size_t)i * (size_t)ld, *br = kr + (size_t)i * (size_t)ld;
-        float w = p[i];
-        for (size_t j = 0; j < pairs; j++) {
-            float zr = q[j] * b[j] + q[j + pairs] * b[j + pairs];
-            float zi = q[j] * b[j + pairs] - q[j + pairs] * b[j];
-            float y = qr[j] * br[j] + qr[j + pairs] * br[j + pairs];
-            float wr = w * zr, wi = w * zi, wy = w * y;
-            sum[j] += wr;
-            sum[pairs + j] += wi;
-            sum[2 * pairs + j] += wy;
-            sum[3 * pairs + j] += wr * zr;
-            sum[4 * pairs + j] += wi * zi;
-            sum[5 * pairs + j] += wr * zi;
-            sum[6 * pairs + j] += wr * y;
-            sum[7 * pairs + j] += wi * y;
-            sum[8 * pairs + j] += wy * y;
+    int half = a->s.rope_dim / 2, d = a->s.d, G = a->s.G;
+    float *plain = out, *turned = out + 2 * G * half;
+    for (int g = 0; g < G; g++) {
+        const float *b = k + g * d, *br = kr + g * d;
+        for (int j = 0; j < half; j++) {
+            plain[2 * (g * half + j)] = q[j] * b[j] + q[j + half] * b[j + half];
+            plain[2 * (g * half + j) + 1] = q[j] * b[j + half] - q[j + half] * b[j];
+            turned[2 * (g * half + j)] = qr[j] * br[j] + qr[j + half] * br[j + half];
+            turned[2 * (g * half + j) + 1] = qr[j] * br[j + half] - qr[j + half] * br[j];
         }
     }
-    for (size_t j = 0; j < pairs; j++) {
-        double r = sum[j], i = sum[pairs + j], y = sum[2 * pairs + j];
-        double *o = out + j * PHASE_COUNT;
-        o[PHASE_RR] += sum[3 * pairs + j] - r * r;
-        o[PHASE_II] += sum[4 * pairs + j] - i * i;
-        o[PHASE_RI] += sum[5 * pairs + j] - r * i;
-        o[PHASE_RY] += sum[6 * pairs + j] - r * y;
-        o[PHASE_IY] += sum[7 * pairs + j] - i * y;
-        o[PHASE_YY] += sum[8 * pairs + j] - y * y;
+}
+
+/* Appends the rows √p·(ψ − ψ̄) of one query to rows[*n]; keys that attention ignores are left out. */
+static void phase_query(const struct moments_accum *a, const float *q, const float *qr,
+                        const float *k, const float *kr, const float *p, int m, float *mean,
+                        float *rows, int *n)
+{
+    size_t f = (size_t)moments_features(&a->s), ld = (size_t)a->s.G * (size_t)a->s.d;
+    int first = *n;
+    float kept = 0;
+    memset(mean, 0, f * sizeof *mean);
+    for (int i = 0; i <= m; i++) {
+        if (p[i] < PHASE_IGNORED)
+            continue;
+        float *row = rows + (size_t)(*n)++ * f;
+        features(a, q, qr, k + (size_t)i * ld, kr + (size_t)i * ld, row);
+        kept += p[i];
+        for (size_t j = 0; j < f; j++)
+            mean[j] += p[i] * row[j];
+    }
+    for (int i = 0, row = first; i <= m; i++) {
+        if (p[i] < PHASE_IGNORED)
+            continue;
+        float root = sqrtf(p[i]), *x = rows + (size_t)row++ * f;
+        for (size_t j = 0; j < f; j++)
+            x[j] = root * (x[j] - mean[j] / kept);
     }
 }
 
@@ -374,15 +403,23 @@ static void phase_head(void *arg, int h, int thread)
 {
     const struct phase_job *job = arg;
     struct moments_accum *a = job->a;
-    int d = a->s.d, H = a->s.H, G = a->s.G, g = h / (H / G), T = job->T;
-    float *P = a->work[thread], *sum = P + (size_t)T * (size_t)T;
-    const float *k = job->k + g * d, *kr = a->kr + g * d;
-    attention_weights(a, a->qr + h * d, H * d, kr, G * d, T, P);
+    int d = a->s.d, H = a->s.H, G = a->s.G, g = h / (H / G), T = job->T, n = 0;
+    int f = moments_features(&a->s);
+    size_t ff = (size_t)f * (size_t)f;
+    float *P = a->work[thread], *block = P + (size_t)T * (size_t)T, *mean = block + ff;
+    float *rows = mean + f;
+    memset(block, 0, ff * sizeof *block);
+    attention_weights(a, a->qr + h * d, H * d, a->kr + g * d, G * d, T, P);
     for (int m = job->step - 1; m < T; m += job->step) {
         size_t at = (size_t)m * (size_t)(H * d) + (size_t)(h * d);
-        phase_query(a, job->q + at, a->qr + at, k, kr, G * d, P + (size_t)m * T, m, sum,
-                    a->phase + (size_t)h * (size_t)(a->s.rope_dim / 2) * PHASE_COUNT);
+        phase_query(a, job->q + at, a->qr + at, job->k, a->kr, P + (size_t)m * (size_t)T, m, mean,
+                    rows, &n);
+        if (n < PHASE_ROWS && m + job->step < T)
+            continue;
+        linalg_ssyrk_add(f, n, rows, f, block, f);
+        n = 0;
     }
+    add_to(a->phase + (size_t)h * ff, block, ff);
 }
 
 int moments_add_phase(struct moments_accum *a, struct pool *pool, const float *q, const float *k,
@@ -395,6 +432,7 @@ int moments_add_phase(struct moments_accum *a, struct pool *pool, const float *q
     rotate(a, k, a->kr, a->s.G, T);
     struct phase_job job = {a, q, k, T, step};
     pool_for(pool, a->s.H, phase_head, &job);
+    a->queries += T / step;
     return OK;
 }
 
@@ -411,6 +449,7 @@ int moments_finish(const struct moments_accum *a, struct moments *m, struct err 
     if (rc)
         return rc;
     size_t n = (size_t)a->n, H = (size_t)a->s.H, d = (size_t)a->s.d;
+    size_t ff = (size_t)moments_features(&a->s);
     double f = a->tokens > 0 ? 1 / a->tokens : 0, trace = 0;
     m->tokens = a->tokens;
     for (size_t i = 0; i < n; i++)
@@ -421,13 +460,14 @@ int moments_finish(const struct moments_accum *a, struct moments *m, struct err 
     for (size_t h = 0; h < H; h++) {
         pack(a->cko + h * n * n, a->n, f, m->cko + h * triangle(a->n));
         pack(a->cv + h * n * n, a->n, f, m->cv + h * triangle(a->n));
+        pack(a->phase + h * ff * ff, (int)ff, a->queries > 0 ? 1 / a->queries : 0,
+             m->phase + h * triangle((int)ff));
         m->cvi[h] = a->cvi[h] * f;
         trace += m->cvi[h];
     }
-    memcpy(m->phase, a->phase, H * (size_t)(a->s.rope_dim / 2) * PHASE_COUNT * sizeof *m->phase);
     for (size_t i = 0; i < n; i++)
         trace += m->c[i * n + i];
-    for (size_t i = 0; i < H * (size_t)(a->s.rope_dim / 2) * PHASE_COUNT; i++)
+    for (size_t i = 0; i < H * triangle((int)ff); i++)
         trace += m->phase[i];
     if (isfinite(trace))
         return OK;

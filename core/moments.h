@@ -20,9 +20,12 @@ struct moments_shape {
 /* n = 2·G·d */
 int moments_n(const struct moments_shape *s);
 
-/* Phase moments of (head, frequency): attention-centred covariances of zr, zi (zr + i·zi =
- * conj(χ)κ, un-rotated) and y, the true rotated part. */
-enum { PHASE_RR, PHASE_II, PHASE_RI, PHASE_RY, PHASE_IY, PHASE_YY, PHASE_COUNT };
+/* Phase features of a query head h: ψ_{g,j} = conj(χ_{h,j}) κ_{g,j} for every key head g and
+ * frequency j, un-rotated and rotated by e^{iθ_j(n−m)}: 4·G·rope_dim/2 real numbers. Their
+ * attention-centred covariance predicts, for any rope choice, the true logit from what is kept. */
+int moments_features(const struct moments_shape *s);
+/* Place of Re ψ_{g,j}; the imaginary part follows at once. */
+int moments_feature(const struct moments_shape *s, bool rotated, int g, int j);
 
 struct moments {
     struct moments_shape shape;
@@ -32,7 +35,7 @@ struct moments {
     float *cko;    /* [H][n(n+1)/2] E_m Σ_n p² ‖W_O,h(v_n − o_m)‖² z_n z_nᵀ */
     float *cv;     /* [H][n(n+1)/2] E_m z̄ z̄ᵀ, z̄ = Σ_n p z_n */
     double *cvi;   /* [H] tr(L_h E_m Σ_n p² v_n v_nᵀ) */
-    double *phase; /* [H][rope_dim/2][PHASE_COUNT] sums; only ratios matter */
+    float *phase;  /* [H][f(f+1)/2] E_m Σ_n p (ψ − ψ̄)(ψ − ψ̄)ᵀ, f = moments_features */
     int sample_rows;
     float *sample; /* [sample_rows][D] layer inputs (normed) kept to measure errors on */
     int sample_window; /* the sample is sample_rows / sample_window sequences */
@@ -40,6 +43,8 @@ struct moments {
 /* attended: with room for cko, cv, cvi and phase (weight-only moments have none: NULL). */
 int moments_init(struct moments *m, const struct moments_shape *s, bool attended, struct err *e);
 void moments_done(struct moments *m);
+/* Entry (i, j) of head h's phase covariance. */
+double moments_phase(const struct moments *m, int h, int i, int j);
 /* Packed triangle of head h → full symmetric [n][n]. */
 void moments_unpack(const float *packed, int n, int head, double *full);
 
@@ -52,7 +57,7 @@ void moments_accum_free(struct moments_accum *a);
  * un-rotated, starting at position 0 each. */
 int moments_add(struct moments_accum *a, struct pool *pool, const float *q, const float *k,
                 const float *v, int windows, int T, struct err *e);
-/* Phase moments from one sequence of T tokens, every step-th query. */
+/* Phase covariances from one sequence of T tokens, every step-th query. */
 int moments_add_phase(struct moments_accum *a, struct pool *pool, const float *q, const float *k,
                       int T, int step, struct err *e);
 /* Means into m (initialised by the call). ERR_NUMERIC when a moment is not finite. */

@@ -35,22 +35,26 @@ static int choice_init(struct rope_choice *c, int pairs, size_t width, struct er
 
 void mla_shrink(const struct moments *m, double complex *c, double *r2)
 {
-    size_t n = (size_t)m->shape.H * (size_t)(m->shape.rope_dim / 2);
-    for (size_t i = 0; i < n; i++) {
-        const double *p = m->phase ? m->phase + i * PHASE_COUNT : NULL;
+    int half = m->shape.rope_dim / 2, per = m->shape.H / m->shape.G;
+    for (int i = 0; i < m->shape.H * half; i++) {
+        int h = i / half, g = h / per, j = i % half;
+        int re = moments_feature(&m->shape, false, g, j), im = re + 1;
+        int y = moments_feature(&m->shape, true, g, j);
         c[i] = 1;
         r2[i] = 0;
-        if (!p || !(p[PHASE_YY] > 0))
+        if (!m->phase)
             continue;
-        double ridge = SHRINK_RIDGE * (p[PHASE_RR] + p[PHASE_II]) / 2 + 1e-30;
-        double a = p[PHASE_RR] + ridge, b = p[PHASE_II] + ridge, o = p[PHASE_RI];
-        double det = a * b - o * o;
-        double al = (b * p[PHASE_RY] - o * p[PHASE_IY]) / det;
-        double be = (a * p[PHASE_IY] - o * p[PHASE_RY]) / det;
-        double left = p[PHASE_YY] - 2 * (al * p[PHASE_RY] + be * p[PHASE_IY]) +
-                      al * al * p[PHASE_RR] + be * be * p[PHASE_II] + 2 * al * be * p[PHASE_RI];
+        double rr = moments_phase(m, h, re, re), ii = moments_phase(m, h, im, im);
+        double ri = moments_phase(m, h, re, im), ry = moments_phase(m, h, re, y);
+        double iy = moments_phase(m, h, im, y), yy = moments_phase(m, h, y, y);
+        if (!(yy > 0))
+            continue;
+        double ridge = SHRINK_RIDGE * (rr + ii) / 2 + 1e-30, a = rr + ridge, b = ii + ridge;
+        double det = a * b - ri * ri;
+        double al = (b * ry - ri * iy) / det, be = (a * iy - ri * ry) / det;
+        double left = yy - 2 * (al * ry + be * iy) + al * al * rr + be * be * ii + 2 * al * be * ri;
         c[i] = al - be * I;
-        r2[i] = fmin(1, fmax(0, 1 - left / p[PHASE_YY]));
+        r2[i] = fmin(1, fmax(0, 1 - left / yy));
     }
 }
 

@@ -27,14 +27,14 @@ struct part {
 static void layer_parts(struct moments *m, struct part part[STATS_PARTS])
 {
     size_t n = (size_t)moments_n(&m->shape), H = (size_t)m->shape.H, d = (size_t)m->shape.d;
-    size_t tri = n * (n + 1) / 2, half = (size_t)(m->shape.rope_dim / 2);
+    size_t tri = n * (n + 1) / 2, f = (size_t)moments_features(&m->shape);
     struct part all[STATS_PARTS] = {
         {"c", 2, {n, n}, m->c, NULL},
         {"m", 3, {H, d, d}, m->m, NULL},
         {"cko", 2, {H, tri}, NULL, m->cko},
         {"cv", 2, {H, tri}, NULL, m->cv},
         {"cvi", 1, {H}, m->cvi, NULL},
-        {"phase", 3, {H, half, PHASE_COUNT}, m->phase, NULL},
+        {"phase", 2, {H, f * (f + 1) / 2}, NULL, m->phase},
         {"sample", 2, {(size_t)m->sample_rows, (size_t)m->shape.D}, NULL, m->sample},
         {"tokens", 1, {1}, &m->tokens, NULL},
     };
@@ -155,7 +155,7 @@ int stats_save(const char *prefix, const struct moments *layer, int n_layer, str
     if (!rc) {
         char text[128];
         int n =
-            snprintf(text, sizeof text, "{\"mlathe_stats\": 1, \"layers\": %d, \"window\": %d}\n",
+            snprintf(text, sizeof text, "{\"mlathe_stats\": 2, \"layers\": %d, \"window\": %d}\n",
                      n_layer, layer[0].sample_window);
         rc = file_save(note, text, (size_t)n, e);
     }
@@ -222,7 +222,7 @@ int stats_load(const char *prefix, const struct model *m, struct moments *layer,
     memset(layer, 0, (size_t)L * sizeof *layer);
     int rc = data && path ? json_read_file(&note, path, 4096, e) : err_nomem(e, 4096, "a path");
     if (!rc)
-        rc = json_int(note, "mlathe_stats", 1, 1, &version, path, e);
+        rc = json_int(note, "mlathe_stats", 2, 2, &version, path, e);
     if (!rc)
         rc = json_int(note, "layers", L, L, &layers, path, e);
     if (!rc)

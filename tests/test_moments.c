@@ -91,33 +91,52 @@ static double worst(const double *a, const double *b, int n)
     return gap / top;
 }
 
+/* ψ of head h for query a and key n of the first window. */
+static void features(const struct input *in, const struct moments *m, int h, int a, int n,
+                     double *out)
+{
+    for (int g = 0; g < G; g++) {
+        for (int j = 0; j < d / 2; j++) {
+            const float *q = in->q[a] + h * d, *k = in->k[n] + g * d;
+            double complex z = (q[j] - I * q[j + d / 2]) * (k[j] + I * k[j + d / 2]);
+            double complex r = z * cexp(I * in->freq[j] * (n - a));
+            out[moments_feature(&m->shape, false, g, j)] = creal(z);
+            out[moments_feature(&m->shape, false, g, j) + 1] = cimag(z);
+            out[moments_feature(&m->shape, true, g, j)] = creal(r);
+            out[moments_feature(&m->shape, true, g, j) + 1] = cimag(r);
+        }
+    }
+}
+
+enum { F = 4 * G * (d / 2) };
+
 static void check_phase(const struct input *in, const struct moments *m, int h, int step)
 {
-    static double p[T][T];
-    int g = h / (H / G);
+    static double p[T][T], want[F * F], got[F * F];
+    double x[F];
+    int queries = 0;
     weights(in, 0, h, p);
-    for (int j = 0; j < d / 2; j++) {
-        double want[PHASE_COUNT] = {0}, got[PHASE_COUNT];
-        for (int a = step - 1; a < T; a += step) {
-            double s[3] = {0}, c[3][3] = {{0}};
-            for (int n = 0; n <= a; n++) {
-                const float *q = in->q[a] + h * d, *k = in->k[n] + g * d;
-                double complex z = (q[j] - I * q[j + d / 2]) * (k[j] + I * k[j + d / 2]);
-                double f[3] = {creal(z), cimag(z), creal(z * cexp(I * in->freq[j] * (n - a)))};
-                for (int x = 0; x < 3; x++) {
-                    s[x] += p[a][n] * f[x];
-                    for (int y = 0; y < 3; y++)
-                        c[x][y] += p[a][n] * f[x] * f[y];
-                }
-            }
-            const int pair[PHASE_COUNT][2] = {{0, 0}, {1, 1}, {0, 1}, {0, 2}, {1, 2}, {2, 2}};
-            for (int i = 0; i < PHASE_COUNT; i++)
-                want[i] += c[pair[i][0]][pair[i][1]] - s[pair[i][0]] * s[pair[i][1]];
+    memset(want, 0, sizeof want);
+    for (int a = step - 1; a < T; a += step, queries++) {
+        double mean[F] = {0};
+        for (int n = 0; n <= a; n++) {
+            features(in, m, h, a, n, x);
+            for (int i = 0; i < F; i++)
+                mean[i] += p[a][n] * x[i];
         }
-        memcpy(got, m->phase + (h * (d / 2) + j) * PHASE_COUNT, sizeof got);
-        /* fp32 sums of some hundred terms of order one */
-        CHECK(worst(got, want, PHASE_COUNT) < 1e-4, "phase of head %d, frequency %d", h, j);
+        for (int n = 0; n <= a; n++) {
+            features(in, m, h, a, n, x);
+            for (int i = 0; i < F * F; i++)
+                want[i] += p[a][n] * (x[i / F] - mean[i / F]) * (x[i % F] - mean[i % F]);
+        }
     }
+    for (int i = 0; i < F * F; i++) {
+        want[i] /= queries;
+        got[i] = moments_phase(m, h, i / F, i % F);
+    }
+    CHECK(moments_features(&m->shape) == F, "%d features", moments_features(&m->shape));
+    /* keys with weights below 1e-5 are left out, sums are fp32 */
+    CHECK(worst(got, want, F * F) < 1e-3, "phase of head %d: %g", h, worst(got, want, F * F));
 }
 
 static void check_moments(const struct input *in, const struct moments *m)
