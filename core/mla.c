@@ -382,8 +382,8 @@ static int down_map(struct solve *s, int r, float *kv_a, struct err *e)
     return rc;
 }
 
-/* q per head: W_q,h rows, then real(conj(gain)·P_g) W_q,h; all times s·√(d+R), which a DeepSeek class divides
- * by √(d+R) again. */
+/* q per head: W_q,h rows, then real(conj(gain)·P_g) W_q,h; all times s·√(d+R), which a DeepSeek
+ * class divides by √(d+R) again. */
 static int query_map(struct solve *s, float *q, struct err *e)
 {
     int d = s->d, D = s->D, R = 2 * s->rope.pairs, half = s->src->shape.rope_dim / 2;

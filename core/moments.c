@@ -9,15 +9,15 @@
 #include "kernels/linalg.h"
 #include "kernels/pool.h"
 
-#define PHASE_ROWS 512     /* rows of phase features gathered for one product */
+#define PHASE_ROWS 512      /* rows of phase features gathered for one product */
 #define PHASE_IGNORED 1e-5f /* attention weights below this carry no phase information */
 
 struct moments_accum {
     struct moments_shape s;
     int n, threads;
     double scale;
-    double *freq; /* [rope_dim/2] */
-    float *L;     /* [H][d][d] */
+    double *freq;           /* [rope_dim/2] */
+    float *L;               /* [H][d][d] */
     double tokens, queries; /* of the second moments; of the phase covariances */
     double *c, *m, *cko, *cv, *cvi, *phase;
     float *z, *qr, *kr; /* batch: [rows][n], rotated copies */
@@ -372,7 +372,8 @@ static void features(const struct moments_accum *a, const float *restrict q,
     }
 }
 
-/* Appends the rows √p·(ψ − ψ̄) of one query to rows[*n]; keys that attention ignores are left out. */
+/* Appends the rows √p·(ψ − ψ̄) of one query to rows[*n]; keys that attention ignores are left out.
+ */
 static void phase_query(const struct moments_accum *a, const float *q, const float *qr,
                         const float *k, const float *kr, const float *p, int m, float *mean,
                         float *rows, int *n)

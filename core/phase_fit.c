@@ -55,8 +55,8 @@ static void feature_map(const struct moments *m, const struct rope_choice *rope,
         int j = rope->index[a];
         size_t row = (size_t)a * (size_t)(G * half), im = (size_t)(pairs + a) * f;
         for (int k = 0; k < G; k++) {
-            double complex w = conj(rope->P[row + (size_t)(g * half + j)]) *
-                               rope->T[row + (size_t)(k * half + j)];
+            double complex w =
+                conj(rope->P[row + (size_t)(g * half + j)]) * rope->T[row + (size_t)(k * half + j)];
             size_t u = (size_t)moments_feature(&m->shape, false, k, j);
             size_t t = (size_t)moments_feature(&m->shape, true, k, j), re = (size_t)a * f;
             taken[re + u] = -creal(w);

@@ -284,6 +284,25 @@ static void head_rows(struct infer *t, int first, int n, float *out)
     }
 }
 
+/* Broken weights must not pass as an answer: a NaN or infinity anywhere in the logits is said. */
+static int check_logits(const struct infer *t, const float *logits, size_t n, struct err *e)
+{
+    float sum[8] = {0}; /* x·0 is 0, or NaN for what is not finite */
+    for (size_t i = 0; i + 8 <= n; i += 8)
+        for (size_t j = 0; j < 8; j++)
+            sum[j] += logits[i + j] * 0;
+    for (size_t i = n - n % 8; i < n; i++)
+        sum[0] += logits[i] * 0;
+    for (size_t j = 1; j < 8; j++)
+        sum[0] += sum[j];
+    if (sum[0] == 0)
+        return OK;
+    return err_set(e, ERR_NUMERIC,
+                   "%s: the logits are not finite: weights of this file are NaN or infinite (the "
+                   "file is broken, or was made with a broken tool)",
+                   t->g->model->hp.name);
+}
+
 static int check_ids(const struct infer *t, const int32_t *ids, int n, struct err *e)
 {
     for (int i = 0; i < n; i++)
@@ -331,11 +350,13 @@ int infer_prefill(struct infer *t, const int32_t *ids, int n, enum infer_out wan
             break;
         }
         run_block(t, ids + i, rows);
-        if (want == INFER_ALL)
-            head_rows(t, 0, rows, out + (size_t)i * V);
-        else if (want == INFER_LAST && i + rows == n)
-            head_rows(t, rows - 1, 1, out);
+        bool last = want == INFER_LAST && i + rows == n;
+        float *to = want == INFER_ALL ? out + (size_t)i * V : out;
+        int first = last ? rows - 1 : 0, wanted = want == INFER_ALL ? rows : last;
+        head_rows(t, first, wanted, to);
         rc = t->g->backend->ops->sync(t->g->backend, e);
+        if (!rc)
+            rc = check_logits(t, to, (size_t)wanted * V, e);
     }
     if (rc)
         infer_rewind(t, start);
@@ -374,5 +395,6 @@ int infer_step_many(struct infer *const *t, const int32_t *ids, int n, float *lo
     for (int i = 0; i < n; i++)
         t[i]->pos++;
     free(seg);
-    return b->ops->sync(b, e);
+    rc = b->ops->sync(b, e);
+    return rc ? rc : check_logits(t[0], logits, (size_t)n * (size_t)g->model->hp.vocab, e);
 }

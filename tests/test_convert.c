@@ -155,6 +155,26 @@ static bool stop_late(void *user, const char *phase, double done, double total)
     return --*(int *)user > 0;
 }
 
+/* The same text and seed give the same bytes, whatever the threads were doing. */
+static void check_repeatable(const char *model)
+{
+    float *out[2];
+    size_t n = 0;
+    for (int i = 0; i < 2; i++) {
+        struct err e = {0};
+        struct workspace *w = open_workspace(model);
+        struct calib_options self = {.tokens = 1024, .seed = 5};
+        CHECK_OK(workspace_calibrate(w, &self, NULL, NULL, NULL, &e), e);
+        convert(w, METHOD_MLATHE, LAYOUT_STOCK, 12, 8);
+        out[i] = logits(w, SIDE_CONVERTED, NULL);
+        n = (size_t)(T * engine_model(workspace_engine(w, SIDE_CONVERTED))->hp.vocab);
+        workspace_free(w);
+    }
+    CHECK(!memcmp(out[0], out[1], n * sizeof *out[0]), "the same seed gave another model");
+    free(out[0]);
+    free(out[1]);
+}
+
 static void check_cancel(struct workspace *w)
 {
     struct err e = {0};
@@ -239,6 +259,7 @@ int main(void)
     snprintf(dir, sizeof dir, "%s/conversion", test_tmpdir());
     CHECK(test_model_write_hf(model, &spec) == 0, "writing a model");
     check_cache(model);
+    check_repeatable(model);
     struct workspace *w = open_workspace(model);
     workspace_info(w, &info);
     calibrate(w, NULL);
