@@ -185,12 +185,11 @@ static void small_run(struct small *s, size_t row_cost)
 
 static void embed_rows(const struct small *s, int from, int to)
 {
-    int ld;
     for (int t = from; t < to; t++) {
         float *y = (float *)s->y + (size_t)t * s->n;
-        const float *row = cpu_weight_rows(s->b, s->w, s->ids[t], 1, 0, s->n, y, &ld);
-        if (row != y)
-            memcpy(y, row, (size_t)s->n * sizeof *y);
+        struct cpu_piece row = cpu_weight_piece(s->b, s->w, s->ids[t], 1, 0, s->n, CPU_FEW + 1, y);
+        if (row.data != y)
+            memcpy(y, row.data, (size_t)s->n * sizeof *y);
     }
 }
 

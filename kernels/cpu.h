@@ -12,6 +12,7 @@ enum {
     CPU_GROUP = 8,  /* rows of a packed group */
     CPU_BLOCK = 32, /* numbers a quantised block */
     CPU_PANEL = 16, /* rows dequantised at a time for the fp32 product */
+    CPU_FEW = 12,   /* rows of activations up to which numbers are converted at each use */
 };
 
 struct weight {
@@ -30,15 +31,15 @@ struct cpu_quants {
 /* One instruction set's kernels, run inside one thread. m, n, k are any positive sizes. */
 struct cpu_isa {
     const char *name;
-    /* c[m][n] = (c if add) + Σ_k a[i][k]·b[j][k]. */
-    void (*dots)(int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c,
-                 int ldc, bool add);
+    /* c[m][n] = (c if add) + Σ_k a[i][k]·b[j][k]; b is F32, F16 or BF16. */
+    void (*dots)(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                 int ldb, float *c, int ldc, bool add);
     /* c[m][n] = (c if add) + Σ_k a[i][k]·b[k][j]. */
-    void (*gemm)(int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c,
-                 int ldc, bool add);
+    void (*gemm)(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                 int ldb, float *c, int ldc, bool add);
     /* dst[rows][n] = F16 or BF16 rows that are ld apart. */
     void (*widen)(enum dtype type, int rows, int n, const uint16_t *src, int ld, float *dst);
-    void (*narrow)(const float *src, uint16_t *dst, int n);             /* F32 → F16 */
+    void (*narrow)(const float *src, uint16_t *dst, int n); /* F32 → F16 */
     float (*max)(const float *x, int n);
     /* x = exp(x − top); returns the sum. */
     float (*exp_sum)(float *x, int n, float top);
@@ -80,10 +81,16 @@ struct cpu {
 void *cpu_scratch(struct cpu *b, size_t *size);
 void *cpu_shared(struct cpu *b, size_t size);
 
-/* Columns [col, col + n) of rows row … row+rows−1 as fp32: a pointer into F32 data, else dst
- * [rows][n] filled; *ld is the distance of rows. A packed weight needs whole rows: any n, slow. */
-const float *cpu_weight_rows(const struct cpu *b, const struct weight *w, int row, int rows,
-                             int col, int n, float *dst, int *ld);
+/* A piece of a matrix as dots and gemm take it. */
+struct cpu_piece {
+    enum dtype type;
+    const void *data;
+    int ld;
+};
+/* Columns [col, col + n) of rows row … row+rows−1. What a few rows of activations will read
+ * (T ≤ CPU_FEW) stays as it is where it can; else it becomes fp32 in dst [rows][n]. */
+struct cpu_piece cpu_weight_piece(const struct cpu *b, const struct weight *w, int row, int rows,
+                                  int col, int n, int T, float *dst);
 int cpu_weight_load(struct backend *b, const struct matrix *m, struct weight **out, size_t *owned,
                     struct err *e);
 void cpu_weight_free(struct backend *b, struct weight *w);

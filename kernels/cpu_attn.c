@@ -84,23 +84,27 @@ static void gather_queries(const struct attn *a, const struct tile *w, int g)
     }
 }
 
-/* Keys n … n+count−1 as fp32, from KV head `first` on: the cache itself when it is F32. Whole rows
- * are one run of memory, which the processor fetches ahead of us. */
-static const float *cache_rows(const struct attn *a, const void *cache, int first, int n, int count,
-                               float *tile, int *ld)
+/* Keys n … n+count−1 from KV head `first` on: the cache itself when it is F32 or few queries read
+ * it, else as fp32 in tile. Whole rows are one run of memory. */
+static struct cpu_piece cache_rows(const struct attn *a, const struct tile *w, const void *cache,
+                                   int first, int n, int count, float *tile)
 {
     size_t at = (size_t)n * a->ldkv + (size_t)first * a->step;
-    if (a->kv == DTYPE_F32) {
-        *ld = a->ldkv;
-        return (const float *)cache + at;
-    }
-    const uint16_t *src = (const uint16_t *)cache + at;
-    *ld = row_width(a);
-    if (*ld == a->ldkv)
-        a->b->isa.widen(a->kv, 1, count * *ld, src, 0, tile);
+    int width = row_width(a);
+    const char *src = (const char *)cache + dtype_bytes(a->kv, at);
+    if (a->kv == DTYPE_F32 || w->rows <= CPU_FEW)
+        return (struct cpu_piece){a->kv, src, a->ldkv};
+    if (width == a->ldkv)
+        a->b->isa.widen(a->kv, 1, count * width, (const uint16_t *)(const void *)src, 0, tile);
     else
-        a->b->isa.widen(a->kv, count, *ld, src, a->ldkv, tile);
-    return tile;
+        a->b->isa.widen(a->kv, count, width, (const uint16_t *)(const void *)src, a->ldkv, tile);
+    return (struct cpu_piece){DTYPE_F32, tile, width};
+}
+
+/* Numbers j … of a piece. */
+static const void *piece_at(const struct cpu_piece *p, size_t j)
+{
+    return (const char *)p->data + dtype_bytes(p->type, j);
 }
 
 /* The next tile of keys (and values) on its way into the second level while this one is computed:
@@ -211,27 +215,28 @@ static void attend(const struct attn *a, struct tile *w, const struct team *team
 {
     const struct cpu_isa *isa = &a->b->isa;
     struct ahead ahead = look_ahead(a, n + ATTN_KEYS);
-    int ld, slice = a->stream ? ATTN_SLICE_KEYS : ATTN_KEYS;
-    const float *rows = cache_rows(a, a->k, team->first, n, count, team->scratch, &ld);
+    int slice = a->stream ? ATTN_SLICE_KEYS : ATTN_KEYS;
+    struct cpu_piece p = cache_rows(a, w, a->k, team->first, n, count, team->scratch);
     for (int j = 0; j < a->together; j++) {
         open_head(a, w, team, j);
         for (int i = 0; i < count; i += slice) {
             fetch_share(&ahead);
-            isa->dots(w->rows, count - i < slice ? count - i : slice, a->dk, w->q, a->dk,
-                      rows + (size_t)i * ld + (size_t)j * a->step, ld, w->s + i, ATTN_KEYS, false);
+            isa->dots(w->rows, count - i < slice ? count - i : slice, a->dk, w->q, a->dk, p.type,
+                      piece_at(&p, (size_t)i * p.ld + (size_t)j * a->step), p.ld, w->s + i,
+                      ATTN_KEYS, false);
         }
         for (int i = 0; i < w->rows; i++)
             soften(a, w, i, n, count);
     }
     if (a->v != a->k)
-        rows = cache_rows(a, a->v, team->first, n, count, team->scratch, &ld);
+        p = cache_rows(a, w, a->v, team->first, n, count, team->scratch);
     slice = a->stream ? ATTN_SLICE_COLUMNS : a->dv;
     for (int j = 0; j < a->together; j++) {
         open_head(a, w, team, j);
         for (int i = 0; i < a->dv; i += slice) {
             fetch_share(&ahead);
             isa->gemm(w->rows, a->dv - i < slice ? a->dv - i : slice, count, w->s, ATTN_KEYS,
-                      rows + (size_t)j * a->step + i, ld, w->acc + i, a->dv, true);
+                      p.type, piece_at(&p, (size_t)j * a->step + i), p.ld, w->acc + i, a->dv, true);
         }
     }
 }
@@ -282,8 +287,8 @@ static void combine_task(void *arg, int i, int thread)
             const float *p = part_of(a, g, index, s);
             float weight = expf(p[tops + r] - top) / sum;
             if (weight > 0) /* a split that a row cannot see has nothing to give */
-                a->b->isa.gemm(1, a->dv, 1, &weight, 1, p + (size_t)r * a->dv, a->dv, out, a->dv,
-                               true);
+                a->b->isa.gemm(1, a->dv, 1, &weight, 1, DTYPE_F32, p + (size_t)r * a->dv, a->dv,
+                               out, a->dv, true);
         }
     }
 }

@@ -9,6 +9,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+enum { DOTS_AHEAD = 8 }; /* rows: a single row of activations waits for memory, so ask early */
+
 /* Lanes 0 … n−1 of 8. */
 INLINE __m256i lanes(int n)
 {
@@ -49,11 +51,33 @@ INLINE void store(float *p, __m256 v, size_t left)
     memcpy(p, t, left * sizeof *t);
 }
 
+/* Numbers at … at+7 of b as fp32. */
+INLINE __m256 load_as(enum dtype type, const void *b, size_t at)
+{
+    if (type == DTYPE_F32)
+        return _mm256_loadu_ps((const float *)b + at);
+    __m128i h = _mm_loadu_si128((const __m128i *)(const void *)((const uint16_t *)b + at));
+    if (type == DTYPE_F16)
+        return _mm256_cvtph_ps(h);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+
+/* The same with left < 8 of them, zeros behind. */
+INLINE __m256 load_part(enum dtype type, const void *b, size_t at, int left)
+{
+    if (type == DTYPE_F32)
+        return load((const float *)b + at, (size_t)left);
+    uint16_t t[8] = {0};
+    memcpy(t, (const uint16_t *)b + at, (size_t)left * sizeof *t);
+    return load_as(type, t, 0);
+}
+
 /* --- c[m][n] = a · bᵀ --- */
 
-INLINE void dots_tile(int m, int n, int k, const float *a, int lda, const float *b, int ldb,
-                      float *c, int ldc, bool add)
+INLINE void dots_tile(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                      int ldb, float *c, int ldc, bool add)
 {
+    const int size = type == DTYPE_F32 ? 4 : 2;
     __m256 s[3][4];
     for (int i = 0; i < m; i++)
         for (int j = 0; j < n; j++)
@@ -64,20 +88,22 @@ INLINE void dots_tile(int m, int n, int k, const float *a, int lda, const float 
         for (int i = 0; i < m; i++)
             x[i] = _mm256_loadu_ps(a + (size_t)i * lda + l);
         for (int j = 0; j < n; j++) {
-            __m256 y = _mm256_loadu_ps(b + (size_t)j * ldb + l);
+            if (m == 1 && l * size % 64 == 0)
+                _mm_prefetch((const char *)b + ((size_t)(j + DOTS_AHEAD) * ldb + l) * size,
+                             _MM_HINT_T1);
+            __m256 y = load_as(type, b, (size_t)j * ldb + l);
             for (int i = 0; i < m; i++)
                 s[i][j] = _mm256_fmadd_ps(x[i], y, s[i][j]);
         }
     }
-    if (l < k) {
-        __m256i mask = lanes(k - l);
+    if (l < k)
         for (int j = 0; j < n; j++) {
-            __m256 y = _mm256_maskload_ps(b + (size_t)j * ldb + l, mask);
-            for (int i = 0; i < m; i++)
-                s[i][j] =
-                    _mm256_fmadd_ps(_mm256_maskload_ps(a + (size_t)i * lda + l, mask), y, s[i][j]);
+            __m256 y = load_part(type, b, (size_t)j * ldb + l, k - l);
+            for (int i = 0; i < m; i++) {
+                __m256 x = load(a + (size_t)i * lda + l, (size_t)(k - l));
+                s[i][j] = _mm256_fmadd_ps(x, y, s[i][j]);
+            }
         }
-    }
     for (int i = 0; i < m; i++) {
         float *y = c + (size_t)i * ldc;
         if (n == 4) {
@@ -89,36 +115,45 @@ INLINE void dots_tile(int m, int n, int k, const float *a, int lda, const float 
     }
 }
 
-static void dots(int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c,
-                 int ldc, bool add)
+/* m rows, a constant, against all of b. */
+INLINE void dots_rows(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                      int ldb, float *c, int ldc, bool add)
 {
-    for (int i = 0; i < m; i += 3) {
-        const float *x = a + (size_t)i * lda;
-        float *y = c + (size_t)i * ldc;
-        int j = 0;
-        for (; j + 4 <= n; j += 4) {
-            const float *z = b + (size_t)j * ldb;
-            switch (m - i) {
-            case 1: dots_tile(1, 4, k, x, lda, z, ldb, y + j, ldc, add); break;
-            case 2: dots_tile(2, 4, k, x, lda, z, ldb, y + j, ldc, add); break;
-            default: dots_tile(3, 4, k, x, lda, z, ldb, y + j, ldc, add);
-            }
+    size_t size = type == DTYPE_F32 ? 4 : 2;
+    int j = 0;
+    for (; j + 4 <= n; j += 4)
+        dots_tile(m, 4, k, a, lda, type, (const char *)b + (size_t)j * ldb * size, ldb, c + j, ldc,
+                  add);
+    for (; j < n; j++)
+        dots_tile(m, 1, k, a, lda, type, (const char *)b + (size_t)j * ldb * size, ldb, c + j, ldc,
+                  add);
+}
+
+INLINE void dots_as(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                    int ldb, float *c, int ldc, bool add)
+{
+    for (int i = 0; i < m; i += 3, a += 3 * (size_t)lda, c += 3 * (size_t)ldc)
+        switch (m - i) {
+        case 1: dots_rows(1, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+        case 2: dots_rows(2, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+        default: dots_rows(3, n, k, a, lda, type, b, ldb, c, ldc, add);
         }
-        for (; j < n; j++) {
-            const float *z = b + (size_t)j * ldb;
-            switch (m - i) {
-            case 1: dots_tile(1, 1, k, x, lda, z, ldb, y + j, ldc, add); break;
-            case 2: dots_tile(2, 1, k, x, lda, z, ldb, y + j, ldc, add); break;
-            default: dots_tile(3, 1, k, x, lda, z, ldb, y + j, ldc, add);
-            }
-        }
+}
+
+static void dots(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                 int ldb, float *c, int ldc, bool add)
+{
+    switch (type) {
+    case DTYPE_F16: dots_as(m, n, k, a, lda, DTYPE_F16, b, ldb, c, ldc, add); break;
+    case DTYPE_BF16: dots_as(m, n, k, a, lda, DTYPE_BF16, b, ldb, c, ldc, add); break;
+    default: dots_as(m, n, k, a, lda, DTYPE_F32, b, ldb, c, ldc, add);
     }
 }
 
 /* --- c[m][n] = a · b --- */
 
-INLINE void gemm_tile(int m, int nv, int k, const float *a, int lda, const float *b, int ldb,
-                      float *c, int ldc, bool add)
+INLINE void gemm_tile(int m, int nv, int k, const float *a, int lda, enum dtype type, const void *b,
+                      int ldb, float *c, int ldc, bool add)
 {
     __m256 s[6][4];
     for (int i = 0; i < m; i++)
@@ -127,7 +162,7 @@ INLINE void gemm_tile(int m, int nv, int k, const float *a, int lda, const float
     for (int l = 0; l < k; l++) {
         __m256 y[4];
         for (int v = 0; v < nv; v++)
-            y[v] = _mm256_loadu_ps(b + (size_t)l * ldb + 8 * v);
+            y[v] = load_as(type, b, (size_t)l * ldb + 8 * v);
         for (int i = 0; i < m; i++) {
             __m256 x = _mm256_broadcast_ss(a + (size_t)i * lda + l);
             for (int v = 0; v < nv; v++)
@@ -140,15 +175,14 @@ INLINE void gemm_tile(int m, int nv, int k, const float *a, int lda, const float
 }
 
 /* The last n < 8 columns. */
-INLINE void gemm_edge(int m, int n, int k, const float *a, int lda, const float *b, int ldb,
-                      float *c, int ldc, bool add)
+INLINE void gemm_edge(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                      int ldb, float *c, int ldc, bool add)
 {
-    __m256i mask = lanes(n);
     __m256 s[6];
     for (int i = 0; i < m; i++)
-        s[i] = add ? _mm256_maskload_ps(c + (size_t)i * ldc, mask) : _mm256_setzero_ps();
+        s[i] = add ? load(c + (size_t)i * ldc, (size_t)n) : _mm256_setzero_ps();
     for (int l = 0; l < k; l++) {
-        __m256 y = _mm256_maskload_ps(b + (size_t)l * ldb, mask);
+        __m256 y = load_part(type, b, (size_t)l * ldb, n);
         for (int i = 0; i < m; i++)
             s[i] = _mm256_fmadd_ps(_mm256_broadcast_ss(a + (size_t)i * lda + l), y, s[i]);
     }
@@ -156,60 +190,65 @@ INLINE void gemm_edge(int m, int n, int k, const float *a, int lda, const float 
         store(c + (size_t)i * ldc, s[i], (size_t)n);
 }
 
-/* m rows (a constant), all columns: wide tiles first. */
-INLINE void gemm_rows(int m, int n, int k, const float *a, int lda, const float *b, int ldb,
-                      float *c, int ldc, bool add)
+/* m rows, a constant, all columns: wide tiles first. */
+INLINE void gemm_rows(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                      int ldb, float *c, int ldc, bool add)
 {
+    size_t size = type == DTYPE_F32 ? 4 : 2;
     int j = 0;
     if (m <= 3)
         for (; j + 32 <= n; j += 32)
-            gemm_tile(m, 4, k, a, lda, b + j, ldb, c + j, ldc, add);
+            gemm_tile(m, 4, k, a, lda, type, (const char *)b + j * size, ldb, c + j, ldc, add);
     for (; j + 16 <= n; j += 16)
-        gemm_tile(m, 2, k, a, lda, b + j, ldb, c + j, ldc, add);
+        gemm_tile(m, 2, k, a, lda, type, (const char *)b + j * size, ldb, c + j, ldc, add);
     for (; j + 8 <= n; j += 8)
-        gemm_tile(m, 1, k, a, lda, b + j, ldb, c + j, ldc, add);
+        gemm_tile(m, 1, k, a, lda, type, (const char *)b + j * size, ldb, c + j, ldc, add);
     if (j < n)
-        gemm_edge(m, n - j, k, a, lda, b + j, ldb, c + j, ldc, add);
+        gemm_edge(m, n - j, k, a, lda, type, (const char *)b + j * size, ldb, c + j, ldc, add);
 }
 
-static void gemm(int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c,
-                 int ldc, bool add)
+INLINE void gemm_as(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                    int ldb, float *c, int ldc, bool add)
 {
-    for (int i = 0; i < m; i += 6) {
-        const float *x = a + (size_t)i * lda;
-        float *y = c + (size_t)i * ldc;
+    for (int i = 0; i < m; i += 6, a += 6 * (size_t)lda, c += 6 * (size_t)ldc)
         switch (m - i) {
-        case 1: gemm_rows(1, n, k, x, lda, b, ldb, y, ldc, add); break;
-        case 2: gemm_rows(2, n, k, x, lda, b, ldb, y, ldc, add); break;
-        case 3: gemm_rows(3, n, k, x, lda, b, ldb, y, ldc, add); break;
-        case 4: gemm_rows(4, n, k, x, lda, b, ldb, y, ldc, add); break;
-        case 5: gemm_rows(5, n, k, x, lda, b, ldb, y, ldc, add); break;
-        default: gemm_rows(6, n, k, x, lda, b, ldb, y, ldc, add);
+        case 1: gemm_rows(1, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+        case 2: gemm_rows(2, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+        case 3: gemm_rows(3, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+        case 4: gemm_rows(4, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+        case 5: gemm_rows(5, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+        default: gemm_rows(6, n, k, a, lda, type, b, ldb, c, ldc, add);
         }
+}
+
+static void gemm(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                 int ldb, float *c, int ldc, bool add)
+{
+    switch (type) {
+    case DTYPE_F16: gemm_as(m, n, k, a, lda, DTYPE_F16, b, ldb, c, ldc, add); break;
+    case DTYPE_BF16: gemm_as(m, n, k, a, lda, DTYPE_BF16, b, ldb, c, ldc, add); break;
+    default: gemm_as(m, n, k, a, lda, DTYPE_F32, b, ldb, c, ldc, add);
     }
 }
 
 /* --- conversions --- */
 
-INLINE void widen_row(bool half, const uint16_t *src, float *dst, int n)
+INLINE void widen_row(enum dtype type, const uint16_t *src, float *dst, int n)
 {
-    int i = 0;
-    for (; i + 8 <= n; i += 8) {
-        __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(src + i));
-        __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16);
-        _mm256_storeu_ps(dst + i, half ? _mm256_cvtph_ps(h) : _mm256_castsi256_ps(wide));
-    }
-    for (; i < n; i++)
-        dst[i] = half ? f16_to_f32(src[i]) : bf16_to_f32(src[i]);
+    for (int i = 0; i < n; i += 8)
+        if (n - i >= 8)
+            _mm256_storeu_ps(dst + i, load_as(type, src, (size_t)i));
+        else
+            store(dst + i, load_part(type, src, (size_t)i, n - i), (size_t)(n - i));
 }
 
 static void widen(enum dtype type, int rows, int n, const uint16_t *src, int ld, float *dst)
 {
     for (int i = 0; i < rows; i++, src += ld, dst += n)
         if (type == DTYPE_F16)
-            widen_row(true, src, dst, n);
+            widen_row(DTYPE_F16, src, dst, n);
         else
-            widen_row(false, src, dst, n);
+            widen_row(DTYPE_BF16, src, dst, n);
 }
 
 static void narrow(const float *src, uint16_t *dst, int n)

@@ -112,8 +112,8 @@ static void unpack_row(const struct weight *w, int row, int col, int n, float *d
 static void read_row(const struct weight *w, int row, int col, int n, float *dst)
 {
     const struct dtype_traits *t = dtype_traits(w->m.dtype);
-    const char *data = (const char *)w->m.data +
-                       dtype_bytes(w->m.dtype, (size_t)w->m.cols) * (size_t)row;
+    const char *data =
+        (const char *)w->m.data + dtype_bytes(w->m.dtype, (size_t)w->m.cols) * (size_t)row;
     float numbers[256];
     while (n > 0) {
         int skip = col % t->block, take = t->block - skip < n ? t->block - skip : n;
@@ -131,29 +131,25 @@ static void read_row(const struct weight *w, int row, int col, int n, float *dst
     }
 }
 
-const float *cpu_weight_rows(const struct cpu *b, const struct weight *w, int row, int rows,
-                             int col, int n, float *dst, int *ld)
+struct cpu_piece cpu_weight_piece(const struct cpu *b, const struct weight *w, int row, int rows,
+                                  int col, int n, int T, float *dst)
 {
     const char *data = w->m.data;
-    size_t cols = (size_t)w->m.cols;
-    if (w->m.dtype == DTYPE_F32) {
-        *ld = w->m.cols;
-        return (const float *)(const void *)data + (size_t)row * cols + col;
-    }
-    *ld = n;
-    if (w->m.dtype == DTYPE_F16 || w->m.dtype == DTYPE_BF16) {
-        const uint16_t *src = (const uint16_t *)(const void *)data + (size_t)row * cols + col;
-        b->isa.widen(w->m.dtype, rows, n, src, w->m.cols, dst);
-        return dst;
-    }
-    for (int i = 0; i < rows; i++) {
+    enum dtype type = w->m.dtype;
+    size_t cols = (size_t)w->m.cols, at = (size_t)row * cols + (size_t)col;
+    bool plain = type == DTYPE_F16 || type == DTYPE_BF16;
+    if (type == DTYPE_F32 || (plain && T <= CPU_FEW))
+        return (struct cpu_piece){type, data + dtype_bytes(type, at), w->m.cols};
+    if (plain)
+        b->isa.widen(type, rows, n, (const uint16_t *)(const void *)data + at, w->m.cols, dst);
+    for (int i = 0; i < rows && !plain; i++) {
         float *y = dst + (size_t)i * n;
         if (w->packed)
             unpack_row(w, row + i, col, n, y);
         else
             read_row(w, row + i, col, n, y);
     }
-    return dst;
+    return (struct cpu_piece){DTYPE_F32, dst, n};
 }
 
 /* --- linear --- */
@@ -200,24 +196,26 @@ static void run_packed(const struct linear *l, int i, int from, int to, float *p
             l->b->isa.unpack(w, g + j / CPU_GROUP, panel + j, CPU_PANEL);
         for (int k = 0; k < cols; k += LINEAR_DEPTH)
             l->b->isa.gemm(l->T, n, cols - k < LINEAR_DEPTH ? cols - k : LINEAR_DEPTH, l->x + k,
-                           cols, panel + (size_t)k * CPU_PANEL, CPU_PANEL, l->y[i] + row, rows,
-                           l->add || k);
+                           cols, DTYPE_F32, panel + (size_t)k * CPU_PANEL, CPU_PANEL, l->y[i] + row,
+                           rows, l->add || k);
     }
 }
 
-/* Weights as the file has them, panels of rows in blocks of columns. */
+/* Weights as the file has them: panels of rows, in blocks of columns when many tokens use them. */
 static void run_plain(const struct linear *l, int i, int from, int to, float *panel)
 {
     const struct weight *w = l->w[i];
-    int cols = w->m.cols, rows = w->m.rows, ld;
+    int cols = w->m.cols, rows = w->m.rows, step = cols;
     int end = to * CPU_GROUP < rows ? to * CPU_GROUP : rows;
-    int step = LINEAR_DEPTH - LINEAR_DEPTH % dtype_traits(w->m.dtype)->block;
+    if (l->T > CPU_FEW)
+        step = LINEAR_DEPTH - LINEAR_DEPTH % dtype_traits(w->m.dtype)->block;
     for (int row = from * CPU_GROUP; row < end; row += CPU_PANEL) {
         int n = end - row < CPU_PANEL ? end - row : CPU_PANEL;
         for (int k = 0; k < cols; k += step) {
             int depth = cols - k < step ? cols - k : step;
-            const float *p = cpu_weight_rows(l->b, w, row, n, k, depth, panel, &ld);
-            l->b->isa.dots(l->T, n, depth, l->x + k, cols, p, ld, l->y[i] + row, rows, l->add || k);
+            struct cpu_piece p = cpu_weight_piece(l->b, w, row, n, k, depth, l->T, panel);
+            l->b->isa.dots(l->T, n, depth, l->x + k, cols, p.type, p.data, p.ld, l->y[i] + row,
+                           rows, l->add || k);
         }
     }
 }
@@ -285,7 +283,8 @@ void cpu_linear(struct backend *base, int n, const struct weight *const *w, floa
     }
     if (!groups || !T)
         return;
-    int depth = packed && l.b->exact ? w[0]->m.cols : LINEAR_DEPTH;
+    bool whole = T <= CPU_FEW || (packed && l.b->exact);
+    int depth = whole ? w[0]->m.cols : LINEAR_DEPTH;
     l.scratch_bytes = (size_t)CPU_PANEL * (size_t)depth * sizeof(float);
     l.scratch = cpu_scratch(l.b, &l.scratch_bytes);
     if (!l.scratch || (packed && !l.b->exact && !quantise(&l)))
@@ -315,10 +314,11 @@ static void absorb_task(void *arg, int i, int thread)
 {
     const struct mla *a = arg;
     float *tile = (float *)(void *)(a->scratch + (size_t)thread * a->scratch_bytes);
-    int h = i / a->chunks, col = i % a->chunks * MLA_CHUNK, ld;
+    int h = i / a->chunks, col = i % a->chunks * MLA_CHUNK;
     int n = a->r - col < MLA_CHUNK ? a->r - col : MLA_CHUNK;
-    const float *ku = cpu_weight_rows(a->b, a->w, h * (a->P + a->Vd), a->P, col, n, tile, &ld);
-    a->b->isa.gemm(a->T, n, a->P, a->x + (size_t)h * a->stride, a->ld, ku, ld,
+    struct cpu_piece ku =
+        cpu_weight_piece(a->b, a->w, h * (a->P + a->Vd), a->P, col, n, a->T, tile);
+    a->b->isa.gemm(a->T, n, a->P, a->x + (size_t)h * a->stride, a->ld, ku.type, ku.data, ku.ld,
                    a->y + (size_t)h * a->r + col, a->H * a->r, false);
 }
 
@@ -326,11 +326,11 @@ static void expand_task(void *arg, int i, int thread)
 {
     const struct mla *a = arg;
     float *tile = (float *)(void *)(a->scratch + (size_t)thread * a->scratch_bytes);
-    int h = i / a->chunks, row = i % a->chunks * MLA_CHUNK, ld;
+    int h = i / a->chunks, row = i % a->chunks * MLA_CHUNK;
     int n = a->Vd - row < MLA_CHUNK ? a->Vd - row : MLA_CHUNK;
-    const float *vu =
-        cpu_weight_rows(a->b, a->w, h * (a->P + a->Vd) + a->P + row, n, 0, a->r, tile, &ld);
-    a->b->isa.dots(a->T, n, a->r, a->x + (size_t)h * a->r, a->H * a->r, vu, ld,
+    struct cpu_piece vu =
+        cpu_weight_piece(a->b, a->w, h * (a->P + a->Vd) + a->P + row, n, 0, a->r, a->T, tile);
+    a->b->isa.dots(a->T, n, a->r, a->x + (size_t)h * a->r, a->H * a->r, vu.type, vu.data, vu.ld,
                    a->y + (size_t)h * a->Vd + row, a->H * a->Vd, false);
 }
 

@@ -7,8 +7,12 @@
 #define MLATHE_KERNELS_CPU_QUANT_H
 
 enum {
-    QUANT_TOKENS = 4,   /* tokens whose sums stay in registers */
-    QUANT_AHEAD = 2048, /* bytes */
+#ifdef CPU_VNNI
+    QUANT_TOKENS = 8, /* tokens whose sums stay in registers */
+#else
+    QUANT_TOKENS = 4,
+#endif
+    QUANT_AHEAD = 4096, /* bytes */
 };
 
 struct group {
@@ -50,7 +54,7 @@ INLINE __m256i spread(const int8_t *q)
 INLINE void prefetch(const unsigned char *p, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 64)
-        _mm_prefetch((const char *)p + QUANT_AHEAD + i, _MM_HINT_T0);
+        _mm_prefetch((const char *)p + QUANT_AHEAD + i, _MM_HINT_T1);
 }
 
 INLINE void store_rows(float *y, __m256 v, int rows, bool plus)
@@ -169,13 +173,13 @@ static void matmul_q(const struct weight *w, int index, const struct cpu_quants 
                      float *y, int ldy, bool plus)
 {
     struct group g = open_group(w, index);
-    for (int t = 0; t < T; t += QUANT_TOKENS, y += (size_t)QUANT_TOKENS * ldy)
-        switch (T - t) {
-        case 1: tile_q(&g, x, t0 + t, 1, y, ldy, plus); break;
-        case 2: tile_q(&g, x, t0 + t, 2, y, ldy, plus); break;
-        case 3: tile_q(&g, x, t0 + t, 3, y, ldy, plus); break;
-        default: tile_q(&g, x, t0 + t, QUANT_TOKENS, y, ldy, plus);
-        }
+    int t = 0;
+    for (; t + QUANT_TOKENS <= T; t += QUANT_TOKENS)
+        tile_q(&g, x, t0 + t, QUANT_TOKENS, y + (size_t)t * ldy, ldy, plus);
+    for (; t + 2 <= T; t += 2)
+        tile_q(&g, x, t0 + t, 2, y + (size_t)t * ldy, ldy, plus);
+    if (t < T)
+        tile_q(&g, x, t0 + t, 1, y + (size_t)t * ldy, ldy, plus);
 }
 
 #ifndef CPU_VNNI

@@ -6,7 +6,7 @@
 
 #include "kernels/cpu.h"
 
-enum { LANES = 8 };
+enum { LANES = 8, CHUNK = 256 };
 
 static float dot(const float *a, const float *b, int n)
 {
@@ -22,29 +22,45 @@ static float dot(const float *a, const float *b, int n)
     return sum;
 }
 
-static void dots(int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c,
-                 int ldc, bool add)
+static const float *piece(enum dtype type, const void *b, size_t at, int n, float *tmp)
 {
-    for (int j = 0; j < n; j++)
-        for (int i = 0; i < m; i++) {
-            float *y = c + (size_t)i * ldc + j;
-            *y = (add ? *y : 0) + dot(a + (size_t)i * lda, b + (size_t)j * ldb, k);
+    if (type == DTYPE_F32)
+        return (const float *)b + at;
+    dtype_to_f32(type, (const uint16_t *)b + at, tmp, (size_t)n);
+    return tmp;
+}
+
+static void dots(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                 int ldb, float *c, int ldc, bool add)
+{
+    float tmp[CHUNK];
+    for (int l = 0; l < k; l += CHUNK, add = true)
+        for (int j = 0; j < n; j++) {
+            int len = k - l < CHUNK ? k - l : CHUNK;
+            const float *row = piece(type, b, (size_t)j * ldb + l, len, tmp);
+            for (int i = 0; i < m; i++) {
+                float *y = c + (size_t)i * ldc + j;
+                *y = (add ? *y : 0) + dot(a + (size_t)i * lda + l, row, len);
+            }
         }
 }
 
-static void gemm(int m, int n, int k, const float *a, int lda, const float *b, int ldb, float *c,
-                 int ldc, bool add)
+static void gemm(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                 int ldb, float *c, int ldc, bool add)
 {
-    for (int i = 0; i < m; i++) {
-        float *y = c + (size_t)i * ldc;
-        if (!add)
-            memset(y, 0, (size_t)n * sizeof *y);
+    float tmp[CHUNK];
+    for (int i = 0; i < m && !add; i++)
+        memset(c + (size_t)i * ldc, 0, (size_t)n * sizeof *c);
+    for (int j = 0; j < n; j += CHUNK)
         for (int l = 0; l < k; l++) {
-            float x = a[(size_t)i * lda + l];
-            for (int j = 0; j < n; j++)
-                y[j] += x * b[(size_t)l * ldb + j];
+            int len = n - j < CHUNK ? n - j : CHUNK;
+            const float *row = piece(type, b, (size_t)l * ldb + j, len, tmp);
+            for (int i = 0; i < m; i++) {
+                float x = a[(size_t)i * lda + l], *y = c + (size_t)i * ldc + j;
+                for (int h = 0; h < len; h++)
+                    y[h] += x * row[h];
+            }
         }
-    }
 }
 
 static void widen(enum dtype type, int rows, int n, const uint16_t *src, int ld, float *dst)
