@@ -80,7 +80,7 @@ int model_check_finite(const struct model *m, const struct progress *p, struct e
 int model_each_tensor(const struct model *m,
                       int (*visit)(void *user, const char *name, const struct tensor *t),
                       void *user);
-/* 64 hex digits + NUL: SHA-256 over hyper-parameters, shapes and a sample of every tensor's bytes. */
+/* 64 hex digits + NUL: SHA-256 over hyper-parameters, shapes, a sample of every tensor's bytes. */
 int model_fingerprint(const struct model *m, char hex[65], struct err *e);
 
 /* One family: recognises a config.json or a GGUF architecture, fills hp and binds the weights. */

@@ -41,7 +41,8 @@ struct rankplan {
 int rankplan_init(struct rankplan *p, const struct plan_model *m, struct err *e);
 void rankplan_done(struct rankplan *p);
 int rankplan_copy(struct rankplan *to, const struct rankplan *from, struct err *e);
-bool rankplan_equal(const struct rankplan *a, const struct rankplan *b); /* method, layout, layers */
+/* The same method, layout, fold and layers. */
+bool rankplan_equal(const struct rankplan *a, const struct rankplan *b);
 
 /* Numbers a token over all layers: of the plan, and of the original. */
 long long rankplan_numbers(const struct rankplan *p);

@@ -28,7 +28,7 @@ struct backend_options {
     int device;      /* accelerator index */
     bool background; /* helper threads at nice +10 (the screens) */
     bool exact;      /* fp32 activations: never quantise them to int8 */
-    const char *isa; /* "scalar", "avx2", "avx512": the most to use, for tests; NULL: all there is */
+    const char *isa; /* "scalar", "avx2", "avx512": the most to use, for tests; NULL: all */
 };
 
 /* out[T][H·d]; q[T][H·d] rotated, the query rows sit at positions past … past+T−1.

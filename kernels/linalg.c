@@ -109,7 +109,7 @@ int linalg_eigh(int n, double *a, double *w, struct err *e)
 
 int linalg_eigh_complex(int n, double complex *a, double *w, struct err *e)
 {
-    /* Row-major Hermitian read column-major is the conjugate: its eigenvectors are the conjugates. */
+    /* Row-major Hermitian read column-major is the conjugate: so are its eigenvectors. */
     lapack_int info = LAPACKE_zheevd(LAPACK_COL_MAJOR, 'V', 'L', n,
                                      (lapack_complex_double *)(void *)a, n, w);
     if (info)

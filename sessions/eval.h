@@ -24,14 +24,15 @@ struct eval_options {
 struct eval_result {
     double ppl, ppl_err;     /* of the model: exp of the mean NLL, one standard error */
     double ppl_against;      /* of the original, when given */
-    double kl_mean, kl_err, kl_p99, same_top1; /* over the positions that feed a scored token and, in
-                                                * HF windows, the last */
+    /* Over the positions that feed a scored token and, in HF windows, the last. */
+    double kl_mean, kl_err, kl_p99, same_top1;
     long long tokens;        /* scored */
     int windows;
     double seconds;
     bool compared;
 };
-/* Refuses a text shorter than a window, and logits that are no numbers. against: NULL, or the original's engine (same tokenizer). Logits are made in blocks; memory does
+/* Refuses a text shorter than a window, and logits that are no numbers.
+ * against: NULL, or the original's engine (same tokenizer). Logits are made in blocks; memory does
  * not grow with the text. */
 int eval_ppl(const struct engine *model, const struct engine *against, const struct tokenizer *t,
              const struct eval_options *o, const struct progress *p, struct eval_result *out,

@@ -137,7 +137,8 @@ bool edit_key(struct textbuf *b, enum request r, int key); /* true when it was a
 
 /* app_plan.c */
 bool plan_request(struct app *a, enum request r);
-bool plan_answer(struct app *a, enum request what, const char *text); /* false: ask.error says why */
+/* false: ask.error says why */
+bool plan_answer(struct app *a, enum request what, const char *text);
 void plan_loaded(struct app *a, const struct loaded_model *m);
 void plan_spectrum(struct app *a, struct layer_spectrum *s);
 void plan_drop(struct app *a);
