@@ -66,7 +66,7 @@ int tok_set_piece(struct tokenizer *t, int32_t id, const char *s, size_t n, bool
                   struct err *e);
 /* After all pieces: the index by key and the single bytes. */
 int tok_index_keys(struct tokenizer *t, struct err *e);
-/* An added token; its text is literal. normalized: looked for in normalized text. */
+/* An added token; it is looked for as it is written. normalized: looked for in normalized text. */
 int tok_add_token(struct tokenizer *t, const struct added_token *token, bool normalized,
                   struct err *e);
 /* After added tokens: the index by text. */

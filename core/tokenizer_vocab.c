@@ -249,11 +249,15 @@ int tok_add_token(struct tokenizer *t, const struct added_token *token, bool nor
         return err_set(e, ERR_LIMIT, "added token %d is %zu bytes long (limit %d)", own.id, own.n,
                        TOKENIZER_MAX_TOKEN);
     struct piece *p = &t->pieces[own.id];
-    int rc = keep_text(t, p, own.text, own.n, e);
+    char plain[TOKENIZER_MAX_TOKEN];
+    size_t n_plain = t->byte_level ? 0 : plain_text(own.text, own.n, plain);
+    int rc = keep_text(t, p, t->byte_level ? own.text : plain, t->byte_level ? own.n : n_plain, e);
     p->special = own.special;
-    own.text = p->text;
-    if (rc || !normalized || own.special)
-        return rc ? rc : added_add(t->raw, &own, e);
+    own.text = rc ? NULL : tok_keep(t, own.text, own.n);
+    if (!own.text)
+        return err_nomem(e, own.n, "added tokens");
+    if (!normalized || own.special)
+        return added_add(t->raw, &own, e);
     char *pattern;
     rc = tok_normalize(t, own.text, own.n, &pattern, &own.n, e);
     if (rc)

@@ -179,6 +179,53 @@ static void test_stream(void)
     tokenizer_free(t);
 }
 
+/* Merging over characters: ▁ for spaces, bytes for unknown characters where there are any. */
+#define SPM(normalizer, pretok)                                                                    \
+    "{\"model\":{\"byte_fallback\":true,\"fuse_unk\":true,\"unk_token\":\"<unk>\",\"vocab\":{"     \
+    "\"<unk>\":0,\"<0x0A>\":1,\"<0xC3>\":2,\"<0xA9>\":3,\"\u2581\":4,\"a\":5,\"b\":6,"             \
+    "\"\u2581a\":7,\"ab\":8,\"\u2581\u2581\":9},\"merges\":[\"\u2581 a\",[\"a\",\"b\"]]},"         \
+    "\"normalizer\":" normalizer ",\"pre_tokenizer\":" pretok                                      \
+    ",\"decoder\":{\"type\":\"Sequence\","                                                         \
+    "\"decoders\":[{\"type\":\"ByteFallback\"},{\"type\":\"Strip\",\"content\":\" \",\"start\":1," \
+    "\"stop\":0}]},\"added_tokens\":[{\"id\":10,\"content\":\"<s>\",\"special\":true},"            \
+    "{\"id\":9,\"content\":\"\u2581\u2581\",\"special\":false,\"normalized\":false}]}"
+
+static struct tokenizer *open_text(const char *json)
+{
+    struct tokenizer *t = NULL;
+    CHECK_OK(tokenizer_open(&t, tiny_file("spm.json", json, strlen(json)), &e), e);
+    return t;
+}
+
+static void test_sentencepiece(void)
+{
+    struct tokenizer *t = open_text(
+        SPM("{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\u2581\"},"
+            "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\u2581\"}]}",
+            "null"));
+    char *text;
+    size_t n;
+    check(t, "ab", 0, "[7] [6]"); /* the mark merges first */
+    check(t, " a", 0, "[4] [7]"); /* a mark is put before a space as well */
+    check(t, "b<s>b", TOKENIZE_SPECIAL, "[4] [6] [10] [4] [6]"); /* and after a special token */
+    check(t, "b\n\xc3\xa9", 0, "[4] [6] [1] [2] [3]");
+    check(t, "b\xc3\xbfxyb", 0, "[4] [6] [0] [6]"); /* unknown characters fuse */
+    CHECK_OK(tokenizer_decode(t, (int32_t[]){7, 6, 2, 3, 9, 5}, 6, true, &text, &n, &e), e);
+    CHECK(!strcmp(text, "ab\xc3\xa9  a"), "\"%s\"", text);
+    free(text);
+    CHECK(tokenizer_find(t, "<s>", 3) == 10 && tokenizer_find(t, "\n", 1) == 1);
+    tokenizer_free(t);
+    t = open_text(
+        SPM("null", "{\"type\":\"Metaspace\",\"prepend_scheme\":\"first\",\"split\":false}"));
+    check(t, "a a", 0, "[7] [7]");
+    check(t, " a", 0, "[7]");                                /* already begins with one */
+    check(t, "b<s>b", TOKENIZE_SPECIAL, "[4] [6] [10] [6]"); /* only at the very start */
+    tokenizer_free(t);
+    t = open_text(SPM("null", "{\"type\":\"Metaspace\",\"prepend_scheme\":\"always\"}"));
+    check(t, "b<s>b", TOKENIZE_SPECIAL, "[4] [6] [10] [4] [6]");
+    tokenizer_free(t);
+}
+
 static void write_in(const char *dir, const char *name, const char *text)
 {
     char path[256];
@@ -340,6 +387,7 @@ int main(void)
     test_added();
     test_normalizer();
     test_stream();
+    test_sentencepiece();
     test_folder();
     test_bos_of_template();
     test_gguf();
