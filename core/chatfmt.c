@@ -9,7 +9,7 @@
 
 struct chatfmt {
     struct jinja *jinja;
-    cJSON *bos, *eos;
+    cJSON *bos, *eos, *vars;
 };
 
 #define MAX_VARS 32
@@ -42,7 +42,18 @@ void chatfmt_free(struct chatfmt *f)
     jinja_free(f->jinja);
     cJSON_Delete(f->bos);
     cJSON_Delete(f->eos);
+    cJSON_Delete(f->vars);
     free(f);
+}
+
+int chatfmt_set_vars(struct chatfmt *f, const cJSON *vars, struct err *e)
+{
+    cJSON *copy = vars ? cJSON_Duplicate(vars, true) : NULL;
+    if (vars && !copy)
+        return err_nomem(e, 64, "template variables");
+    cJSON_Delete(f->vars);
+    f->vars = copy;
+    return OK;
 }
 
 static int render(const struct chatfmt *f, const cJSON *messages, bool generation_prompt,
@@ -54,7 +65,7 @@ static int render(const struct chatfmt *f, const cJSON *messages, bool generatio
     size_t n = 0;
     v[n++] = (struct jinja_var){"bos_token", f->bos, false};
     v[n++] = (struct jinja_var){"eos_token", f->eos, false};
-    cJSON_ArrayForEach(item, vars)
+    cJSON_ArrayForEach(item, vars ? vars : f->vars)
     {
         if (n == MAX_VARS - 2)
             return err_set(e, ERR_LIMIT, "more than %d template variables", MAX_VARS - 4);

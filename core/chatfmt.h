@@ -21,6 +21,9 @@ struct chatfmt;
 int chatfmt_new(struct chatfmt **out, const char *source, const char *bos, const char *eos,
                 struct err *e);
 void chatfmt_free(struct chatfmt *f);
+/* Template variables (object, copied; NULL: none) for every call that is not given its own, such as
+ * "__date" or Qwen3's "enable_thinking". */
+int chatfmt_set_vars(struct chatfmt *f, const cJSON *vars, struct err *e);
 
 /* Rendered text in fresh memory. vars: extra template variables (object) or NULL; "__date" in it,
  * {"year", "month", "day"}, is the day for strftime_now (core has no clock; without it 26 July 2024

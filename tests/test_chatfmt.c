@@ -189,10 +189,34 @@ static void test_raise(const struct tokenizer *t)
     ids_free(&ids);
 }
 
+/* Variables that are set count until a call brings its own. */
+static void test_vars(void)
+{
+    const char *json = "{\"x\": 1, \"__date\": {\"year\": 2030, \"month\": 1, \"day\": 2}}";
+    struct chat_message m[] = {{"user", "q"}};
+    cJSON *vars = NULL, *other = NULL;
+    struct chatfmt *f;
+    char *text;
+    CHECK_OK(json_parse(&vars, json, strlen(json), "vars", &e), e);
+    CHECK_OK(json_parse(&other, "{\"x\": 2}", 8, "vars", &e), e);
+    CHECK_OK(chatfmt_new(&f, "{{ x }} {{ strftime_now('%d %b %Y') }}", NULL, NULL, &e), e);
+    CHECK_OK(chatfmt_set_vars(f, vars, &e), e);
+    CHECK_OK(chatfmt_render(f, m, 1, true, NULL, &text, &e), e);
+    CHECK(!strcmp(text, "1 02 Jan 2030"), "%s", text);
+    free(text);
+    CHECK_OK(chatfmt_render(f, m, 1, true, other, &text, &e), e);
+    CHECK(!strcmp(text, "2 26 Jul 2024"), "%s", text);
+    free(text);
+    chatfmt_free(f);
+    cJSON_Delete(vars);
+    cJSON_Delete(other);
+}
+
 int main(void)
 {
     struct tokenizer *t = default_model();
     test_no_template();
+    test_vars();
     if (t) {
         test_smollm2(t);
         test_parts(t);
