@@ -65,7 +65,8 @@ static int render(const struct chatfmt *f, const cJSON *messages, bool generatio
     size_t n = 0;
     v[n++] = (struct jinja_var){"bos_token", f->bos, false};
     v[n++] = (struct jinja_var){"eos_token", f->eos, false};
-    cJSON_ArrayForEach(item, vars ? vars : f->vars)
+    vars = vars ? vars : f->vars; /* the macro takes no expression */
+    cJSON_ArrayForEach(item, vars)
     {
         if (n == MAX_VARS - 2)
             return err_set(e, ERR_LIMIT, "more than %d template variables", MAX_VARS - 4);
