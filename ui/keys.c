@@ -194,8 +194,9 @@ int keys_parse(const char *name)
     if (strncasecmp(name, "Ctrl-", 5) == 0 && name[5] && !name[6])
         return UI_CTRL(name[5]) | alt;
     utf8proc_int32_t cp;
-    utf8proc_ssize_t n = utf8proc_iterate((const utf8proc_uint8_t *)name, -1, &cp);
-    return n > 0 && name[n] == 0 && cp >= 32 ? (int)cp | alt : 0;
+    utf8proc_ssize_t all = (utf8proc_ssize_t)strlen(name);
+    bool one = all > 0 && utf8proc_iterate((const utf8proc_uint8_t *)name, all, &cp) == all;
+    return one && cp >= 32 ? (int)cp | alt : 0;
 }
 
 bool keys_is_text(int key)

@@ -201,8 +201,7 @@ int term_open(struct term **out, const char *log_path, struct err *e)
     if (!t)
         return err_nomem(e, sizeof *t, "terminal");
     t->in = t->out = t->saved_out = t->saved_err = -1;
-    setlocale(LC_ALL, "");
-    setlocale(LC_NUMERIC, "C"); /* numbers in files and on screen keep their point */
+    setlocale(LC_CTYPE, ""); /* only this: numbers keep their point */
     const char *codes = nl_langinfo(CODESET);
     t->ascii = strcasecmp(codes, "UTF-8") != 0 && strcasecmp(codes, "utf8") != 0;
     t->in = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 3);
