@@ -153,9 +153,21 @@ static int writer_init(struct writer *w, const struct engine *g, int n, int leng
     return rc;
 }
 
+/* How far the writing of all windows is; asked every token, since a batch takes seconds. */
+struct written {
+    const struct progress *p;
+    int windows, total;
+};
+
+static bool go_on(const struct written *done, int n, int at, int length)
+{
+    return progress_report(done->p, "the model writes its own calibration text",
+                           done->windows + (double)n * at / length, done->total);
+}
+
 /* n sequences of length tokens each into out, row after row. */
 static int write_batch(const struct engine *g, const struct tokenizer *t, int n, int length,
-                       uint64_t seed, int32_t *out, struct err *e)
+                       uint64_t seed, const struct written *done, int32_t *out, struct err *e)
 {
     struct writer w;
     int vocab = engine_model(g)->hp.vocab, limit = least(vocab, tokenizer_size(t));
@@ -164,6 +176,10 @@ static int write_batch(const struct engine *g, const struct tokenizer *t, int n,
     for (int i = 0; i < n; i++)
         out[(size_t)i * (size_t)length] = now[i] = first_id(t, i);
     for (int at = 1; at < length && !rc; at++) {
+        if (!go_on(done, n, at, length)) {
+            rc = err_set(e, ERR_CANCELLED, "calibration stopped");
+            break;
+        }
         rc = infer_step_many(w.line, now, n, w.logits, e);
         for (int i = 0; i < n && !rc; i++) {
             now[i] = sampler_next(w.sampler[i], w.logits + (size_t)i * (size_t)vocab, limit);
@@ -179,11 +195,9 @@ int calib_text_self(struct calib_text *out, const struct engine *g, const struct
 {
     int rc = text_init(out, tokens, 0, engine_model(g)->hp.context, e);
     for (int w = 0; w < out->windows && !rc; w += SELF_BATCH) {
-        if (!progress_report(p, "the model writes its own calibration text", w, out->windows))
-            rc = err_set(e, ERR_CANCELLED, "calibration stopped");
-        else
-            rc = write_batch(g, t, least(SELF_BATCH, out->windows - w), out->window,
-                             seed + (uint64_t)w, out->ids + (size_t)w * (size_t)out->window, e);
+        const struct written done = {p, w, out->windows};
+        rc = write_batch(g, t, least(SELF_BATCH, out->windows - w), out->window,
+                         seed + (uint64_t)w, &done, out->ids + (size_t)w * (size_t)out->window, e);
     }
     if (rc) {
         calib_text_done(out);

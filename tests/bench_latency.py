@@ -21,7 +21,10 @@ def drain(fd, quiet):
     """Reads until nothing came for quiet seconds; returns the bytes and when the last ones came."""
     data, last = b"", time.monotonic()
     while select.select([fd], [], [], quiet)[0]:
-        data += os.read(fd, 65536)
+        try:
+            data += os.read(fd, 65536)
+        except OSError:  # the program has left
+            break
         last = time.monotonic()
     return data, last
 
@@ -56,6 +59,25 @@ def measure(fd, seconds):
     return times
 
 
+def control(seconds):
+    """The same through a program that only echoes: what the machine itself adds."""
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execvp("cat", ["cat"])
+    drain(fd, 0.3)
+    times, end = [], time.monotonic() + seconds
+    while time.monotonic() < end:
+        drain(fd, random.uniform(0.005, 0.05))
+        start = time.monotonic()
+        os.write(fd, b"x\n")
+        seen = b""
+        while seen.count(b"x") < 2:  # the terminal's echo, and cat's
+            seen += os.read(fd, 65536)
+        times.append(1000 * (time.monotonic() - start))
+    os.kill(pid, signal.SIGKILL)
+    return times
+
+
 def report(name, times):
     print(f"{name}: {len(times)} keys, p50 {percentile(times, 50):.1f} ms, "
           f"p99 {percentile(times, 99):.1f} ms, max {max(times):.1f} ms")
@@ -77,6 +99,7 @@ def main():
         drain(fd, 0.02)
         before, wall = cpu(pid), time.monotonic()
         report("while calibrating and converting", measure(fd, seconds))
+        report("  an echoing program beside it", control(seconds / 2))
         print(f"  the worker used {(cpu(pid) - before) / (time.monotonic() - wall):.2f} cores")
         os.write(fd, b"3\x1b")
         drain(fd, 3)
