@@ -16,7 +16,8 @@ enum {
 };
 
 struct weight {
-    struct matrix m;       /* data is not touched again once packed */
+    struct matrix m;       /* data is not read again once packed as its own type */
+    enum dtype type;       /* of the packed blocks */
     unsigned char *packed; /* NULL: rows are read from m.data */
     size_t group_bytes;
 };
@@ -104,7 +105,8 @@ void cpu_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, int
 void cpu_mla_expand(struct backend *b, float *out, const float *lat, const struct weight *kv_b,
                     int H, int P, int Vd, int r, int T);
 
-/* The block types that have packed kernels; the others are dequantised as they are needed. */
+/* The block types that have packed kernels. The others become Q8_0 on their way: that adds about as
+ * much error as the int8 activations, so exact backends dequantise them as they are needed. */
 static inline bool cpu_can_pack(enum dtype type)
 {
     return type == DTYPE_Q8_0 || type == DTYPE_Q4_0 || type == DTYPE_Q4_1;

@@ -25,13 +25,15 @@ static int groups_of(const struct weight *w)
 struct pack {
     struct weight *w;
     size_t row_bytes;
+    char *scratch; /* a row as fp32 and again as blocks, a thread; NULL: blocks stay */
+    size_t scratch_bytes;
 };
 
 /* A row's blocks go to lane `lane` of its group: d, m, then quants by 4 bytes. */
 static void pack_row(const struct weight *w, const unsigned char *src, unsigned char *group,
                      int lane)
 {
-    size_t head = cpu_block_head(w->m.dtype), bytes = cpu_block_bytes(w->m.dtype);
+    size_t head = cpu_block_head(w->type), bytes = cpu_block_bytes(w->type);
     for (int b = 0; b < w->m.cols / CPU_BLOCK; b++, group += bytes) {
         for (size_t j = 0; j < head / 16; j++, src += 2)
             memcpy(group + j * 16 + 2 * lane, src, 2);
@@ -43,14 +45,39 @@ static void pack_row(const struct weight *w, const unsigned char *src, unsigned 
 static void pack_group(void *arg, int g, int thread)
 {
     const struct pack *p = arg;
-    (void)thread;
-    unsigned char *group = p->w->packed + (size_t)g * p->w->group_bytes;
-    const unsigned char *rows = p->w->m.data;
+    const struct weight *w = p->w;
+    size_t cols = (size_t)w->m.cols;
     for (int lane = 0; lane < CPU_GROUP; lane++) {
         int row = g * CPU_GROUP + lane;
-        row = row < p->w->m.rows ? row : p->w->m.rows - 1; /* spare lanes are never stored */
-        pack_row(p->w, rows + (size_t)row * p->row_bytes, group, lane);
+        row = row < w->m.rows ? row : w->m.rows - 1; /* spare lanes are never stored */
+        const unsigned char *src = (const unsigned char *)w->m.data + (size_t)row * p->row_bytes;
+        if (p->scratch) {
+            float *numbers = (float *)(void *)(p->scratch + (size_t)thread * p->scratch_bytes);
+            dtype_to_f32(w->m.dtype, src, numbers, cols);
+            dtype_from_f32(w->type, numbers, numbers + cols, cols);
+            src = (const unsigned char *)(numbers + cols);
+        }
+        pack_row(w, src, w->packed + (size_t)g * w->group_bytes, lane);
     }
+}
+
+static int pack(struct cpu *b, struct weight *w, size_t *bytes, struct err *e)
+{
+    size_t cols = (size_t)w->m.cols;
+    struct pack p = {.w = w, .row_bytes = dtype_bytes(w->m.dtype, cols)};
+    if (w->type != w->m.dtype) {
+        p.scratch_bytes = cols * sizeof(float) + dtype_bytes(w->type, cols);
+        p.scratch = cpu_scratch(b, &p.scratch_bytes);
+        if (!p.scratch)
+            return err_nomem(e, p.scratch_bytes, "repacking a weight");
+    }
+    w->group_bytes = dtype_bytes(w->type, cols) * CPU_GROUP;
+    *bytes = w->group_bytes * (size_t)groups_of(w);
+    w->packed = aligned_alloc(64, (*bytes + 64) & ~(size_t)63);
+    if (!w->packed)
+        return err_nomem(e, *bytes, "a repacked weight");
+    pool_for(b->base.pool, groups_of(w), pack_group, &p);
+    return OK;
 }
 
 int cpu_weight_load(struct backend *base, const struct matrix *m, struct weight **out,
@@ -61,17 +88,13 @@ int cpu_weight_load(struct backend *base, const struct matrix *m, struct weight 
     if (!w)
         return err_nomem(e, sizeof *w, "a weight");
     w->m = *m;
+    w->type = cpu_can_pack(m->dtype) ? m->dtype : DTYPE_Q8_0;
+    bool blocks = dtype_traits(m->dtype)->block > 1, can = cpu_can_pack(m->dtype) || !b->exact;
     size_t bytes = 0;
-    if (b->isa.matmul_q && cpu_can_pack(m->dtype)) {
-        struct pack p = {w, dtype_bytes(m->dtype, (size_t)m->cols)};
-        w->group_bytes = p.row_bytes * CPU_GROUP;
-        bytes = w->group_bytes * (size_t)groups_of(w);
-        w->packed = aligned_alloc(64, bytes ? bytes : 64);
-        if (!w->packed) {
-            free(w);
-            return err_nomem(e, bytes, "a repacked weight");
-        }
-        pool_for(b->base.pool, groups_of(w), pack_group, &p);
+    int rc = blocks && can && b->isa.matmul_q ? pack(b, w, &bytes, e) : OK;
+    if (rc) {
+        free(w);
+        return rc;
     }
     *out = w;
     if (owned)
@@ -144,7 +167,7 @@ struct cpu_piece cpu_weight_piece(const struct cpu *b, const struct weight *w, i
         b->isa.widen(type, rows, n, (const uint16_t *)(const void *)data + at, w->m.cols, dst);
     for (int i = 0; i < rows && !plain; i++) {
         float *y = dst + (size_t)i * n;
-        if (w->packed)
+        if (w->packed && w->type == type)
             unpack_row(w, row + i, col, n, y);
         else
             read_row(w, row + i, col, n, y);

@@ -25,9 +25,9 @@ struct group {
 INLINE struct group open_group(const struct weight *w, int index)
 {
     return (struct group){.data = cpu_group(w, index),
-                          .head = cpu_block_head(w->m.dtype),
-                          .bytes = cpu_block_bytes(w->m.dtype),
-                          .type = w->m.dtype,
+                          .head = cpu_block_head(w->type),
+                          .bytes = cpu_block_bytes(w->type),
+                          .type = w->type,
                           .blocks = w->m.cols / CPU_BLOCK,
                           .rows = w->m.rows - index * CPU_GROUP};
 }

@@ -11,6 +11,11 @@
 /* int8 activations: a block's step is amax/127 ≈ 3σ/127, its rounding error σ²·(3/127)²/12, so
  * ≈ 5e-5 of the energy; blocks with outliers do worse. */
 #define INT8_NMSE 2e-4
+/* Types that are recoded as Q8_0 round twice, and the blocks of a real quantiser have outliers:
+ * amax near 5σ makes (5/127)²/12 = 1.3e-4 beside the activations' 5e-5. Their 512 numbers at hand
+ * give few independent outputs, so the error is held against the energy that outputs have on
+ * average, Σw² a token, and may be some times its mean. */
+#define RECODED_NMSE 6e-4
 /* F16 rounding of stored numbers is the same on both sides (nearest even). */
 
 struct pair {
@@ -88,6 +93,14 @@ static struct weight *load(struct backend *b, const void *data, enum dtype type,
     return w;
 }
 
+static double energy(const float *x, size_t n)
+{
+    double s = 0;
+    for (size_t i = 0; i < n; i++)
+        s += (double)x[i] * x[i];
+    return s;
+}
+
 static void test_linear(struct pair *p, enum dtype type, int rows, int cols, int T, bool add)
 {
     float *w = numbers(p, (size_t)rows * cols, 0.05), *x = numbers(p, (size_t)T * cols, 1);
@@ -109,11 +122,16 @@ static void test_linear(struct pair *p, enum dtype type, int rows, int cols, int
             b->ops->weight_free(b, weights[i]);
     }
     char what[128];
-    bool quantised = dtype_traits(type)->block > 1 && dtype_can_write(type) && !p->exact;
+    bool quantised = dtype_traits(type)->block > 1 && !p->exact;
+    double limit = INT8_NMSE;
+    if (!dtype_can_write(type)) {
+        dtype_to_f32(type, data, w, (size_t)rows * cols);
+        limit = RECODED_NMSE * energy(w, (size_t)rows * cols) * T / energy(y[0][0], n[0]);
+    }
     for (int i = 0; i < 2; i++) {
         snprintf(what, sizeof what, "linear %s [%d][%d] T %d%s, output %d",
                  dtype_traits(i ? DTYPE_F32 : type)->name, rows, cols, T, add ? " add" : "", i);
-        compare(p, what, y[1][i], y[0][i], n[i], quantised && !i ? INT8_NMSE : FP32_NMSE);
+        compare(p, what, y[1][i], y[0][i], n[i], quantised && !i ? limit : FP32_NMSE);
         free(y[0][i]);
         free(y[1][i]);
     }
