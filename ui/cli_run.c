@@ -159,7 +159,7 @@ static int prepare(struct cli *c, struct generation *g, struct err *e)
     else if (!rc)
         rc = cli_input(c, &text, &n, e);
     if (!rc)
-        rc = cli_open(c, c->arg[0], false, &g->w, e);
+        rc = cli_open(c, c->arg[0], true, &g->w, e);
     if (!rc) {
         g->t = workspace_tokenizer(g->w, e);
         if (!c->o.ids)
