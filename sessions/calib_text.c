@@ -203,8 +203,8 @@ int calib_text_self(struct calib_text *out, const struct engine *g, const struct
         calib_text_done(out);
         return rc;
     }
-    /* Phase statistics from every eighth window again, as long windows. */
-    int longs = out->windows < 8 ? 1 : out->windows / 8;
+    /* Phase statistics from every second window again, as long windows. */
+    int longs = out->windows < 2 ? 1 : out->windows / 2;
     size_t size = (size_t)out->window, have = (size_t)out->windows * size;
     int32_t *more = realloc(out->ids, (have + (size_t)longs * size) * sizeof *more);
     if (!more) {
