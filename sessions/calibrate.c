@@ -10,7 +10,7 @@
 #include "sessions/forward.h"
 
 #define GROUP 8       /* windows that go through a layer together */
-#define PHASE_STEP 16 /* every 16th query of a long window */
+#define PHASE_STEP 32 /* every 32nd query of a long window */
 
 /* What the pass needs beside the model: hidden states, caches, host copies of a group. */
 struct stream {

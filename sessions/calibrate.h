@@ -11,7 +11,7 @@
 
 #define CALIB_WINDOW 256    /* tokens of a window, or the model's context where that is shorter */
 #define CALIB_LONG 1024     /* tokens of a long window (phase statistics), likewise */
-#define CALIB_LONG_COUNT 4  /* long windows over all files */
+#define CALIB_LONG_COUNT 8  /* long windows over all files */
 
 /* The chosen token ids: windows of `window` tokens, then long windows of long_len each. */
 struct calib_text {
