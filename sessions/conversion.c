@@ -257,12 +257,12 @@ static int round_tensor(struct tensor *t, enum dtype type, void **data, struct e
     return rc;
 }
 
-int conversion_runtime(struct conversion *c, bool exact, const struct model **out, struct err *e)
+int conversion_runtime(struct conversion *c, bool rounded, const struct model **out, struct err *e)
 {
     size_t L = (size_t)c->model.hp.n_layer;
     int rc = OK;
-    *out = exact ? &c->model : &c->small;
-    if (exact || c->small.layer)
+    *out = rounded ? &c->small : &c->model;
+    if (!rounded || c->small.layer)
         return OK;
     c->small = c->model;
     c->small.layer = mem_calloc(L, sizeof *c->small.layer);

@@ -20,9 +20,10 @@ struct conversion {
     struct model small; /* as model, its attention rounded for speed; layer NULL: not made */
     void **small_data;  /* [3·L] */
 };
-/* The model to run: exact, or with q and kv_a in Q8_0 and kv_b in F16 (made at the first call), so
- * that decoding reads about as many bytes as the quantised original does. Owned by c. */
-int conversion_runtime(struct conversion *c, bool exact, const struct model **out, struct err *e);
+/* The model to run: as solved (fp32), or with q and kv_a rounded to Q8_0 and kv_b to F16 (made at the
+ * first call), so that decoding reads about as many bytes as the quantised original does. Owned by
+ * c. */
+int conversion_runtime(struct conversion *c, bool rounded, const struct model **out, struct err *e);
 
 /* What solving needs: the base, its statistics, and (transmla) the second pass's moments. */
 struct conversion_input {

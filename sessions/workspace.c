@@ -162,7 +162,7 @@ static int converted_engine(const struct workspace *w, struct conversion *c, str
                             struct err *e)
 {
     const struct model *m;
-    int rc = conversion_runtime(c, w->opt.exact, &m, e);
+    int rc = conversion_runtime(c, w->opt.rounded, &m, e);
     return rc ? rc : engine_new(out, m, w->backend, w->base_engine, e);
 }
 

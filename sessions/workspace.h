@@ -29,7 +29,8 @@ struct workspace_options {
     const char *device; /* "auto", "cpu", "ref" */
     int threads;        /* 0: all */
     bool background;    /* compute at nice +10 */
-    bool exact;         /* fp32 activations */
+    bool exact;         /* activations are never quantised to int8 */
+    bool rounded;       /* run conversions on rounded attention weights (conversion_runtime) */
 };
 
 struct workspace;

@@ -136,7 +136,8 @@ int app_init(struct app *a, const struct ui_options *o, struct err *e)
     *a = (struct app){.options = *o, .lock = -1};
     const char *device = o->device ? o->device : "auto";
     a->shop.options =
-        (struct workspace_options){.device = device, .threads = o->threads, .background = true};
+        (struct workspace_options){.device = device, .threads = o->threads, .background = true,
+                                   .exact = true, .rounded = true};
     int rc = journal_init(&a->j, e);
     if (!rc)
         rc = paths_init(&a->paths, e);

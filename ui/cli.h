@@ -89,8 +89,15 @@ int cli_parse_ids(const char *text, struct ids *out, struct err *e);
 cJSON *cli_json_ids(const int32_t *ids, size_t n);
 /* The text of --text or --file ("-": stdin) in fresh memory. */
 int cli_input(const struct cli *c, char **text, size_t *n, struct err *e);
-/* A workspace with MODEL open. exact: fp32 activations unless --fast. */
-int cli_open(struct cli *c, const char *model, bool exact, struct workspace **out, struct err *e);
+/* How numbers are treated unless --exact or --fast says otherwise. */
+enum cli_care {
+    CLI_FAST,  /* int8 activations, conversions on rounded attention weights: bench, convert */
+    CLI_TALK,  /* fp32 activations, rounded attention weights: what people read */
+    CLI_EXACT, /* fp32 throughout: what is measured */
+};
+/* A workspace with MODEL open. */
+int cli_open(struct cli *c, const char *model, enum cli_care care, struct workspace **out,
+             struct err *e);
 /* The side that a command about one model means: the converted one of a conversion folder. */
 enum side cli_side(const struct cli *c, const struct workspace *w);
 int cli_cache_type(const struct cli *c, enum dtype *kv, struct err *e);

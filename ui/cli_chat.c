@@ -172,7 +172,7 @@ static int open_models(struct talk *k, struct err *e)
     for (int i = 0; i < 2 && !rc && (i == 0 || i < c->n_args); i++) {
         rc = models_resolve(c->arg[i], &path[i], e);
         if (!rc)
-            rc = cli_open(c, path[i], true, &k->w[i], e);
+            rc = cli_open(c, path[i], CLI_TALK, &k->w[i], e);
         if (!rc)
             workspace_info(k->w[i], &info[i]);
     }

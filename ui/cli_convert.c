@@ -140,7 +140,7 @@ int cli_convert(struct cli *c, struct err *e)
     int rc = check_output(c->o.output, e);
     if (rc)
         return rc;
-    rc = cli_open(c, c->arg[0], false, &w, e);
+    rc = cli_open(c, c->arg[0], CLI_FAST, &w, e);
     if (rc)
         return rc;
     rc = get_plan(c, w, &plan, e);

@@ -41,7 +41,7 @@ static int open_against(struct cli *c, const struct workspace *w, struct workspa
     if (same_file(path, info.path)) {
         *against = workspace_engine(w, SIDE_ORIGINAL);
     } else {
-        rc = cli_open(c, path, true, other, e);
+        rc = cli_open(c, path, CLI_EXACT, other, e);
         if (!rc)
             *against = workspace_engine(*other, workspace_has_conversion(*other) ? SIDE_CONVERTED
                                                                                  : SIDE_ORIGINAL);
@@ -95,7 +95,7 @@ int cli_eval(struct cli *c, struct err *e)
         return cli_usage(e, "give --ppl FILE, the text to measure on");
     int rc = choose_protocol(c, &o, e);
     if (!rc)
-        rc = cli_open(c, c->arg[0], true, &w, e);
+        rc = cli_open(c, c->arg[0], CLI_EXACT, &w, e);
     if (!rc && c->o.against)
         rc = open_against(c, w, &other, &against, e);
     if (!rc && !(t = workspace_tokenizer(w, e)))

@@ -243,11 +243,15 @@ int cli_input(const struct cli *c, char **text, size_t *n, struct err *e)
     return *text ? OK : err_nomem(e, *n, "the text");
 }
 
-int cli_open(struct cli *c, const char *model, bool exact, struct workspace **out, struct err *e)
+int cli_open(struct cli *c, const char *model, enum cli_care care, struct workspace **out,
+             struct err *e)
 {
+    if (c->o.exact || c->o.fast)
+        care = c->o.exact ? CLI_EXACT : CLI_FAST;
     struct workspace_options o = {.device = c->o.device,
                                   .threads = (int)c->o.threads,
-                                  .exact = c->o.exact || (exact && !c->o.fast)};
+                                  .exact = care != CLI_FAST,
+                                  .rounded = care != CLI_EXACT};
     char *path;
     *out = NULL;
     int rc = models_resolve(model, &path, e);

@@ -138,7 +138,7 @@ int cli_inspect(struct cli *c, struct err *e)
     struct workspace *w;
     struct model_info info;
     struct rankplan plan;
-    int rc = cli_open(c, c->arg[0], false, &w, e);
+    int rc = cli_open(c, c->arg[0], CLI_FAST, &w, e);
     if (rc)
         return rc;
     workspace_info(w, &info);

@@ -204,7 +204,7 @@ int cli_plan(struct cli *c, struct err *e)
     struct workspace *w;
     struct rankplan p;
     cJSON *json;
-    int rc = cli_open(c, c->arg[0], false, &w, e);
+    int rc = cli_open(c, c->arg[0], CLI_FAST, &w, e);
     if (rc)
         return rc;
     rc = cli_make_plan(c, w, &p, e);
@@ -289,7 +289,7 @@ int cli_spectra(struct cli *c, struct err *e)
     int rc = choose_method(c, &choice, e);
     if (rc)
         return rc;
-    rc = cli_open(c, c->arg[0], false, &w, e);
+    rc = cli_open(c, c->arg[0], CLI_FAST, &w, e);
     if (rc)
         return rc;
     workspace_info(w, &info);

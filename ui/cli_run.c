@@ -113,7 +113,7 @@ int cli_logits(struct cli *c, struct err *e)
     if (!rc)
         rc = cli_cache_type(c, &kv, e);
     if (!rc)
-        rc = cli_open(c, c->arg[0], true, &w, e);
+        rc = cli_open(c, c->arg[0], CLI_EXACT, &w, e);
     if (!rc) {
         const struct engine *g = workspace_engine(w, cli_side(c, w));
         vocab = engine_model(g)->hp.vocab;
@@ -159,7 +159,7 @@ static int prepare(struct cli *c, struct generation *g, struct err *e)
     else if (!rc)
         rc = cli_input(c, &text, &n, e);
     if (!rc)
-        rc = cli_open(c, c->arg[0], true, &g->w, e);
+        rc = cli_open(c, c->arg[0], CLI_TALK, &g->w, e);
     if (!rc) {
         g->t = workspace_tokenizer(g->w, e);
         if (!c->o.ids)
@@ -350,7 +350,7 @@ int cli_bench(struct cli *c, struct err *e)
     if (!rc)
         rc = cli_cache_type(c, &kv, e);
     if (!rc)
-        rc = cli_open(c, c->arg[0], false, &w, e);
+        rc = cli_open(c, c->arg[0], CLI_FAST, &w, e);
     if (!rc) {
         struct bench_options o = {
             (int)c->o.bench_prompt, (int)c->o.bench_generate, (int)c->o.repeat, depth, n_depth, kv};

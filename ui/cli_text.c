@@ -21,7 +21,7 @@ static int open_tokenizer(struct cli *c, struct workspace **w, struct tokenizer 
         return rc;
     mark = path_join(path, "mlathe.json");
     if (mark && file_exists(mark)) {
-        rc = cli_open(c, path, false, w, e);
+        rc = cli_open(c, path, CLI_FAST, w, e);
         if (!rc && !(*t = workspace_tokenizer(*w, e)))
             rc = e->status;
     } else {
