@@ -16,7 +16,7 @@
 
 #define MODELS_MAX 2048    /* entries listed */
 #define MODELS_MAX_DEPTH 4 /* folders below a cache's root */
-#define MODELS_MAX_MANIFEST ((size_t)1 << 20)
+#define MODELS_MAX_MANIFEST ((size_t)16 << 20)
 
 struct scan {
     struct model_entry *v;
@@ -68,6 +68,39 @@ static void describe(struct model_entry *m, const char *probe_path)
                             (size_t)kvmem_gqa_numbers(hp.n_kv_head, hp.head_dim);
 }
 
+static int small_int(const cJSON *o, const char *key)
+{
+    long long v = 0;
+    return json_int_opt(o, key, 0, 1 << 24, &v, "", NULL) ? 0 : (int)v;
+}
+
+/* What a conversion folder's own plan says; whether its base is still there shows on opening. */
+static void describe_conversion(struct model_entry *m, const char *dir)
+{
+    char *file = path_join(dir, "mlathe.json"), *weights = path_join(dir, "attention.safetensors");
+    cJSON *json = NULL;
+    struct err e = {0};
+    struct stat st;
+    if (file && json_read_file(&json, file, MODELS_MAX_MANIFEST, &e)) {
+        snprintf(m->reason, sizeof m->reason, "%.255s", e.text);
+    } else if (file) {
+        const cJSON *plan = json_get(json, "plan"), *model = json_get(plan, "model");
+        snprintf(m->family, sizeof m->family, "%s", json_str_or(model, "family", ""));
+        m->n_layer = small_int(model, "layers");
+        m->n_head = small_int(model, "q_heads");
+        m->n_kv_head = small_int(model, "kv_heads");
+        m->head_dim = small_int(model, "head_dim");
+        m->kv_bytes_per_token =
+            (size_t)small_int(json_get(plan, "prediction"), "kv_bytes_per_token");
+        m->usable = true;
+    }
+    if (weights && !stat(weights, &st))
+        m->bytes = (size_t)st.st_size;
+    cJSON_Delete(json);
+    free(file);
+    free(weights);
+}
+
 /* Takes name and path. */
 static void add(struct scan *s, const char *source, const char *format, char *name, char *path)
 {
@@ -91,7 +124,7 @@ static void add(struct scan *s, const char *source, const char *format, char *na
     if (strcmp(format, "conversion"))
         describe(m, path);
     else
-        m->usable = true;
+        describe_conversion(m, path);
     if (!m->bytes && !stat(path, &st) && S_ISREG(st.st_mode))
         m->bytes = (size_t)st.st_size;
 }

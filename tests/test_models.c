@@ -48,7 +48,9 @@ static void make_caches(void)
     text("home/data/models/broken.gguf", "GGUF but not really");
     text("home/data/models/mmproj-x.gguf", "GGUF");
     text("home/data/models/big-00002-of-00003.gguf", "GGUF");
-    text("home/data/conversions/half/mlathe.json", "{}");
+    text("home/data/conversions/half/mlathe.json",
+         "{\"plan\":{\"model\":{\"family\":\"llama\",\"layers\":2},\"prediction\":"
+         "{\"kv_bytes_per_token\":128}}}");
     CHECK(symlink("..", at("home/data/models/loop/up")) == 0);
     test_model_write_hf(at("user/.cache/huggingface/hub/models--org--tiny--one/snapshots/abc"),
                         &spec);
@@ -85,6 +87,7 @@ int main(void)
     CHECK(hf && hf->usable && !strcmp(hf->source, "huggingface") && !strcmp(hf->format, "HF"));
     CHECK(ollama && ollama->usable && !strcmp(ollama->source, "ollama"));
     CHECK(find(m, n, "half") && !strcmp(find(m, n, "half")->source, "conversion"));
+    CHECK(find(m, n, "half") && find(m, n, "half")->kv_bytes_per_token == 128);
     models_free(m, n);
 
     CHECK_OK(models_resolve("own", &path, &e), e);

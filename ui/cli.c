@@ -53,18 +53,18 @@
     OPT_FLAG("--original", "of a conversion folder: the model it was made from", original)
 #define OPT_KV OPT_TEXT("--kv", NULL, "TYPE", "cache numbers: f16 or f32", kv)
 #define OPT_CALIB                                                                                  \
-    OPT_FILES("--calib", "F…", "calibration text files, or \"self\": text the model writes",       \
+    OPT_FILES("--calib", "F ...", "calibration text files, or \"self\": text the model writes",    \
               calib),                                                                              \
         OPT_INT("--tokens", NULL, "calibration tokens (32768 from files, 8192 self)", tokens, 256, \
                 1e9)
 #define OPT_LAYOUT                                                                                 \
     OPT_TEXT("--layout", NULL, "L", "own (best, our runtime) or stock (DeepSeek's grid)", layout), \
-        OPT_INT("--rope", NULL, "R, rotary numbers a token and layer (even)", rope, 2, 65536)
+        OPT_INT("--rope", NULL, "rotary numbers (R) a token and layer, even", rope, 2, 65536)
 #define OPT_BUDGET                                                                                 \
     OPT_TEXT("--kept", NULL, "P", "share of the KV cache to keep: 25%", kept),                     \
         OPT_TEXT("--bytes-per-token", NULL, "N", "KV bytes a token (F16 cache)", bytes_per_token), \
         OPT_TEXT("--fit", NULL, "M,CxB", "what must fit where: 24GiB,8192x16", fit),               \
-        OPT_INT("--rank", NULL, "r, latent numbers a token in every layer", rank, 1, 1e7),         \
+        OPT_INT("--rank", NULL, "latent numbers (r) a token, in every layer", rank, 1, 1e7),       \
         OPT_TEXT("--alloc", NULL, "A", "uniform (default) or energy", alloc),                      \
         OPT_TEXT("--method", NULL, "M", "mlathe (default) or transmla (the baseline)", method),    \
         OPT_INT("--freqfold", NULL, "transmla: frequencies folded together (0: automatic)",        \
@@ -200,7 +200,7 @@ static const struct cli_command commands[] = {
 static const struct cli_option screen_options[] = {
     OPT_TEXT("--script", NULL, "FILE", "keystrokes to play without a terminal", script),
     OPT_TEXT("--size", NULL, "CxR", "screen size of a script (80x24)", size),
-    OPT_FLAG("--version", "print the version", special), OPT_END};
+    OPT_FLAG("--version", "print the version", version), OPT_END};
 static const struct cli_command screens = {"", "[MODEL]", "the screens",  "",
                                            1,  false,     screen_options, NULL};
 
@@ -295,7 +295,7 @@ static int run_screens(struct cli *c, int argc, char **argv, struct err *e)
     struct ui_options o = {0};
     char *path = NULL, list[256];
     int rc = cli_parse(c, argc, argv, e);
-    if (c->o.help || (!rc && c->o.special)) {
+    if (c->o.help || (!rc && c->o.version)) {
         if (c->o.help)
             help(stdout);
         else

@@ -23,7 +23,7 @@ struct cli_options {
     long long threads, seed, tokens, context, predict, repeat, windows, rank, rope, freqfold, limit;
     double temperature, top_p, min_p;
     long long top_k;
-    bool quiet, json, progress, exact, fast, help;
+    bool quiet, json, progress, exact, fast, help, version;
     const char *text, *file, *ids, *messages, *output, *plan, *kept, *bytes_per_token, *fit;
     const char *alloc, *method, *layout, *against, *ppl, *protocol, *task, *system, *depth, *kv;
     struct cli_list calib, prompt;
