@@ -265,6 +265,7 @@ static void job_ended(struct app *a, const struct event *v)
     if (v->job_kind == &job_calibrate && v->status == OK) {
         bool all = false;
         a->calibrated = true;
+        app_message(a, ROLE_GOOD, "calibrated: a spends the budget by what was measured");
         if (a->ranks.has_plan && (plan_curves(a, &all) < a->info.n_layer || !all))
             plan_want_spectra(a);
     }
@@ -455,6 +456,13 @@ static bool leftover_request(struct app *a, enum request r)
             worker_cancel_kind(a->worker, &job_calibrate);
             app_message(a, ROLE_NORMAL, "stopping the calibration…");
         }
+        return true;
+    }
+    if (r == REQ_INTERRUPT) {
+        if (a->leave_warned)
+            a->quit = true;
+        a->leave_warned = 2;
+        app_message(a, ROLE_NORMAL, "Esc stops what runs; Ctrl-C again, or q, leaves mlathe");
         return true;
     }
     if (r == REQ_NONE || a->j.screen != SCREEN_RANKS)

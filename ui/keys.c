@@ -47,6 +47,7 @@ static const struct binding table[] = {
      {UI_CTRL('c')},
      NULL,
      "stop the answer; twice when nothing runs: leave"},
+    {REQ_INTERRUPT, IN_SCREENS & ~IN_TALK, {UI_CTRL('c')}, NULL, "twice: leave"},
 
     {REQ_ACCEPT, IN_ASK, {UI_ENTER}, "accept", "accept what is typed"},
     {REQ_COMPLETE, IN_ASK, {UI_TAB}, "complete", "complete a path"},

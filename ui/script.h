@@ -9,7 +9,6 @@
  *   paste TEXT         the rest of the line as one paste; \n a newline, \x1b a byte
  *   wait idle [SEC]    until no job runs or waits (at most SEC seconds, 120 when left out)
  *   wait SEC           so long
- *   cancel after SEC   Esc, SEC seconds from here, whatever runs
  *   shot NAME          prints "--- NAME 80x24", the rows of the screen, and "---"
  *   shot NAME roles    the same with a digit or letter a cell for its role, instead of the text
  *   restart            leaves and starts again, as a user would

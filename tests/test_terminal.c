@@ -1,0 +1,154 @@
+/* The program on a pseudo-terminal: it paints, takes keys, pastes and sizes, and gives the terminal
+ * back whatever way it ends. */
+#include <poll.h>
+#include <pty.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "tests/support.h"
+
+struct session {
+    pid_t pid;
+    int fd;
+    char out[1 << 20]; /* everything it wrote */
+    size_t n;
+};
+
+static void start(struct session *s, const char *term)
+{
+    struct winsize size = {.ws_row = 24, .ws_col = 80};
+    const char *home = test_tmpdir(); /* before the fork: one folder for all */
+    s->n = 0;
+    s->out[0] = 0;
+    s->pid = forkpty(&s->fd, NULL, NULL, &size);
+    if (s->pid == 0) {
+        setenv("MLATHE_HOME", home, 1);
+        setenv("HOME", home, 1);
+        setenv("TERM", term, 1);
+        setenv("LC_ALL", "C.UTF-8", 1);
+        execl(MLATHE_BINARY, MLATHE_BINARY, (char *)NULL);
+        _exit(127);
+    }
+}
+
+/* Reads until the output from byte `from` on holds text; 20 s at most. */
+static bool until(struct session *s, size_t from, const char *text)
+{
+    for (int i = 0; i < 400; i++) {
+        if (text && strstr(s->out + from, text))
+            return true;
+        struct pollfd f = {s->fd, POLLIN, 0};
+        if (poll(&f, 1, 50) <= 0)
+            continue;
+        ssize_t k = read(s->fd, s->out + s->n, sizeof s->out - 1 - s->n);
+        if (k <= 0)
+            return text && strstr(s->out + from, text);
+        s->n += (size_t)k;
+        s->out[s->n] = 0;
+    }
+    return false;
+}
+
+static void keys(struct session *s, const char *text)
+{
+    CHECK(write(s->fd, text, strlen(text)) == (ssize_t)strlen(text), "write");
+}
+
+/* Reads to the end; the exit status as waitpid has it. */
+static int end(struct session *s)
+{
+    int status = -1;
+    until(s, 0, NULL);
+    for (int i = 0; i < 200 && waitpid(s->pid, &status, WNOHANG) == 0; i++)
+        usleep(50000);
+    close(s->fd);
+    return status;
+}
+
+static void check_restored(const struct session *s, const char *how)
+{
+    const char *left = s->out, *at;
+    while ((at = strstr(left + 1, "\033[?1049")) != NULL)
+        left = at;
+    CHECK(strncmp(left, "\033[?1049l", 8) == 0, "%s: the first screen is back", how);
+    CHECK(strstr(s->out, "\033[?2004l") != NULL, "%s: paste mode is off", how);
+    CHECK(strstr(s->out, "\033[?25h") || strstr(s->out, "\033[34h\033[?25h") ||
+              strstr(s->out, "\033[?12l\033[?25h"),
+          "%s: the cursor shows", how);
+}
+
+static void test_keys_and_quit(struct session *s)
+{
+    start(s, "xterm-256color");
+    CHECK(until(s, 0, "None found"), "the first screen");
+    CHECK(until(s, 0, "\033[?2004h"), "paste mode");
+    size_t from = s->n;
+    keys(s, "\033OS"); /* F4 */
+    CHECK(until(s, from, "Ctrl-T"), "screen 4");
+    from = s->n;
+    keys(s, "\033[200~pasted q\033[31m\ttext\033[201~");
+    CHECK(until(s, from, "pasted q[31m"), "a paste is text, and no control character comes back");
+    from = s->n;
+    struct winsize size = {.ws_row = 10, .ws_col = 40};
+    ioctl(s->fd, TIOCSWINSZ, &size);
+    kill(s->pid, SIGWINCH);
+    CHECK(until(s, from, "original"), "painted anew for the new size");
+    from = s->n;
+    keys(s, "\033OP"); /* F1 */
+    CHECK(until(s, from, "models"), "screen 1");
+    keys(s, "q");
+    int status = end(s);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", status);
+    check_restored(s, "q");
+    start(s, "xterm");
+    CHECK(until(s, 0, "None found"), "started again");
+    from = s->n;
+    keys(s, "\033OS");
+    CHECK(until(s, from, "pasted q[31m"), "what was typed is still there: %s", s->out + from);
+    keys(s, "\033[21~"); /* F10 */
+    CHECK(WIFEXITED(end(s)), "left");
+}
+
+static void test_signals(struct session *s)
+{
+    static const int ends[] = {SIGTERM, SIGHUP, SIGINT};
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        start(s, "xterm-256color");
+        CHECK(until(s, 0, "help"), "a screen");
+        kill(s->pid, ends[i]);
+        int status = end(s);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 130, "%s: status %x", strsignal(ends[i]),
+              status);
+        check_restored(s, strsignal(ends[i]));
+    }
+    start(s, "xterm-256color");
+    CHECK(until(s, 0, "help"), "a screen");
+    kill(s->pid, SIGSEGV);
+    int status = end(s);
+    CHECK(!WIFEXITED(status) || WEXITSTATUS(status) != 0, "a crash is a crash");
+    check_restored(s, "crash");
+}
+
+static void test_refusals(struct session *s)
+{
+    static const char *const terms[] = {"dumb", "", "no-such-terminal"};
+    for (int i = 0; i < 3; i++) {
+        start(s, terms[i]);
+        CHECK(until(s, 0, "TERM"), "says why: %s", s->out);
+        int status = end(s);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 1, "status %x", status);
+        CHECK(!strstr(s->out, "\033["), "and leaves the terminal alone");
+    }
+}
+
+int main(void)
+{
+    struct session *s = mem_calloc(1, sizeof *s);
+    test_keys_and_quit(s);
+    test_signals(s);
+    test_refusals(s);
+    free(s);
+    return test_end("terminal");
+}
