@@ -105,6 +105,19 @@ struct backend_ops {
     void (*glu)(struct backend *b, float *y, const float *gate, const float *up, enum glu_act act,
                 size_t n);
     void (*add)(struct backend *b, float *y, const float *x, size_t n); /* y += x */
+
+    /* What some families need besides; rows and factor are host memory. */
+    /* rms_norm in place of n numbers of each head: row t, head h at x + t·ld + h·stride. */
+    void (*head_norm)(struct backend *b, float *x, int ld, int heads, int stride,
+                      const float *gamma, float eps, int T, int n);
+    void (*add_bias)(struct backend *b, float *y, const float *bias, int T, int n); /* each row */
+    void (*scale)(struct backend *b, float *y, float factor, size_t n);
+    void (*softcap)(struct backend *b, float *y, float cap, size_t n); /* y = cap·tanh(y / cap) */
+    /* y[t] = x[rows[t]]; and back, weighted: y[rows[t]] += factor[t]·x[t], rows all different. */
+    void (*take_rows)(struct backend *b, float *y, const float *x, const int32_t *rows, int T,
+                      int n);
+    void (*add_rows)(struct backend *b, float *y, const int32_t *rows, const float *x,
+                     const float *factor, int T, int n);
 };
 
 /* First member of every backend's own struct. */

@@ -327,6 +327,116 @@ static void cpu_add(struct backend *b, float *y, const float *x, size_t n)
     small_run(&s, SMALL_ROW / 4);
 }
 
+static void head_norm_rows(const struct small *s, int from, int to)
+{
+    for (int t = from; t < to; t++)
+        for (int h = 0; h < s->heads; h++) {
+            float *v = (float *)s->y + (size_t)t * s->ld + (size_t)h * s->stride;
+            s->b->isa.norm(v, v, s->z, s->eps, s->n);
+        }
+}
+
+static void cpu_head_norm(struct backend *b, float *x, int ld, int heads, int stride,
+                          const float *gamma, float eps, int T, int n)
+{
+    struct small s = {.b = (struct cpu *)b,
+                      .rows = head_norm_rows,
+                      .T = T,
+                      .y = x,
+                      .ld = ld,
+                      .heads = heads,
+                      .stride = stride,
+                      .z = gamma,
+                      .eps = eps,
+                      .n = n};
+    small_run(&s, (size_t)heads * n);
+}
+
+static void bias_rows(const struct small *s, int from, int to)
+{
+    for (int t = from; t < to; t++)
+        s->b->isa.add((float *)s->y + (size_t)t * s->n, s->z, (size_t)s->n);
+}
+
+static void cpu_add_bias(struct backend *b, float *y, const float *bias, int T, int n)
+{
+    struct small s = {
+        .b = (struct cpu *)b, .rows = bias_rows, .T = T, .y = y, .z = bias, .n = n};
+    small_run(&s, (size_t)n / 4);
+}
+
+static void scale_rows(const struct small *s, int from, int to)
+{
+    for (int t = from; t < to; t++) {
+        float *y = (float *)s->y + (size_t)t * SMALL_ROW;
+        s->b->isa.scale(y, y, (int)clip(s, t), s->eps);
+    }
+}
+
+static void cpu_scale(struct backend *b, float *y, float factor, size_t n)
+{
+    struct small s = flat(b, n);
+    s.rows = scale_rows, s.y = y, s.eps = factor;
+    small_run(&s, SMALL_ROW / 4);
+}
+
+static void softcap_rows(const struct small *s, int from, int to)
+{
+    for (int t = from; t < to; t++)
+        s->b->isa.softcap((float *)s->y + (size_t)t * SMALL_ROW, (int)clip(s, t), s->eps);
+}
+
+static void cpu_softcap(struct backend *b, float *y, float cap, size_t n)
+{
+    struct small s = flat(b, n);
+    s.rows = softcap_rows, s.y = y, s.eps = cap;
+    small_run(&s, 2 * SMALL_ROW);
+}
+
+static void take_rows(const struct small *s, int from, int to)
+{
+    for (int t = from; t < to; t++)
+        memcpy((float *)s->y + (size_t)t * s->n, s->x + (size_t)s->ids[t] * s->n,
+               (size_t)s->n * sizeof *s->x);
+}
+
+static void cpu_take_rows(struct backend *b, float *y, const float *x, const int32_t *rows, int T,
+                          int n)
+{
+    struct small s = {.b = (struct cpu *)b,
+                      .rows = take_rows,
+                      .T = T,
+                      .y = y,
+                      .x = x,
+                      .ids = rows,
+                      .n = n};
+    small_run(&s, (size_t)n / 4);
+}
+
+static void weigh_rows(const struct small *s, int from, int to)
+{
+    for (int t = from; t < to; t++) {
+        float *y = (float *)s->y + (size_t)s->ids[t] * s->n, factor = s->z[t];
+        const float *x = s->x + (size_t)t * s->n;
+        for (int i = 0; i < s->n; i++)
+            y[i] += factor * x[i];
+    }
+}
+
+static void cpu_add_rows(struct backend *b, float *y, const int32_t *rows, const float *x,
+                         const float *factor, int T, int n)
+{
+    struct small s = {.b = (struct cpu *)b,
+                      .rows = weigh_rows,
+                      .T = T,
+                      .y = y,
+                      .x = x,
+                      .z = factor,
+                      .ids = rows,
+                      .n = n};
+    small_run(&s, (size_t)n / 2);
+}
+
 const struct backend_ops cpu_backend_ops = {
     .name = "cpu",
     .open = cpu_open,
@@ -350,4 +460,10 @@ const struct backend_ops cpu_backend_ops = {
     .mla_expand = cpu_mla_expand,
     .glu = cpu_glu,
     .add = cpu_add,
+    .head_norm = cpu_head_norm,
+    .add_bias = cpu_add_bias,
+    .scale = cpu_scale,
+    .softcap = cpu_softcap,
+    .take_rows = cpu_take_rows,
+    .add_rows = cpu_add_rows,
 };

@@ -331,6 +331,52 @@ static void ref_add(struct backend *b, float *y, const float *x, size_t n)
         y[i] += x[i];
 }
 
+static void ref_head_norm(struct backend *b, float *x, int ld, int heads, int stride,
+                          const float *gamma, float eps, int T, int n)
+{
+    for (int i = 0; i < T * heads; i++) {
+        float *v = x + (size_t)(i / heads) * ld + (size_t)(i % heads) * stride;
+        ref_rms_norm(b, v, v, gamma, eps, 1, n);
+    }
+}
+
+static void ref_add_bias(struct backend *b, float *y, const float *bias, int T, int n)
+{
+    for (int t = 0; t < T; t++)
+        ref_add(b, y + (size_t)t * n, bias, (size_t)n);
+}
+
+static void ref_scale(struct backend *b, float *y, float factor, size_t n)
+{
+    (void)b;
+    for (size_t i = 0; i < n; i++)
+        y[i] *= factor;
+}
+
+static void ref_softcap(struct backend *b, float *y, float cap, size_t n)
+{
+    (void)b;
+    for (size_t i = 0; i < n; i++)
+        y[i] = (float)(cap * tanh((double)y[i] / cap));
+}
+
+static void ref_take_rows(struct backend *b, float *y, const float *x, const int32_t *rows, int T,
+                          int n)
+{
+    (void)b;
+    for (int t = 0; t < T; t++)
+        memcpy(y + (size_t)t * n, x + (size_t)rows[t] * n, (size_t)n * sizeof *y);
+}
+
+static void ref_add_rows(struct backend *b, float *y, const int32_t *rows, const float *x,
+                         const float *factor, int T, int n)
+{
+    (void)b;
+    for (int t = 0; t < T; t++)
+        for (int i = 0; i < n; i++)
+            y[(size_t)rows[t] * n + i] += factor[t] * x[(size_t)t * n + i];
+}
+
 const struct backend_ops ref_backend_ops = {
     .name = "ref",
     .open = ref_open,
@@ -354,4 +400,10 @@ const struct backend_ops ref_backend_ops = {
     .mla_expand = ref_mla_expand,
     .glu = ref_glu,
     .add = ref_add,
+    .head_norm = ref_head_norm,
+    .add_bias = ref_add_bias,
+    .scale = ref_scale,
+    .softcap = ref_softcap,
+    .take_rows = ref_take_rows,
+    .add_rows = ref_add_rows,
 };

@@ -328,6 +328,42 @@ static void test_small(struct pair *p, int T, int n)
     free(x), free(u), free(gamma), free(cosines), free(sines);
 }
 
+/* The operations that only some families use. */
+static void test_extra(struct pair *p, int T, int n)
+{
+    size_t all = (size_t)T * n;
+    float *x = numbers(p, all, 4), *v = numbers(p, (size_t)n, 1), *f = numbers(p, (size_t)T, 1);
+    int32_t *rows = malloc((size_t)T * sizeof *rows);
+    float *y[2];
+    enum { BIAS, SCALE, CAP, TAKE, ADD_ROWS, OPS };
+    static const char *const names[OPS] = {"add_bias", "scale", "softcap", "take_rows", "add_rows"};
+    for (int t = 0; t < T; t++)
+        rows[t] = (t + 1) % T; /* all different */
+    for (int op = 0; op < OPS; op++) {
+        for (int side = 0; side < 2; side++) {
+            struct backend *b = side ? p->b : p->ref;
+            y[side] = nans(all);
+            if (op != TAKE)
+                memcpy(y[side], x, all * sizeof(float));
+            if (op == BIAS)
+                b->ops->add_bias(b, y[side], v, T, n);
+            else if (op == SCALE)
+                b->ops->scale(b, y[side], 1.7f, all);
+            else if (op == CAP)
+                b->ops->softcap(b, y[side], 3, all);
+            else if (op == TAKE)
+                b->ops->take_rows(b, y[side], x, rows, T, n);
+            else
+                b->ops->add_rows(b, y[side], rows, x, f, T, n);
+        }
+        char what[64];
+        snprintf(what, sizeof what, "%s T %d n %d", names[op], T, n);
+        compare(p, what, y[1], y[0], all, FP32_NMSE);
+        free(y[0]), free(y[1]);
+    }
+    free(x), free(v), free(f), free(rows);
+}
+
 /* Heads inside wider rows, in place, and the cache write beside untouched neighbours. */
 static void test_strides(struct pair *p)
 {
@@ -340,6 +376,7 @@ static void test_strides(struct pair *p)
         memcpy(y[side], x, (size_t)T * ld * sizeof(float));
         b->ops->rope(b, y[side] + 6, ld, heads, stride, R, c, s, T);
         b->ops->rms_norm(b, y[side], y[side], c, 1e-5f, 2, ld);
+        b->ops->head_norm(b, y[side] + 5, ld, heads, stride, c, 1e-5f, T, R + 3);
     }
     compare(p, "rope with strides, norm in place", y[1], y[0], (size_t)T * ld, FP32_NMSE);
     for (int kv = 0; kv < 2; kv++) {
@@ -372,6 +409,9 @@ static void test_backend(const char *name, struct backend_options opt)
         test_small(&p, 3, 50);
         test_small(&p, 40, 1030);
         test_small(&p, 2, 2);
+        test_extra(&p, 1, 64);
+        test_extra(&p, 5, 50);
+        test_extra(&p, 40, 1030);
         test_strides(&p);
         CHECK_OK(p.b->ops->sync(p.b, &e), e);
     }
