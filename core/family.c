@@ -29,6 +29,34 @@ static bool within(int v, int max)
     return v > 0 && v <= max;
 }
 
+static int check_mla(const struct model_hparams *hp, const char *where, struct err *e)
+{
+    bool fine = within(hp->kv_lora_rank, 1 << 14) && within(hp->qk_rope_head_dim, MAX_HEAD_DIM) &&
+                within(hp->qk_nope_head_dim, MAX_HEAD_DIM) && within(hp->v_head_dim, MAX_HEAD_DIM);
+    fine = fine && (!hp->q_lora_rank || within(hp->q_lora_rank, 1 << 16));
+    if (fine && hp->qk_rope_head_dim % 2 == 0)
+        return OK;
+    return err_set(e, ERR_FORMAT,
+                   "%s: latent rank %d, query rank %d, heads of %d + %d and values of %d numbers",
+                   where, hp->kv_lora_rank, hp->q_lora_rank, hp->qk_nope_head_dim,
+                   hp->qk_rope_head_dim, hp->v_head_dim);
+}
+
+static int check_moe(const struct model_moe *moe, const char *where, struct err *e)
+{
+    int groups = moe->groups ? moe->groups : 1, of = moe->groups ? moe->groups_used : 1;
+    bool fine = within(moe->n, MODEL_MAX_EXPERTS) && within(moe->used, moe->n) &&
+                within(moe->ffn, MAX_WIDTH) && moe->shared_ffn >= 0 &&
+                moe->shared_ffn <= MAX_WIDTH && moe->first_layer >= 0;
+    fine = fine && within(groups, moe->n) && moe->n % groups == 0 && within(of, groups) &&
+           moe->used <= moe->n / groups * of && moe->scale > 0 && moe->scale <= 1e3;
+    if (fine)
+        return OK;
+    return err_set(e, ERR_FORMAT,
+                   "%s: %d of %d experts of width %d (%d shared), %d of %d groups, scale %g", where,
+                   moe->used, moe->n, moe->ffn, moe->shared_ffn, of, groups, moe->scale);
+}
+
 int family_check_hparams(const struct model_hparams *hp, const char *where, struct err *e)
 {
     const struct {
@@ -47,7 +75,7 @@ int family_check_hparams(const struct model_hparams *hp, const char *where, stru
     if (hp->n_head % hp->n_kv_head)
         return err_set(e, ERR_FORMAT, "%s: %d KV heads do not divide %d query heads", where,
                        hp->n_kv_head, hp->n_head);
-    if (hp->head_dim % 2)
+    if (hp->head_dim % 2 && !hp->kv_lora_rank)
         return err_set(e, ERR_FORMAT, "%s: head dimension %d is odd; rope needs pairs", where,
                        hp->head_dim);
     if (!(hp->rms_eps > 0 && hp->rms_eps < 1))
@@ -55,7 +83,12 @@ int family_check_hparams(const struct model_hparams *hp, const char *where, stru
                        hp->rms_eps);
     if (!(hp->attn_scale > 0 && hp->attn_scale <= 1e3))
         return err_set(e, ERR_FORMAT, "%s: attention scale %g", where, hp->attn_scale);
-    return OK;
+    if (!(hp->attn_softcap >= 0 && hp->attn_softcap <= 1e6 && hp->logit_softcap >= 0 &&
+          hp->logit_softcap <= 1e6))
+        return err_set(e, ERR_FORMAT, "%s: soft caps %g and %g", where, hp->attn_softcap,
+                       hp->logit_softcap);
+    int rc = hp->kv_lora_rank ? check_mla(hp, where, e) : OK;
+    return !rc && hp->moe.n ? check_moe(&hp->moe, where, e) : rc;
 }
 
 void *family_own(struct model *m, size_t n, size_t size)
@@ -79,57 +112,114 @@ void family_add_eos(struct model_hparams *hp, long long id)
     hp->eos[hp->n_eos++] = (int)id;
 }
 
+/* Every factor is under its limit of family_check_hparams, so no product overflows. */
 static size_t dim_of(const struct model_hparams *hp, enum family_dim dim)
 {
+    size_t H = (size_t)hp->n_head, G = (size_t)hp->n_kv_head, d = (size_t)hp->head_dim;
+    size_t r = (size_t)hp->kv_lora_rank, R = (size_t)hp->qk_rope_head_dim;
+    size_t P = (size_t)hp->qk_nope_head_dim, Vd = (size_t)hp->v_head_dim;
     switch (dim) {
     case DIM_NONE: return 0;
     case DIM_HIDDEN: return (size_t)hp->hidden;
-    case DIM_Q: return (size_t)hp->n_head * (size_t)hp->head_dim;
-    case DIM_KV: return (size_t)hp->n_kv_head * (size_t)hp->head_dim;
+    case DIM_Q: return H * d;
+    case DIM_KV: return G * d;
     case DIM_FFN: return (size_t)hp->ffn;
     case DIM_VOCAB: return (size_t)hp->vocab;
+    case DIM_HEAD: return d;
+    case DIM_QKV: return (H + 2 * G) * d;
+    case DIM_GATE_UP: return 2 * (size_t)hp->ffn;
+    case DIM_Q_LORA: return (size_t)hp->q_lora_rank;
+    case DIM_MLA_Q: return H * (P + R);
+    case DIM_LATENT: return r;
+    case DIM_KV_A: return r + R;
+    case DIM_KV_B: return H * (P + Vd);
+    case DIM_MLA_OUT: return H * Vd;
+    case DIM_EXPERTS: return (size_t)hp->moe.n;
+    case DIM_EXPERT_FFN: return (size_t)hp->moe.ffn;
+    case DIM_SHARED_FFN: return (size_t)hp->moe.shared_ffn;
     }
     return 0;
+}
+
+/* All experts in one tensor, as GGUF has them. */
+static bool stacked(const struct binder *b, const struct family_slot *slot)
+{
+    return b->src->gguf && (slot->flags & SLOT_EXPERTS);
 }
 
 static int check_shape(struct binder *b, const struct family_slot *slot, const char *name,
                        const struct tensor *t)
 {
-    size_t rows = dim_of(&b->m->hp, slot->rows), cols = dim_of(&b->m->hp, slot->cols);
-    int rank = slot->cols == DIM_NONE ? 1 : 2;
-    if (t->rank == rank && t->dim[0] == rows && (rank == 1 || t->dim[1] == cols))
+    const struct model_hparams *hp = &b->m->hp;
+    size_t want[3];
+    int rank = 0;
+    if (stacked(b, slot))
+        want[rank++] = (size_t)hp->moe.n;
+    want[rank++] = dim_of(hp, slot->rows);
+    if (slot->cols != DIM_NONE)
+        want[rank++] = dim_of(hp, slot->cols);
+    if (t->rank == rank && !memcmp(t->dim, want, (size_t)rank * sizeof *want))
         return OK;
-    char have[96], want[64];
-    int n = 0;
-    for (int i = 0; i < t->rank && n < (int)sizeof have - 24; i++)
+    char have[96], asked[96];
+    int n = 0, k = 0;
+    for (int i = 0; i < t->rank; i++)
         n += snprintf(have + n, sizeof have - (size_t)n, "[%zu]", t->dim[i]);
-    snprintf(want, sizeof want, rank == 1 ? "[%zu]" : "[%zu][%zu]", rows, cols);
+    for (int i = 0; i < rank; i++)
+        k += snprintf(asked + k, sizeof asked - (size_t)k, "[%zu]", want[i]);
     return err_set(b->e, ERR_FORMAT, "%s: tensor %s is %s, but the configuration asks for %s",
-                   b->src->where, name, have, want);
+                   b->src->where, name, have, asked);
 }
 
-/* Row j of the first half of a head comes from row 2j, row j of the second half from row 2j+1.
- * Whole rows move, so quantised blocks stay as they are. */
-static int undo_rope_rows(struct binder *b, struct tensor *t)
+/* Of every `head` rows, those from `from` on are interleaved pairs: the first half of them comes
+ * from the even ones, the second half from the odd ones. Whole rows move, so quantised blocks stay
+ * as they are. */
+static int undo_rope_rows(struct binder *b, struct tensor *t, size_t head, size_t from)
 {
-    size_t d = (size_t)b->m->hp.head_dim, row = dtype_bytes(t->dtype, t->dim[1]);
+    size_t row = dtype_bytes(t->dtype, t->rank == 1 ? 1 : t->dim[1]), half = (head - from) / 2;
     uint8_t *copy = family_own(b->m, t->dim[0], row);
     if (!copy)
         return err_nomem(b->e, t->dim[0] * row, "reordered attention rows");
     for (size_t i = 0; i < t->dim[0]; i++) {
-        size_t head = i / d * d, j = i % d;
-        size_t from = head + (j < d / 2 ? 2 * j : 2 * (j - d / 2) + 1);
-        memcpy(copy + i * row, (const uint8_t *)t->data + from * row, row);
+        size_t start = i / head * head + from, j = i % head;
+        size_t at = j < from          ? i
+                    : j - from < half ? start + 2 * (j - from)
+                                      : start + 2 * (j - from - half) + 1;
+        memcpy(copy + i * row, (const uint8_t *)t->data + at * row, row);
     }
     t->data = copy;
     return OK;
 }
 
-/* Kernels read numbers with aligned loads of the number's own size; safetensors promises none. */
+static int reorder(struct binder *b, const struct family_slot *slot, struct tensor *t)
+{
+    const struct model_hparams *hp = &b->m->hp;
+    size_t R = (size_t)hp->qk_rope_head_dim;
+    if (slot->flags & SLOT_ROPE_ROWS)
+        return undo_rope_rows(b, t, (size_t)hp->head_dim, 0);
+    bool query = slot->rows == DIM_MLA_Q;
+    size_t from = (size_t)(query ? hp->qk_nope_head_dim : hp->kv_lora_rank);
+    return undo_rope_rows(b, t, from + R, from);
+}
+
+static int add_one(struct binder *b, struct tensor *t)
+{
+    float *copy = family_own(b->m, t->dim[0], sizeof *copy);
+    if (!copy)
+        return err_nomem(b->e, t->dim[0] * sizeof *copy, "a norm");
+    dtype_to_f32(t->dtype, t->data, copy, t->dim[0]);
+    for (size_t i = 0; i < t->dim[0]; i++)
+        copy[i] += 1;
+    t->data = copy;
+    t->dtype = DTYPE_F32;
+    return OK;
+}
+
+/* Kernels read plain numbers with aligned loads of the number's own size; safetensors promises
+ * none. Blocks are read by bytes. */
 static int align_copy(struct binder *b, struct tensor *t)
 {
-    size_t size = t->dtype == DTYPE_F32 ? 4 : 2;
-    if ((uintptr_t)t->data % size == 0)
+    const struct dtype_traits *type = dtype_traits(t->dtype);
+    if (type->block > 1 || (uintptr_t)t->data % (size_t)type->block_bytes == 0)
         return OK;
     void *copy = family_own(b->m, tensor_bytes(t), 1);
     if (!copy)
@@ -166,8 +256,11 @@ static int bind_one(struct binder *b, const struct family_slot *slot, const char
     b->bytes[out->dtype] += tensor_bytes(out);
     if (probe)
         return OK;
-    if (b->src->gguf && (slot->flags & SLOT_ROPE_ROWS))
-        rc = undo_rope_rows(b, out);
+    if ((b->src->gguf && (slot->flags & SLOT_ROPE_ROWS)) ||
+        ((slot->flags & SLOT_MLA_ROPE) && !b->map->half_split))
+        rc = reorder(b, slot, out);
+    else if (b->src->st && (slot->flags & SLOT_ADD_ONE))
+        rc = add_one(b, out);
     else
         rc = align_copy(b, out);
     if (!rc && out->rank == 1) {
@@ -183,15 +276,100 @@ static const char *slot_name(const struct binder *b, const struct family_slot *s
     return b->src->gguf ? slot->gguf : slot->hf;
 }
 
-static int bind_layer(struct binder *b, int l)
+static bool slot_end(const struct family_slot *slot)
+{
+    return !slot->gguf && !slot->hf;
+}
+
+/* The slot has a tensor in this layer of this model. */
+static bool wanted(const struct binder *b, const struct family_slot *slot, int l)
+{
+    const struct model_hparams *hp = &b->m->hp;
+    bool moe = hp->moe.n && l >= hp->moe.first_layer;
+    unsigned f = slot->flags;
+    return slot_name(b, slot) && !((f & SLOT_DENSE) && moe) && !((f & SLOT_MOE) && !moe) &&
+           !((f & SLOT_Q_LORA) && !hp->q_lora_rank) && !((f & SLOT_Q_FULL) && hp->q_lora_rank) &&
+           !((f & SLOT_SHARED) && !hp->moe.shared_ffn);
+}
+
+/* Rows [from, from + rows) of a matrix. */
+static struct tensor row_view(const struct tensor *t, size_t from, size_t rows)
+{
+    struct tensor v = *t;
+    v.data = (const char *)t->data + from * dtype_bytes(t->dtype, t->dim[1]);
+    v.dim[0] = rows;
+    return v;
+}
+
+static void split(const struct binder *b, const struct family_slot *slot, struct model_layer *y)
+{
+    struct tensor whole = slot->flags & SLOT_QKV ? y->q : y->gate;
+    size_t q = dim_of(&b->m->hp, DIM_Q), kv = dim_of(&b->m->hp, DIM_KV), F = (size_t)b->m->hp.ffn;
+    if (slot->flags & SLOT_QKV) {
+        y->q = row_view(&whole, 0, q);
+        y->k = row_view(&whole, q, kv);
+        y->v = row_view(&whole, q + kv, kv);
+    } else {
+        y->gate = row_view(&whole, 0, F);
+        y->up = row_view(&whole, F, F);
+    }
+}
+
+/* pattern with its "#", if any, replaced. */
+static void layer_name(const struct binder *b, const char *pattern, int l, int expert, char *name,
+                       size_t size)
 {
     const char *prefix = b->src->gguf ? b->map->gguf_layer : b->map->hf_layer;
+    const char *hash = strchr(pattern, '#');
+    if (hash)
+        snprintf(name, size, "%s%d.%.*s%d%s", prefix, l, (int)(hash - pattern), pattern, expert,
+                 hash + 1);
+    else
+        snprintf(name, size, "%s%d.%s", prefix, l, pattern);
+}
+
+static int bind_experts(struct binder *b, const struct family_slot *slot, int l)
+{
+    struct model_layer *y = &b->m->layer[l];
+    size_t n = (size_t)b->m->hp.moe.n;
+    char name[160];
+    if (!y->expert && !(y->expert = family_own(b->m, n * EXPERT_PARTS, sizeof *y->expert)))
+        return err_nomem(b->e, n * EXPERT_PARTS * sizeof *y->expert, "experts");
+    if (!stacked(b, slot)) {
+        int rc = OK;
+        for (size_t i = 0; i < n && !rc; i++) {
+            layer_name(b, slot_name(b, slot), l, (int)i, name, sizeof name);
+            rc = bind_one(b, slot, name, &y->expert[i * EXPERT_PARTS + slot->at]);
+        }
+        return rc;
+    }
+    struct tensor all;
+    layer_name(b, slot_name(b, slot), l, 0, name, sizeof name);
+    int rc = bind_one(b, slot, name, &all);
+    for (size_t i = 0; i < n && !rc; i++) {
+        struct tensor one = {.dtype = all.dtype, .rank = 2, .dim = {all.dim[1], all.dim[2]}};
+        one.data = (const char *)all.data + i * dtype_bytes(all.dtype, all.dim[1] * all.dim[2]);
+        y->expert[i * EXPERT_PARTS + slot->at] = one;
+    }
+    return rc;
+}
+
+static int bind_layer(struct binder *b, int l)
+{
     struct model_layer *layer = &b->m->layer[l];
     int rc = OK;
-    for (const struct family_slot *slot = b->map->layer; slot->gguf && !rc; slot++) {
+    for (const struct family_slot *slot = b->map->layer; !slot_end(slot) && !rc; slot++) {
+        if (!wanted(b, slot, l))
+            continue;
+        if (slot->flags & SLOT_EXPERTS) {
+            rc = bind_experts(b, slot, l);
+            continue;
+        }
         char name[160];
-        snprintf(name, sizeof name, "%s%d.%s", prefix, l, slot_name(b, slot));
+        layer_name(b, slot_name(b, slot), l, 0, name, sizeof name);
         rc = bind_one(b, slot, name, (struct tensor *)((char *)layer + slot->at));
+        if (!rc && (slot->flags & (SLOT_QKV | SLOT_GATE_UP)))
+            split(b, slot, layer);
     }
     return rc;
 }
@@ -202,23 +380,46 @@ static bool ends_with(const char *s, const char *end)
     return n >= k && !strcmp(s + n - k, end);
 }
 
+/* The tensor that this slot takes in layer l, for some expert where it has several. */
+static bool takes(const struct binder *b, const struct family_slot *slot, int l, const char *name)
+{
+    const char *prefix = b->src->gguf ? b->map->gguf_layer : b->map->hf_layer;
+    const char *pattern = slot_name(b, slot), *hash = pattern ? strchr(pattern, '#') : NULL;
+    char want[160];
+    int expert = 0;
+    if (!wanted(b, slot, l))
+        return false;
+    if (hash) {
+        const char *rest = strchr(name + strlen(prefix), '.');
+        size_t at = (size_t)(hash - pattern);
+        expert = rest && strlen(rest + 1) > at ? atoi(rest + 1 + at) : -1;
+        if (expert < 0 || expert >= b->m->hp.moe.n)
+            return false;
+    }
+    layer_name(b, pattern, l, expert, want, sizeof want);
+    return !strcmp(name, want);
+}
+
 /* A tensor that some slot of the map would take, or one that carries no weights. */
 static bool known(const struct binder *b, const char *name)
 {
-    for (const struct family_slot *slot = b->map->global; slot->gguf; slot++)
-        if (!strcmp(name, slot_name(b, slot)))
+    const struct model_hparams *hp = &b->m->hp;
+    for (const struct family_slot *slot = b->map->global; !slot_end(slot); slot++)
+        if (slot_name(b, slot) && !strcmp(name, slot_name(b, slot)))
             return true;
     for (const char *const *end = b->map->ignored; end && *end; end++)
         if (ends_with(name, *end))
             return true;
+    for (const char *const *start = b->map->left_out; start && *start; start++)
+        if (!strncmp(name, *start, strlen(*start)))
+            return true;
     const char *prefix = b->src->gguf ? b->map->gguf_layer : b->map->hf_layer;
     int l = strncmp(name, prefix, strlen(prefix)) ? -1 : atoi(name + strlen(prefix));
-    for (const struct family_slot *slot = b->map->layer; slot->gguf; slot++) {
-        char want[160];
-        snprintf(want, sizeof want, "%s%d.%s", prefix, l, slot_name(b, slot));
-        if (l >= 0 && l < b->m->hp.n_layer && !strcmp(name, want))
+    if (l >= hp->n_layer && l - hp->n_layer < hp->skipped_layers)
+        return true;
+    for (const struct family_slot *slot = b->map->layer; !slot_end(slot); slot++)
+        if (l >= 0 && l < hp->n_layer && takes(b, slot, l, name))
             return true;
-    }
     return false;
 }
 
@@ -239,14 +440,14 @@ static int refuse_strangers(struct binder *b)
     return OK;
 }
 
-/* Frequencies into freq[head_dim/2]; GGUF keeps llama3 scaling as a list of divisors. */
-static int rope_table(struct binder *b, const struct rope_spec *rope, double *freq)
+/* Frequencies into freq[dim/2]; GGUF keeps llama3 scaling as a list of divisors. */
+static int rope_table(struct binder *b, const struct rope_spec *rope, int dim, double *freq)
 {
     const char *name = "rope_freqs.weight";
     float divisor[MAX_HEAD_DIM / 2];
     struct tensor t;
-    int half = b->m->hp.head_dim / 2;
-    ropefreq_fill(rope, b->m->hp.head_dim, freq);
+    int half = dim / 2;
+    ropefreq_fill(rope, dim, freq);
     if (b->src->gguf && gguf_has_tensor(b->src->gguf, name)) {
         int rc = gguf_tensor(b->src->gguf, name, &t, b->e);
         if (rc)
@@ -259,30 +460,40 @@ static int rope_table(struct binder *b, const struct rope_spec *rope, double *fr
             freq[j] /= (double)divisor[j];
         b->bound++;
     }
-    for (int j = 0; j < half; j++)
-        if (!(freq[j] > 0 && freq[j] <= 1e3))
-            return err_set(b->e, ERR_FORMAT, "%s: rope frequency %d is %g", b->src->where, j,
-                           freq[j]);
-    return OK;
+    return ropefreq_usable(freq, half, b->src->where, b->e);
+}
+
+static int rope_width(const struct model_hparams *hp, const struct rope_spec *rope)
+{
+    return hp->kv_lora_rank ? hp->qk_rope_head_dim : rope->dim ? rope->dim : hp->head_dim;
 }
 
 static int new_layers(struct binder *b, const struct rope_spec *rope)
 {
     struct model *m = b->m;
+    const struct model_hparams *hp = &m->hp;
+    int dim = rope_width(hp, rope);
     /* The file must hold the layers before memory for them is asked for. */
-    if ((size_t)m->hp.n_layer > source_count(b->src))
+    if ((size_t)hp->n_layer > source_count(b->src))
         return err_set(b->e, ERR_FORMAT, "%s: %d layers, but only %zu tensors", b->src->where,
-                       m->hp.n_layer, source_count(b->src));
-    m->layer = mem_calloc((size_t)m->hp.n_layer, sizeof *m->layer);
-    double *freq = family_own(m, (size_t)m->hp.head_dim / 2, sizeof *freq);
+                       hp->n_layer, source_count(b->src));
+    if (dim < 2 || dim % 2 || dim > hp->head_dim)
+        return err_set(b->e, ERR_FORMAT, "%s: %d of %d numbers of a head are rotated",
+                       b->src->where, dim, hp->head_dim);
+    m->layer = mem_calloc((size_t)hp->n_layer, sizeof *m->layer);
+    double *freq = family_own(m, (size_t)dim / 2, sizeof *freq);
     if (!m->layer || !freq)
-        return err_nomem(b->e, (size_t)m->hp.n_layer * sizeof *m->layer, "layers");
-    for (int l = 0; l < m->hp.n_layer; l++)
-        m->layer[l] = (struct model_layer){.attn = ATTN_GQA,
-                                           .rope_dim = m->hp.head_dim,
+        return err_nomem(b->e, (size_t)hp->n_layer * sizeof *m->layer, "layers");
+    for (int l = 0; l < hp->n_layer; l++)
+        m->layer[l] = (struct model_layer){.attn = hp->kv_lora_rank ? ATTN_MLA : ATTN_GQA,
+                                           .kv_lora_rank = hp->kv_lora_rank,
+                                           .qk_rope_head_dim = hp->qk_rope_head_dim,
+                                           .qk_nope_head_dim = hp->qk_nope_head_dim,
+                                           .v_head_dim = hp->v_head_dim,
+                                           .rope_dim = dim,
                                            .rope_freq = freq,
-                                           .attn_scale = m->hp.attn_scale};
-    return rope_table(b, rope, freq);
+                                           .attn_scale = hp->attn_scale};
+    return rope_table(b, rope, dim, freq);
 }
 
 static int settle_head(struct binder *b)
@@ -307,7 +518,7 @@ int family_bind(struct model *m, const struct family_source *src, const struct f
     int rc = family_check_hparams(&m->hp, src->where, e);
     if (!rc)
         rc = new_layers(&b, rope);
-    for (const struct family_slot *slot = map->global; slot->gguf && !rc; slot++)
+    for (const struct family_slot *slot = map->global; !slot_end(slot) && !rc; slot++)
         rc = bind_one(&b, slot, slot_name(&b, slot), (struct tensor *)((char *)m + slot->at));
     for (int l = 0; l < m->hp.n_layer && !rc; l++)
         rc = bind_layer(&b, l);
@@ -320,95 +531,5 @@ int family_bind(struct model *m, const struct family_source *src, const struct f
     for (int t = 1; t < DTYPE_COUNT; t++)
         if (b.bytes[t] > b.bytes[m->hp.dtype])
             m->hp.dtype = (enum dtype)t;
-    return OK;
-}
-
-static int refuse_rope(const char *kind, const char *where, struct err *e)
-{
-    return err_set(e, ERR_UNSUPPORTED,
-                   "%s: rope scaling of type \"%.40s\" cannot be computed yet; default, linear and "
-                   "llama3 can",
-                   where, kind);
-}
-
-int family_rope_hf(const cJSON *config, double theta, struct rope_spec *out, const char *where,
-                   struct err *e)
-{
-    struct rope_spec r = {.theta = theta, .factor = 1};
-    double partial = 1;
-    const cJSON *set = json_get(config, "rope_scaling");
-    if (!set)
-        set = json_get(config, "rope_parameters");
-    const char *kind = json_str_or(set, "rope_type", json_str_or(set, "type", "default"));
-    int rc = json_num_opt(config, "rope_theta", &r.theta, where, e);
-    if (!rc)
-        rc = json_num_opt(set, "rope_theta", &r.theta, where, e);
-    if (!rc)
-        rc = json_num_opt(config, "partial_rotary_factor", &partial, where, e);
-    if (!rc)
-        rc = json_num_opt(set, "partial_rotary_factor", &partial, where, e);
-    if (!rc && partial != 1)
-        rc = err_set(e, ERR_UNSUPPORTED, "%s: partial rotary embedding (%g of a head)", where,
-                     partial);
-    if (!rc && !strcmp(kind, "llama3")) {
-        r.kind = ROPE_LLAMA3;
-        if (!(rc = json_num(set, "low_freq_factor", &r.low, where, e)) &&
-            !(rc = json_num(set, "high_freq_factor", &r.high, where, e)))
-            rc = json_num(set, "original_max_position_embeddings", &r.original_context, where, e);
-    } else if (!rc && !strcmp(kind, "linear")) {
-        r.kind = ROPE_LINEAR;
-    } else if (!rc && strcmp(kind, "default")) {
-        rc = refuse_rope(kind, where, e);
-    }
-    if (!rc && r.kind != ROPE_DEFAULT)
-        rc = json_num(set, "factor", &r.factor, where, e);
-    *out = r;
-    return rc ? rc : ropefreq_check(&r, where, e);
-}
-
-int family_rope_gguf(const struct gguf *g, const char *arch, struct rope_spec *out, struct err *e)
-{
-    char key[96];
-    struct gguf_str kind = {"none", 4};
-    struct rope_spec r = {.theta = 10000, .factor = 1};
-    int rc = OK;
-    snprintf(key, sizeof key, "%s.rope.freq_base", arch);
-    if (gguf_has(g, key))
-        rc = gguf_num(g, key, &r.theta, e);
-    snprintf(key, sizeof key, "%s.rope.scale_linear", arch); /* before rope.scaling existed */
-    r.factor = gguf_num_or(g, key, 1);
-    snprintf(key, sizeof key, "%s.rope.scaling.type", arch);
-    if (!rc && gguf_has(g, key))
-        rc = gguf_string(g, key, &kind, e);
-    if (rc)
-        return rc;
-    snprintf(key, sizeof key, "%s.rope.scaling.factor", arch);
-    if (kind.n == 6 && !memcmp(kind.s, "linear", 6)) {
-        rc = gguf_num(g, key, &r.factor, e);
-    } else if (kind.n != 4 || memcmp(kind.s, "none", 4)) {
-        snprintf(key, sizeof key, "%.*s", kind.n < 40 ? (int)kind.n : 40, kind.s);
-        rc = refuse_rope(key, gguf_path(g), e);
-    }
-    if (r.factor != 1)
-        r.kind = ROPE_LINEAR;
-    *out = r;
-    return rc ? rc : ropefreq_check(&r, gguf_path(g), e);
-}
-
-int family_gguf_int(const struct gguf *g, const char *arch, const char *name, long long min,
-                    long long max, long long fallback, int *out, struct err *e)
-{
-    char key[128];
-    long long v = fallback;
-    snprintf(key, sizeof key, "%s.%s", arch, name);
-    if (gguf_has(g, key) || fallback < 0) {
-        int rc = gguf_int(g, key, &v, e);
-        if (rc)
-            return rc;
-    }
-    if (v < min || v > max)
-        return err_set(e, ERR_FORMAT, "%s: \"%s\" is %lld; %lld to %lld can be", gguf_path(g), key,
-                       v, min, max);
-    *out = (int)v;
     return OK;
 }

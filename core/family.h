@@ -15,15 +15,45 @@ struct family_source {
     const struct safetensors *st;
 };
 
-enum family_dim { DIM_NONE, DIM_HIDDEN, DIM_Q, DIM_KV, DIM_FFN, DIM_VOCAB }; /* DIM_Q: H·d … */
+enum family_dim {
+    DIM_NONE,
+    DIM_HIDDEN,
+    DIM_Q,  /* H·d */
+    DIM_KV, /* G·d */
+    DIM_FFN,
+    DIM_VOCAB,
+    DIM_HEAD,    /* d */
+    DIM_QKV,     /* (H + 2G)·d */
+    DIM_GATE_UP, /* 2F */
+    DIM_Q_LORA,
+    DIM_MLA_Q,   /* H·(P+R) */
+    DIM_LATENT,  /* r */
+    DIM_KV_A,    /* r+R */
+    DIM_KV_B,    /* H·(P+Vd) */
+    DIM_MLA_OUT, /* H·Vd */
+    DIM_EXPERTS,
+    DIM_EXPERT_FFN,
+    DIM_SHARED_FFN,
+};
 
 enum {
     SLOT_OPTIONAL = 1,
     SLOT_ROPE_ROWS = 2, /* GGUF keeps the rows of a head as interleaved pairs: undo it */
+    SLOT_MLA_ROPE = 4,  /* so does DeepSeek with the last R rows of a head */
+    SLOT_ADD_ONE = 8,   /* safetensors hold w of a norm that multiplies by 1 + w */
+    SLOT_QKV = 16,      /* rows of q, k and v; the slot names q */
+    SLOT_GATE_UP = 32,  /* rows of gate and up; the slot names gate */
+    SLOT_DENSE = 64,    /* only in layers without experts */
+    SLOT_MOE = 128,     /* only in layers with experts */
+    SLOT_EXPERTS = 256, /* one a expert ("#" is its number), in GGUF all of them in one tensor */
+    SLOT_Q_LORA = 512,  /* only in models with q_lora_rank */
+    SLOT_Q_FULL = 1024, /* only in models without */
+    SLOT_SHARED = 2048, /* only in models with a shared expert */
 };
 
-/* A tensor: its name in both formats and where its view goes (offset in struct model for global
- * slots, in struct model_layer for layer slots). cols DIM_NONE: one dimension. */
+/* A tensor: its name in both formats (NULL: not in this one) and where its view goes (offset in
+ * struct model for global slots, in struct model_layer for layer slots, index of the part for
+ * experts). cols DIM_NONE: one dimension. */
 struct family_slot {
     const char *gguf, *hf;
     size_t at;
@@ -32,9 +62,11 @@ struct family_slot {
 };
 
 struct family_map {
-    const struct family_slot *global, *layer; /* ended by a NULL name */
+    const struct family_slot *global, *layer; /* ended by a slot without names */
     const char *gguf_layer, *hf_layer;        /* prefixes, "blk." and "model.layers." */
     const char *const *ignored;               /* name endings that carry no weights, or NULL */
+    const char *const *left_out;              /* beginnings of names that nothing runs, or NULL */
+    bool half_split;                          /* SLOT_MLA_ROPE rows are in order already */
 };
 
 /* hp makes sense (positive, under sane limits, G divides H …) or a sentence. Sets nothing. */
@@ -48,12 +80,39 @@ int family_bind(struct model *m, const struct family_source *src, const struct f
 /* Zeroed memory that lives as long as the model. */
 void *family_own(struct model *m, size_t n, size_t size);
 
+/* config.json: what every family reads in the same way. */
+struct family_defaults {
+    double theta, eps; /* where config.json leaves them out */
+    bool tied;
+    const char *act;     /* the activation that can be computed */
+    const char *act_key; /* "hidden_act" */
+    bool own_heads;      /* the family sets head_dim itself */
+    bool biases;         /* attention_bias is understood by the family's slots */
+};
+/* Sizes, epsilon, activation, tying, attention scale; refuses quantised weights. */
+int family_hf_base(struct model *m, const cJSON *config, const struct family_defaults *d,
+                   const char *where, struct err *e);
+/* sliding_window: fallback when the key is absent, 0 for null. */
+int family_hf_window(const cJSON *config, int fallback, int *out, const char *where, struct err *e);
+/* Sets the window of the layers that layer_types calls sliding; false when there is no such list
+ * (then the family's own rule holds), ERR_FORMAT for a bad one. */
+int family_hf_layer_types(struct model *m, const cJSON *config, int window, bool *found,
+                          const char *where, struct err *e);
 /* rope_theta with rope_scaling or rope_parameters; types other than default, linear and llama3 are
- * refused by name. */
+ * refused by name, and so is a partial rotation. */
 int family_rope_hf(const cJSON *config, double theta, struct rope_spec *out, const char *where,
                    struct err *e);
+/* The same from one set of parameters (may be NULL); the partial rotation comes back. */
+int family_rope_set(const cJSON *config, const cJSON *set, double theta, struct rope_spec *out,
+                    double *partial, const char *where, struct err *e);
+const cJSON *family_rope_parameters(const cJSON *config);
+int family_rope_refuse(const char *kind, const char *where, struct err *e);
 /* ARCH.rope.*; as above. */
 int family_rope_gguf(const struct gguf *g, const char *arch, struct rope_spec *out, struct err *e);
+/* GGUF: sizes, epsilon and attention scale. handled: keys of what may be on and what off. */
+enum { GGUF_WINDOW = 1, GGUF_SOFTCAP = 2, GGUF_EXPERTS = 4 };
+int family_gguf_base(struct model *m, const struct gguf *g, const char *arch, unsigned handled,
+                     struct err *e);
 /* "ARCH.name" as an int within [min, max]; absent: fallback, or an error when fallback < 0. */
 int family_gguf_int(const struct gguf *g, const char *arch, const char *name, long long min,
                     long long max, long long fallback, int *out, struct err *e);
@@ -69,6 +128,14 @@ struct model_owner {
     bool probe; /* only looking: no weight bytes are touched, so rope rows stay as they are */
 };
 
-extern const struct family family_llama;
+/* For the tables: offsets in struct model or layer, and what most families share. */
+#define GLOBAL_AT(field) offsetof(struct model, field)
+#define LAYER_AT(field) offsetof(struct model_layer, field)
+extern const struct family_slot family_global_slots[]; /* embedding, norm, head */
+extern const char *const family_ignored[];             /* tables of frequencies */
+
+extern const struct family family_llama, family_mistral, family_mixtral;
+extern const struct family family_qwen2, family_qwen3, family_mimo;
+extern const struct family family_phi3, family_gemma2, family_gemma3, family_deepseek;
 
 #endif

@@ -1,241 +1,126 @@
-/* The Llama family: Llama 2 and 3.x, SmolLM2 and what else is published as "llama".
+/* The Llama family and its nearest relatives: Llama 2 and 3.x, SmolLM2 and what else is published
+ * as "llama"; Mistral with its sliding window; Mixtral with its experts, which travels as llama in
+ * GGUF.
  *
- * Refuses by name: attention or MLP biases, sliding windows, experts (Mixtral travels as llama in
- * GGUF), scaled embeddings or logits (Granite), activations other than SiLU, quantised
- * safetensors. */
+ * Refuses by name what family_config.c and family_rope.c refuse. */
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "core/family.h"
 #include "core/gguf.h"
 
-#define SIZE_LIMIT (1 << 28) /* of a number in a configuration; family_check_hparams is stricter   \
-                              */
-
-#define G(field) offsetof(struct model, field)
-#define L(field) offsetof(struct model_layer, field)
-static const struct family_slot global_slots[] = {
-    {"token_embd.weight", "model.embed_tokens.weight", G(embed), DIM_VOCAB, DIM_HIDDEN, 0},
-    {"output_norm.weight", "model.norm.weight", G(final_norm), DIM_HIDDEN, DIM_NONE, 0},
-    {"output.weight", "lm_head.weight", G(head), DIM_VOCAB, DIM_HIDDEN, SLOT_OPTIONAL},
-    {0},
-};
 static const struct family_slot layer_slots[] = {
-    {"attn_norm.weight", "input_layernorm.weight", L(attn_norm), DIM_HIDDEN, DIM_NONE, 0},
-    {"attn_q.weight", "self_attn.q_proj.weight", L(q), DIM_Q, DIM_HIDDEN, SLOT_ROPE_ROWS},
-    {"attn_k.weight", "self_attn.k_proj.weight", L(k), DIM_KV, DIM_HIDDEN, SLOT_ROPE_ROWS},
-    {"attn_v.weight", "self_attn.v_proj.weight", L(v), DIM_KV, DIM_HIDDEN, 0},
-    {"attn_output.weight", "self_attn.o_proj.weight", L(o), DIM_HIDDEN, DIM_Q, 0},
-    {"ffn_norm.weight", "post_attention_layernorm.weight", L(ffn_norm), DIM_HIDDEN, DIM_NONE, 0},
-    {"ffn_gate.weight", "mlp.gate_proj.weight", L(gate), DIM_FFN, DIM_HIDDEN, 0},
-    {"ffn_up.weight", "mlp.up_proj.weight", L(up), DIM_FFN, DIM_HIDDEN, 0},
-    {"ffn_down.weight", "mlp.down_proj.weight", L(down), DIM_HIDDEN, DIM_FFN, 0},
+    {"attn_norm.weight", "input_layernorm.weight", LAYER_AT(attn_norm), DIM_HIDDEN, DIM_NONE, 0},
+    {"attn_q.weight", "self_attn.q_proj.weight", LAYER_AT(q), DIM_Q, DIM_HIDDEN, SLOT_ROPE_ROWS},
+    {"attn_k.weight", "self_attn.k_proj.weight", LAYER_AT(k), DIM_KV, DIM_HIDDEN, SLOT_ROPE_ROWS},
+    {"attn_v.weight", "self_attn.v_proj.weight", LAYER_AT(v), DIM_KV, DIM_HIDDEN, 0},
+    {"attn_output.weight", "self_attn.o_proj.weight", LAYER_AT(o), DIM_HIDDEN, DIM_Q, 0},
+    {"ffn_norm.weight", "post_attention_layernorm.weight", LAYER_AT(ffn_norm), DIM_HIDDEN, DIM_NONE,
+     0},
+    {"ffn_gate.weight", "mlp.gate_proj.weight", LAYER_AT(gate), DIM_FFN, DIM_HIDDEN, SLOT_DENSE},
+    {"ffn_up.weight", "mlp.up_proj.weight", LAYER_AT(up), DIM_FFN, DIM_HIDDEN, SLOT_DENSE},
+    {"ffn_down.weight", "mlp.down_proj.weight", LAYER_AT(down), DIM_HIDDEN, DIM_FFN, SLOT_DENSE},
+    {"ffn_gate_inp.weight", "block_sparse_moe.gate.weight", LAYER_AT(router), DIM_EXPERTS,
+     DIM_HIDDEN, SLOT_MOE},
+    {"ffn_gate_exps.weight", "block_sparse_moe.experts.#.w1.weight", EXPERT_GATE, DIM_EXPERT_FFN,
+     DIM_HIDDEN, SLOT_MOE | SLOT_EXPERTS},
+    {"ffn_up_exps.weight", "block_sparse_moe.experts.#.w3.weight", EXPERT_UP, DIM_EXPERT_FFN,
+     DIM_HIDDEN, SLOT_MOE | SLOT_EXPERTS},
+    {"ffn_down_exps.weight", "block_sparse_moe.experts.#.w2.weight", EXPERT_DOWN, DIM_HIDDEN,
+     DIM_EXPERT_FFN, SLOT_MOE | SLOT_EXPERTS},
     {0},
 };
-#undef G
-#undef L
-
-/* Tables that old exports carry along; rope_freqs has been read by then. */
-static const char *const ignored[] = {"rotary_emb.inv_freq", "rope_freqs.weight", NULL};
 
 static const struct family_map map = {
-    .global = global_slots,
+    .global = family_global_slots,
     .layer = layer_slots,
     .gguf_layer = "blk.",
     .hf_layer = "model.layers.",
-    .ignored = ignored,
+    .ignored = family_ignored,
 };
 
-static int hf_sizes(struct model_hparams *hp, const cJSON *config, const char *where, struct err *e)
-{
-    long long layers = 0, hidden = 0, heads = 0, kv = 0, d = 0, ffn = 0, vocab = 0, context = 2048;
-    int rc = json_int(config, "num_hidden_layers", 1, SIZE_LIMIT, &layers, where, e);
-    if (!rc)
-        rc = json_int(config, "hidden_size", 1, SIZE_LIMIT, &hidden, where, e);
-    if (!rc)
-        rc = json_int(config, "num_attention_heads", 1, SIZE_LIMIT, &heads, where, e);
-    kv = heads; /* Llama 2 7B and 13B do not say */
-    if (!rc)
-        rc = json_int_opt(config, "num_key_value_heads", 1, SIZE_LIMIT, &kv, where, e);
-    if (!rc)
-        rc = json_int_opt(config, "head_dim", 1, SIZE_LIMIT, &d, where, e);
-    if (!rc)
-        rc = json_int(config, "intermediate_size", 1, SIZE_LIMIT, &ffn, where, e);
-    if (!rc)
-        rc = json_int(config, "vocab_size", 1, SIZE_LIMIT, &vocab, where, e);
-    if (!rc)
-        rc = json_int_opt(config, "max_position_embeddings", 1, SIZE_LIMIT, &context, where, e);
-    if (!rc && !d && hidden % heads)
-        rc = err_set(e, ERR_FORMAT,
-                     "%s: %lld heads do not divide hidden size %lld, and no "
-                     "head_dim is given",
-                     where, heads, hidden);
-    if (rc)
-        return rc;
-    hp->n_layer = (int)layers;
-    hp->hidden = (int)hidden;
-    hp->n_head = (int)heads;
-    hp->n_kv_head = (int)kv;
-    hp->head_dim = (int)(d ? d : hidden / heads);
-    hp->ffn = (int)ffn;
-    hp->vocab = (int)vocab;
-    hp->context = (int)context;
-    return OK;
-}
+static const struct family_defaults defaults = {
+    .theta = 10000, .eps = 1e-6, .act = "silu", .act_key = "hidden_act"};
 
-/* What a config.json may switch on and we do not compute. */
-static int hf_refuse(const cJSON *config, const char *where, struct err *e)
-{
-    bool attention_bias = false, mlp_bias = false;
-    int rc = json_bool_opt(config, "attention_bias", &attention_bias, where, e);
-    if (!rc)
-        rc = json_bool_opt(config, "mlp_bias", &mlp_bias, where, e);
-    if (rc)
-        return rc;
-    if (attention_bias || mlp_bias)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "%s: %s is true; Llama models with biases cannot be "
-                       "run yet",
-                       where, attention_bias ? "attention_bias" : "mlp_bias");
-    const char *act = json_str_or(config, "hidden_act", "silu");
-    if (strcmp(act, "silu") && strcmp(act, "swish"))
-        return err_set(e, ERR_UNSUPPORTED, "%s: activation \"%.40s\"; silu can be computed", where,
-                       act);
-    const cJSON *quant = json_get(config, "quantization_config");
-    if (quant)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "%s: weights quantised by \"%.40s\"; take the model in "
-                       "BF16 or F16, or a GGUF file",
-                       where, json_str_or(quant, "quant_method", "an unnamed method"));
-    return OK;
-}
-
-static int open_hf(struct model *m, const struct cJSON *config, const char *where,
+static int bind_hf(struct model *m, const cJSON *config, double theta, const char *where,
                    const struct safetensors *st, struct err *e)
 {
-    struct model_hparams *hp = &m->hp;
     struct rope_spec rope;
-    bool tied = false;
-    int rc = hf_refuse(config, where, e);
-    if (!rc)
-        rc = hf_sizes(hp, config, where, e);
-    if (!rc)
-        rc = family_rope_hf(config, 10000, &rope, where, e);
-    hp->rms_eps = 1e-6;
-    if (!rc)
-        rc = json_num_opt(config, "rms_norm_eps", &hp->rms_eps, where, e);
-    if (!rc)
-        rc = json_bool_opt(config, "tie_word_embeddings", &tied, where, e);
+    int rc = family_rope_hf(config, theta, &rope, where, e);
     if (rc)
         return rc;
-    hp->rope_theta = rope.theta;
-    hp->attn_scale = 1 / sqrt(hp->head_dim);
-    hp->tied = tied;
+    m->hp.rope_theta = rope.theta;
     return family_bind(m, &(struct family_source){.where = where, .st = st}, &map, &rope, e);
 }
 
-/* Keys that other models of architecture "llama" carry, and the value that changes nothing. */
-static int gguf_refuse(const struct gguf *g, struct err *e)
+static int llama_hf(struct model *m, const struct cJSON *config, const char *where,
+                    const struct safetensors *st, struct err *e)
 {
-    static const struct {
-        const char *key;
-        double neutral;
-        const char *what;
-    } switches[] = {
-        {"llama.expert_count", 0, "experts (a Mixtral model)"},
-        {"llama.attention.sliding_window", 0, "a sliding window"},
-        {"llama.embedding_scale", 1, "scaled embeddings"},
-        {"llama.residual_scale", 1, "a scaled residual"},
-        {"llama.logit_scale", 1, "scaled logits"},
-        {"llama.rope.scaling.attn_factor", 1, "a rope magnitude"},
-        {"llama.attn_logit_softcapping", 0, "a soft cap"},
-        {"llama.final_logit_softcapping", 0, "a soft cap"},
-    };
-    for (size_t i = 0; i < sizeof switches / sizeof *switches; i++) {
-        double v = switches[i].neutral;
-        int rc = gguf_has(g, switches[i].key) ? gguf_num(g, switches[i].key, &v, e) : OK;
-        if (rc)
-            return rc;
-        if (v != switches[i].neutral)
-            return err_set(e, ERR_UNSUPPORTED,
-                           "%s: \"%s\" is %g: a Llama model with %s cannot be "
-                           "run yet",
-                           gguf_path(g), switches[i].key, v, switches[i].what);
-    }
-    return OK;
+    int rc = family_hf_base(m, config, &defaults, where, e);
+    return rc ? rc : bind_hf(m, config, defaults.theta, where, st, e);
 }
 
-/* Rows of the embedding, which some files have more of than the tokenizer has tokens. */
-static int gguf_vocab(const struct gguf *g, int *vocab, struct err *e)
+static void slide(struct model *m, int window)
 {
-    struct tensor t;
-    int rc = gguf_tensor(g, "token_embd.weight", &t, e);
+    for (int l = 0; l < m->hp.n_layer; l++)
+        m->layer[l].window = window;
+}
+
+static int mistral_hf(struct model *m, const struct cJSON *config, const char *where,
+                      const struct safetensors *st, struct err *e)
+{
+    int window = 0, rc = family_hf_base(m, config, &defaults, where, e);
+    if (!rc)
+        rc = family_hf_window(config, 4096, &window, where, e);
+    if (!rc)
+        rc = bind_hf(m, config, defaults.theta, where, st, e);
+    if (!rc)
+        slide(m, window);
+    return rc;
+}
+
+/* Softmax over all experts, the best ones taken and their weights renormalised. */
+static void set_experts(struct model_hparams *hp, int n, int used)
+{
+    hp->moe =
+        (struct model_moe){.n = n, .used = used, .ffn = hp->ffn, .renormalise = true, .scale = 1};
+}
+
+static int mixtral_hf(struct model *m, const struct cJSON *config, const char *where,
+                      const struct safetensors *st, struct err *e)
+{
+    long long n = 8, used = 2;
+    int window = 0, rc = family_hf_base(m, config, &defaults, where, e);
+    if (!rc)
+        rc = json_int_opt(config, "num_local_experts", 1, MODEL_MAX_EXPERTS, &n, where, e);
+    if (!rc)
+        rc = json_int_opt(config, "num_experts_per_tok", 1, n, &used, where, e);
+    if (!rc)
+        rc = family_hf_window(config, 0, &window, where, e);
     if (rc)
         return rc;
-    if (t.rank != 2 || t.dim[0] > SIZE_LIMIT)
-        return err_set(e, ERR_FORMAT, "%s: tensor token_embd.weight is no table", gguf_path(g));
-    *vocab = (int)t.dim[0];
-    return OK;
+    set_experts(&m->hp, (int)n, (int)used);
+    rc = bind_hf(m, config, 1e6, where, st, e);
+    if (!rc)
+        slide(m, window);
+    return rc;
 }
 
-static int gguf_sizes(struct model_hparams *hp, const struct gguf *g, struct err *e)
+static int llama_gguf(struct model *m, const struct gguf *g, struct err *e)
 {
-    int key = 0, value = 0, rotary = 0;
-    const struct {
-        const char *name;
-        int *out;
-        const int *fallback; /* NULL: required */
-    } sizes[] = {
-        {"block_count", &hp->n_layer, NULL},
-        {"embedding_length", &hp->hidden, NULL},
-        {"feed_forward_length", &hp->ffn, NULL},
-        {"context_length", &hp->context, NULL},
-        {"attention.head_count", &hp->n_head, NULL},
-        {"attention.head_count_kv", &hp->n_kv_head, &hp->n_head},
-    };
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        int rc = family_gguf_int(g, "llama", sizes[i].name, 1, SIZE_LIMIT,
-                                 sizes[i].fallback ? *sizes[i].fallback : -1, sizes[i].out, e);
-        if (rc)
-            return rc;
-    }
-    int usual = hp->hidden / hp->n_head;
-    if (hp->hidden % hp->n_head && !gguf_has(g, "llama.attention.key_length"))
-        return err_set(e, ERR_FORMAT, "%s: %d heads do not divide embedding length %d",
-                       gguf_path(g), hp->n_head, hp->hidden);
-    int rc = family_gguf_int(g, "llama", "attention.key_length", 1, SIZE_LIMIT, usual, &key, e);
-    if (!rc)
-        rc = family_gguf_int(g, "llama", "attention.value_length", 1, SIZE_LIMIT, key, &value, e);
-    if (!rc)
-        rc = family_gguf_int(g, "llama", "rope.dimension_count", 1, SIZE_LIMIT, key, &rotary, e);
-    if (!rc && (value != key || rotary != key))
-        rc = err_set(e, ERR_UNSUPPORTED,
-                     "%s: keys of %d, values of %d and a rotary part of %d "
-                     "numbers a head; they must be equal",
-                     gguf_path(g), key, value, rotary);
-    hp->head_dim = key;
-    return rc ? rc : gguf_vocab(g, &hp->vocab, e);
-}
-
-static int open_gguf(struct model *m, const struct gguf *g, struct err *e)
-{
-    struct model_hparams *hp = &m->hp;
     struct rope_spec rope;
-    int rc = gguf_refuse(g, e);
+    int experts = 0, used = 0, rc = family_gguf_base(m, g, "llama", GGUF_EXPERTS, e);
     if (!rc)
-        rc = gguf_sizes(hp, g, e);
-    if (!rc)
-        rc = gguf_num(g, "llama.attention.layer_norm_rms_epsilon", &hp->rms_eps, e);
+        rc = family_gguf_int(g, "llama", "expert_count", 0, MODEL_MAX_EXPERTS, 0, &experts, e);
+    if (!rc && experts)
+        rc = family_gguf_int(g, "llama", "expert_used_count", 1, experts, -1, &used, e);
     if (!rc)
         rc = family_rope_gguf(g, "llama", &rope, e);
     if (rc)
         return rc;
-    hp->rope_theta = rope.theta;
-    hp->attn_scale = gguf_num_or(g, "llama.attention.scale", 0);
-    if (hp->attn_scale == 0)
-        hp->attn_scale = 1 / sqrt(hp->head_dim);
+    if (experts)
+        set_experts(&m->hp, experts, used);
+    m->hp.rope_theta = rope.theta;
     return family_bind(m, &(struct family_source){.where = gguf_path(g), .gguf = g}, &map, &rope,
                        e);
 }
@@ -244,6 +129,20 @@ const struct family family_llama = {
     .name = "llama",
     .hf_model_types = (const char *const[]){"llama", NULL},
     .gguf_archs = (const char *const[]){"llama", NULL},
-    .open_hf = open_hf,
-    .open_gguf = open_gguf,
+    .open_hf = llama_hf,
+    .open_gguf = llama_gguf,
+};
+
+const struct family family_mistral = {
+    .name = "mistral",
+    .hf_model_types = (const char *const[]){"mistral", NULL},
+    .gguf_archs = (const char *const[]){NULL},
+    .open_hf = mistral_hf,
+};
+
+const struct family family_mixtral = {
+    .name = "mixtral",
+    .hf_model_types = (const char *const[]){"mixtral", NULL},
+    .gguf_archs = (const char *const[]){NULL},
+    .open_hf = mixtral_hf,
 };

@@ -15,7 +15,9 @@
 
 #define CONFIG_MAX ((size_t)4 << 20)
 
-const struct family *const family_table[] = {&family_llama, NULL};
+const struct family *const family_table[] = {
+    &family_llama, &family_mistral, &family_mixtral, &family_qwen2,    &family_qwen3, &family_mimo,
+    &family_phi3,  &family_gemma2,  &family_gemma3,  &family_deepseek, NULL};
 
 static void owner_free(void *owner)
 {
@@ -249,6 +251,22 @@ int model_probe(const char *path, struct model_hparams *hp, size_t *file_bytes, 
     return OK;
 }
 
+static int each_expert(const struct model *m,
+                       int (*visit)(void *user, const char *name, const struct tensor *t),
+                       void *user)
+{
+    static const char *const parts[EXPERT_PARTS] = {"gate", "up", "down"};
+    int rc = OK, n = m->hp.moe.n * EXPERT_PARTS;
+    for (int l = 0; l < m->hp.n_layer; l++)
+        for (int i = 0; m->layer[l].expert && i < n && !rc; i++) {
+            char name[64];
+            snprintf(name, sizeof name, "layer %d expert %d %s", l, i / EXPERT_PARTS,
+                     parts[i % EXPERT_PARTS]);
+            rc = visit(user, name, &m->layer[l].expert[i]);
+        }
+    return rc;
+}
+
 int model_each_tensor(const struct model *m,
                       int (*visit)(void *user, const char *name, const struct tensor *t),
                       void *user)
@@ -260,9 +278,34 @@ int model_each_tensor(const struct model *m,
     static const struct {
         const char *name;
         size_t at;
-    } fields[] = {FIELD(attn_norm), FIELD(q),      FIELD(k),    FIELD(v),    FIELD(q_bias),
-                  FIELD(k_bias),    FIELD(v_bias), FIELD(kv_a), FIELD(kv_b), FIELD(o),
-                  FIELD(ffn_norm),  FIELD(gate),   FIELD(up),   FIELD(down)};
+    } fields[] = {
+        FIELD(attn_norm),
+        FIELD(q),
+        FIELD(k),
+        FIELD(v),
+        FIELD(q_bias),
+        FIELD(k_bias),
+        FIELD(v_bias),
+        FIELD(kv_a),
+        FIELD(kv_b),
+        FIELD(o),
+        FIELD(ffn_norm),
+        FIELD(gate),
+        FIELD(up),
+        FIELD(down),
+        FIELD(q_norm),
+        FIELD(k_norm),
+        FIELD(o_bias),
+        FIELD(q_a),
+        FIELD(q_a_bias),
+        FIELD(q_a_norm),
+        FIELD(kv_a_bias),
+        FIELD(kv_a_norm),
+        FIELD(post_attn_norm),
+        FIELD(post_ffn_norm),
+        FIELD(router),
+        FIELD(router_bias),
+    };
 #undef FIELD
     int rc = visit(user, "embed", &m->embed);
     for (int l = 0; l < m->hp.n_layer && !rc; l++)
@@ -274,6 +317,8 @@ int model_each_tensor(const struct model *m,
             if (t->data)
                 rc = visit(user, name, t);
         }
+    if (!rc)
+        rc = each_expert(m, visit, user);
     if (!rc)
         rc = visit(user, "final_norm", &m->final_norm);
     if (!rc && m->head.data != m->embed.data)
@@ -326,6 +371,18 @@ static int visit_fingerprint(void *user, const char *name, const struct tensor *
     return OK;
 }
 
+/* What families other than Llama add; windows and long frequencies come with the layers. */
+static void fingerprint_features(struct sha256 *s, const struct model_hparams *hp)
+{
+    char line[512];
+    int n = snprintf(line, sizeof line, "%d %.17g %.17g %.17g %.17g %d %d %d %d %d %d %d %d %d\n",
+                     hp->act, hp->attn_softcap, hp->logit_softcap, hp->embed_scale,
+                     hp->rope_magnitude, hp->rope_original, hp->q_lora_rank, hp->kv_lora_rank,
+                     hp->qk_rope_head_dim, hp->qk_nope_head_dim, hp->v_head_dim, hp->moe.n,
+                     hp->moe.used, hp->moe.first_layer);
+    sha256_add(s, line, (size_t)n);
+}
+
 int model_fingerprint(const struct model *m, char hex[65], struct err *e)
 {
     const struct model_hparams *hp = &m->hp;
@@ -338,6 +395,8 @@ int model_fingerprint(const struct model *m, char hex[65], struct err *e)
                      hp->ffn, hp->vocab, hp->rope_theta, hp->rms_eps, hp->attn_scale, hp->tied);
     sha256_init(&s);
     sha256_add(&s, line, (size_t)n);
+    if (model_convertible(m)) /* what converts keeps the fingerprint it has always had */
+        fingerprint_features(&s, hp);
     /* Nine digits: the last bits of pow() differ between C libraries. */
     for (int l = 0; l < hp->n_layer; l++)
         for (int j = 0; j < m->layer[l].rope_dim / 2; j++) {

@@ -14,6 +14,18 @@ enum model_format { MODEL_GGUF, MODEL_HF, MODEL_CONVERSION };
 enum attn_kind { ATTN_GQA, ATTN_MLA };
 
 #define MODEL_MAX_EOS 16
+#define MODEL_MAX_EXPERTS 1024
+
+/* Experts of the layers from first_layer on. */
+struct model_moe {
+    int n, used;             /* experts, and how many of them a token takes; n 0: none */
+    int ffn;                 /* width of an expert */
+    int shared_ffn, first_layer;
+    int groups, groups_used; /* experts are taken from the best groups only; 0: no groups */
+    bool sigmoid;            /* scores by sigmoid; else softmax over all experts */
+    bool renormalise;        /* the weights of the taken ones add up to one */
+    double scale;            /* multiplies the weights */
+};
 
 struct model_hparams {
     char family[32];        /* "llama" */
@@ -31,6 +43,15 @@ struct model_hparams {
     enum dtype dtype;       /* of most weight bytes */
     int bos;                /* -1: none */
     int eos[MODEL_MAX_EOS], n_eos;
+    /* What not every family has. Zero is absent everywhere, which is how Llama is. */
+    enum glu_act act;
+    double attn_softcap, logit_softcap; /* cap·tanh(x / cap) */
+    double embed_scale;     /* multiplies the embeddings */
+    double rope_magnitude;  /* multiplies cos and sin; 0: 1 */
+    int rope_original;      /* longer contexts use the layers' rope_freq_long */
+    int q_lora_rank, kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim, v_head_dim; /* born MLA */
+    struct model_moe moe;
+    int skipped_layers;     /* multi-token prediction layers of the file, which nothing runs */
 };
 
 struct model_layer {
@@ -47,8 +68,21 @@ struct model_layer {
     double attn_scale;                    /* multiplies q·k */
     struct tensor o;                      /* [D][H·d] */
     struct tensor ffn_norm;               /* [D] */
-    struct tensor gate, up, down;         /* [F][D] [F][D] [D][F] */
+    struct tensor gate, up, down;         /* [F][D] [F][D] [D][F]; with experts the shared one */
+    /* Absent in Llama. */
+    int window;                           /* keys a token sees, itself included; 0: all */
+    const double *rope_freq_long;         /* see rope_original */
+    struct tensor q_norm, k_norm;         /* [d], each head, before the rotation */
+    struct tensor o_bias;                 /* [D] */
+    struct tensor q_a;                    /* MLA [q_lora_rank][D]; q is then [H·(P+R)][rank] */
+    struct tensor q_a_bias, q_a_norm;     /* [q_lora_rank] */
+    struct tensor kv_a_bias, kv_a_norm;   /* MLA [r+R]; [r] */
+    double latent_eps;                    /* of q_a_norm and kv_a_norm */
+    struct tensor post_attn_norm, post_ffn_norm; /* [D], before the residual is added */
+    struct tensor router, router_bias;    /* [experts][D]; [experts], for the choice only */
+    struct tensor *expert;                /* [experts][3] */
 };
+enum { EXPERT_GATE, EXPERT_UP, EXPERT_DOWN, EXPERT_PARTS };
 
 struct model {
     struct model_hparams hp;
@@ -73,6 +107,10 @@ void model_free(struct model *m);
  * out pointer may be NULL. */
 int model_probe(const char *path, struct model_hparams *hp, size_t *file_bytes,
                 size_t *parameters, struct err *e);
+/* NULL when the model can be converted, else a sentence that says why not (static memory). */
+const char *model_convertible(const struct model *m);
+/* Numbers that a token leaves in the KV cache, all layers together. */
+long long model_kv_numbers(const struct model_hparams *hp);
 /* Reads every weight; ERR_NUMERIC names the first tensor and index that is NaN or infinite. */
 int model_check_finite(const struct model *m, const struct progress *p, struct err *e);
 /* The tensors of a model in a fixed order, absent ones left out, a tied head once. Names are those

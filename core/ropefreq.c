@@ -1,5 +1,6 @@
-/* Rope frequencies. Knows default, linear and llama3; dynamic, yarn and longrope change with the
- * length of the text or the size of the logits and are refused by those who read configurations. */
+/* Rope frequencies. Knows default, linear, llama3 and lists of divisors; dynamic and yarn change
+ * with the length of the text or the size of the logits and are refused by those who read
+ * configurations. */
 #include "core/ropefreq.h"
 
 #include <math.h>
@@ -33,6 +34,14 @@ void ropefreq_fill(const struct rope_spec *r, int dim, double *freq)
             keep = keep < 0 ? 0 : keep > 1 ? 1 : keep;
             f = keep * f + (1 - keep) * f / r->factor;
         }
-        freq[j] = f;
+        freq[j] = r->divisor ? f / r->divisor[j] : f;
     }
+}
+
+int ropefreq_usable(const double *freq, int n, const char *where, struct err *e)
+{
+    for (int j = 0; j < n; j++)
+        if (!(freq[j] > 0 && freq[j] <= 1e3))
+            return err_set(e, ERR_FORMAT, "%s: rope frequency %d is %g", where, j, freq[j]);
+    return OK;
 }

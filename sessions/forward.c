@@ -12,13 +12,14 @@ static int max_int(int a, int b)
 
 /* Widest rows any layer needs, so that one scratch serves all layers. */
 struct widths {
-    int q, k, v, att, lat, rope, pairs;
+    int q, k, v, att, lat, rope, pairs, q_a, ffn;
 };
 
 static struct widths model_widths(const struct model *m)
 {
     const struct model_hparams *hp = &m->hp;
-    struct widths w = {0};
+    struct widths w = {.q_a = hp->q_lora_rank,
+                       .ffn = max_int(hp->ffn, max_int(hp->moe.ffn, hp->moe.shared_ffn))};
     for (int l = 0; l < hp->n_layer; l++) {
         const struct model_layer *y = &m->layer[l];
         w.pairs = max_int(w.pairs, y->rope_dim / 2);
@@ -61,8 +62,11 @@ int scratch_reserve(struct scratch *s, const struct engine *g, int rows, struct 
     bool ok = grow(s, &s->x, rows, hp->hidden) && grow(s, &s->q, rows, w.q) &&
               grow(s, &s->k, rows, w.k) && grow(s, &s->v, rows, w.v) &&
               grow(s, &s->att, rows, w.att) && grow(s, &s->lat, rows, 2 * w.lat) &&
-              grow(s, &s->q_rope, rows, w.rope) && grow(s, &s->gate, rows, hp->ffn) &&
-              grow(s, &s->up, rows, hp->ffn);
+              grow(s, &s->q_rope, rows, w.rope) && grow(s, &s->gate, rows, w.ffn) &&
+              grow(s, &s->up, rows, w.ffn) && grow(s, &s->q_a, rows, w.q_a) &&
+              grow(s, &s->scores, rows, hp->moe.n) &&
+              grow(s, &s->expert_in, rows, hp->moe.n ? hp->hidden : 0) &&
+              grow(s, &s->expert_out, rows, hp->moe.n ? hp->hidden : 0);
     free(s->cos);
     free(s->sin);
     s->cos = mem_aligned((size_t)rows * (size_t)max_int(w.pairs, 1), sizeof(float));
@@ -70,19 +74,25 @@ int scratch_reserve(struct scratch *s, const struct engine *g, int rows, struct 
     s->table_freq = NULL;
     s->rows = 0;
     if (!ok || !s->cos || !s->sin)
-        return err_nomem(e, (size_t)rows * (size_t)(hp->hidden + 2 * hp->ffn) * sizeof(float),
+        return err_nomem(e, (size_t)rows * (size_t)(hp->hidden + 2 * w.ffn) * sizeof(float),
                          "activations");
-    s->rows = rows;
-    return OK;
+    moe_plan_free(s->plan);
+    s->plan = NULL;
+    int rc = hp->moe.n ? moe_plan_new(&s->plan, &hp->moe, rows, e) : OK;
+    s->rows = rc ? 0 : rows;
+    return rc;
 }
 
 void scratch_done(struct scratch *s)
 {
-    float **all[] = {&s->x, &s->q, &s->k, &s->v, &s->att, &s->lat, &s->q_rope, &s->gate, &s->up};
+    float **all[] = {&s->x,      &s->q,         &s->k,         &s->v,  &s->att,
+                     &s->lat,    &s->q_rope,    &s->gate,      &s->up, &s->q_a,
+                     &s->scores, &s->expert_in, &s->expert_out};
     for (size_t i = 0; s->backend && i < sizeof all / sizeof *all; i++)
         s->backend->ops->free(s->backend, *all[i]);
     free(s->cos);
     free(s->sin);
+    moe_plan_free(s->plan);
     *s = (struct scratch){0};
 }
 
@@ -94,18 +104,21 @@ void scratch_new_batch(struct scratch *s)
 /* cos and sin of position × frequency, angles in double: fp32 angles lose digits at long context.
  */
 static void rope_table(struct scratch *s, const struct model_layer *y, const struct segment *seg,
-                       int n_seg)
+                       int n_seg, double magnitude)
 {
     int pairs = y->rope_dim / 2;
+    if (magnitude == 0)
+        magnitude = 1;
     if (s->table_freq == y->rope_freq && s->table_pairs == pairs)
         return;
     for (int i = 0; i < n_seg; i++) {
+        const double *freq = seg[i].long_rope ? y->rope_freq_long : y->rope_freq;
         for (int t = 0; t < seg[i].n; t++) {
             size_t at = (size_t)(seg[i].row + t) * (size_t)pairs;
             for (int j = 0; j < pairs; j++) {
-                double a = (seg[i].past + t) * y->rope_freq[j];
-                s->cos[at + (size_t)j] = (float)cos(a);
-                s->sin[at + (size_t)j] = (float)sin(a);
+                double a = (seg[i].past + t) * freq[j];
+                s->cos[at + (size_t)j] = (float)(magnitude * cos(a));
+                s->sin[at + (size_t)j] = (float)(magnitude * sin(a));
             }
         }
     }
@@ -126,7 +139,7 @@ static void attention_gqa(const struct engine *g, int layer, int rows, const str
     const struct model_layer *y = &g->model->layer[layer];
     int H = hp->n_head, G = hp->n_kv_head, d = hp->head_dim, kd = G * d;
     if (y->rope_dim) {
-        rope_table(s, y, seg, n_seg);
+        rope_table(s, y, seg, n_seg, hp->rope_magnitude);
         op->rope(g->backend, s->q, H * d, H, d, y->rope_dim, s->cos, s->sin, rows);
         op->rope(g->backend, s->k, kd, G, d, y->rope_dim, s->cos, s->sin, rows);
     }
@@ -147,7 +160,9 @@ static void attention_gqa(const struct engine *g, int layer, int rows, const str
                                   .H = H,
                                   .G = G,
                                   .d = d,
-                                  .scale = (float)y->attn_scale};
+                                  .scale = (float)y->attn_scale,
+                                  .softcap = (float)hp->attn_softcap,
+                                  .window = y->window};
         op->attn_gqa(g->backend, &a);
     }
 }
@@ -161,7 +176,7 @@ static void attention_mla(const struct engine *g, int layer, int rows, const str
     int H = g->model->hp.n_head, r = y->kv_lora_rank, R = y->qk_rope_head_dim;
     int P = y->qk_nope_head_dim, Vd = y->v_head_dim, head = P + R, width = r + R;
     if (R) {
-        rope_table(s, y, seg, n_seg);
+        rope_table(s, y, seg, n_seg, g->model->hp.rope_magnitude);
         op->rope(g->backend, s->q + P, H * head, H, head, R, s->cos, s->sin, rows);
         op->rope(g->backend, s->k + r, width, 1, 0, R, s->cos, s->sin, rows);
         op->store(g->backend, s->q_rope, DTYPE_F32, R, s->q + P, head, R, rows * H);
@@ -189,6 +204,47 @@ static void attention_mla(const struct engine *g, int layer, int rows, const str
     op->mla_expand(g->backend, s->att, lat, kv_b, H, P, Vd, r, rows);
 }
 
+/* The query through a matrix of low rank, with a norm in the middle. */
+static void narrow_query(const struct engine *g, int layer, const float *x, int rows,
+                         struct scratch *s)
+{
+    const struct backend_ops *op = g->backend->ops;
+    const struct engine_layer *w = &g->layer[layer];
+    const struct weight *in[] = {w->w[W_Q_A], w->w[W_KV_A]}, *out[] = {w->w[W_Q]};
+    int rank = g->model->hp.q_lora_rank;
+    op->linear(g->backend, 2, in, (float *const[]){s->q_a, s->k}, x, rows, false);
+    if (w->v[V_Q_A_BIAS])
+        op->add_bias(g->backend, s->q_a, w->v[V_Q_A_BIAS], rows, rank);
+    op->rms_norm(g->backend, s->q_a, s->q_a, w->v[V_Q_A_NORM],
+                 (float)g->model->layer[layer].latent_eps, rows, rank);
+    op->linear(g->backend, 1, out, (float *const[]){s->q}, s->q_a, rows, false);
+}
+
+/* Biases and norms of the projections, where the layer has any. */
+static void dress_projections(const struct engine *g, int layer, int rows, struct scratch *s)
+{
+    const struct backend_ops *op = g->backend->ops;
+    const struct model_hparams *hp = &g->model->hp;
+    const struct model_layer *y = &g->model->layer[layer];
+    float *const *v = g->layer[layer].v;
+    int H = hp->n_head, G = hp->n_kv_head, d = hp->head_dim;
+    int r = y->kv_lora_rank, width = r + y->qk_rope_head_dim;
+    if (v[V_Q_BIAS])
+        op->add_bias(g->backend, s->q, v[V_Q_BIAS], rows, H * d);
+    if (v[V_K_BIAS])
+        op->add_bias(g->backend, s->k, v[V_K_BIAS], rows, G * d);
+    if (v[V_V_BIAS])
+        op->add_bias(g->backend, s->v, v[V_V_BIAS], rows, G * d);
+    if (v[V_KV_A_BIAS])
+        op->add_bias(g->backend, s->k, v[V_KV_A_BIAS], rows, width);
+    if (v[V_Q_NORM])
+        op->head_norm(g->backend, s->q, H * d, H, d, v[V_Q_NORM], (float)hp->rms_eps, rows, d);
+    if (v[V_K_NORM])
+        op->head_norm(g->backend, s->k, G * d, G, d, v[V_K_NORM], (float)hp->rms_eps, rows, d);
+    if (v[V_KV_A_NORM])
+        op->head_norm(g->backend, s->k, width, 1, 0, v[V_KV_A_NORM], (float)y->latent_eps, rows, r);
+}
+
 void forward_attention(const struct engine *g, int layer, const float *x, int rows,
                        const struct segment *seg, int n_seg, enum dtype kv, struct scratch *s,
                        const struct forward_tap *tap)
@@ -198,7 +254,11 @@ void forward_attention(const struct engine *g, int layer, const float *x, int ro
     const struct weight *gqa_w[] = {w->w[W_Q], w->w[W_K], w->w[W_V]};
     const struct weight *mla_w[] = {w->w[W_Q], w->w[W_KV_A]};
     float *y[] = {s->q, s->k, s->v};
-    g->backend->ops->linear(g->backend, mla ? 2 : 3, mla ? mla_w : gqa_w, y, x, rows, false);
+    if (w->w[W_Q_A])
+        narrow_query(g, layer, x, rows, s);
+    else
+        g->backend->ops->linear(g->backend, mla ? 2 : 3, mla ? mla_w : gqa_w, y, x, rows, false);
+    dress_projections(g, layer, rows, s);
     if (tap && tap->attention)
         tap->attention(tap->user, layer, x, s->q, s->k, mla ? NULL : s->v, rows);
     if (mla)
@@ -207,18 +267,38 @@ void forward_attention(const struct engine *g, int layer, const float *x, int ro
         attention_gqa(g, layer, rows, seg, n_seg, kv, s);
 }
 
+/* h += w · x, normed on the way where post is not NULL; s->x is free to use by then. */
+static void add_back(const struct engine *g, const struct weight *w, const float *bias,
+                     const float *post, float *h, const float *x, int rows, struct scratch *s)
+{
+    const struct backend_ops *op = g->backend->ops;
+    int D = g->model->hp.hidden;
+    const struct weight *const one[] = {w};
+    op->linear(g->backend, 1, one, (float *const[]){post ? s->x : h}, x, rows, !post);
+    if (bias)
+        op->add_bias(g->backend, post ? s->x : h, bias, rows, D);
+    if (post) {
+        op->rms_norm(g->backend, s->x, s->x, post, (float)g->model->hp.rms_eps, rows, D);
+        op->add(g->backend, h, s->x, (size_t)rows * (size_t)D);
+    }
+}
+
 static void feed_forward(const struct engine *g, int layer, float *h, int rows, struct scratch *s)
 {
     const struct backend_ops *op = g->backend->ops;
     const struct model_hparams *hp = &g->model->hp;
     const struct engine_layer *w = &g->layer[layer];
     op->rms_norm(g->backend, s->x, h, w->ffn_norm, (float)hp->rms_eps, rows, hp->hidden);
+    if (w->expert)
+        forward_experts(g, layer, h, s->x, rows, s);
+    if (!w->w[W_GATE])
+        return;
     const struct weight *in[] = {w->w[W_GATE], w->w[W_UP]};
     float *y[] = {s->gate, s->up};
+    int width = w->expert ? hp->moe.shared_ffn : hp->ffn;
     op->linear(g->backend, 2, in, y, s->x, rows, false);
-    op->glu(g->backend, s->gate, s->gate, s->up, GLU_SILU, (size_t)rows * (size_t)hp->ffn);
-    op->linear(g->backend, 1, (const struct weight *const[]){w->w[W_DOWN]}, (float *const[]){h},
-               s->gate, rows, true);
+    op->glu(g->backend, s->gate, s->gate, s->up, hp->act, (size_t)rows * (size_t)width);
+    add_back(g, w->w[W_DOWN], NULL, w->v[V_POST_FFN], h, s->gate, rows, s);
 }
 
 void forward_layer(const struct engine *g, int layer, float *h, int rows, const struct segment *seg,
@@ -229,7 +309,6 @@ void forward_layer(const struct engine *g, int layer, float *h, int rows, const 
     const struct engine_layer *w = &g->layer[layer];
     op->rms_norm(g->backend, s->x, h, w->attn_norm, (float)hp->rms_eps, rows, hp->hidden);
     forward_attention(g, layer, s->x, rows, seg, n_seg, kv, s, tap);
-    op->linear(g->backend, 1, (const struct weight *const[]){w->w[W_O]}, (float *const[]){h},
-               s->att, rows, true);
+    add_back(g, w->w[W_O], w->v[V_O_BIAS], w->v[V_POST_ATTN], h, s->att, rows, s);
     feed_forward(g, layer, h, rows, s);
 }

@@ -6,12 +6,44 @@
 
 #include "sessions/infer.h"
 
-enum forward_slot { W_Q, W_K, W_V, W_O, W_GATE, W_UP, W_DOWN, W_KV_A, W_KV_B, W_COUNT };
+enum forward_slot {
+    W_Q,
+    W_K,
+    W_V,
+    W_O,
+    W_GATE,
+    W_UP,
+    W_DOWN,
+    W_KV_A,
+    W_KV_B,
+    W_Q_A,
+    W_ROUTER,
+    W_COUNT
+};
+/* Vectors that not every layer has. */
+enum forward_vector {
+    V_Q_BIAS,
+    V_K_BIAS,
+    V_V_BIAS,
+    V_O_BIAS,
+    V_Q_NORM,
+    V_K_NORM,
+    V_Q_A_BIAS,
+    V_Q_A_NORM,
+    V_KV_A_BIAS,
+    V_KV_A_NORM,
+    V_POST_ATTN,
+    V_POST_FFN,
+    V_COUNT
+};
 
 struct engine_layer {
     float *attn_norm, *ffn_norm; /* [D] backend memory */
     struct weight *w[W_COUNT];   /* NULL where the layer has none */
     bool borrowed[W_COUNT];
+    float *v[V_COUNT];           /* backend memory or NULL */
+    struct weight **expert;      /* [experts][EXPERT_PARTS] or NULL */
+    float *router_bias;          /* host memory or NULL */
 };
 
 struct engine {
@@ -32,6 +64,7 @@ struct segment {
     int row, n; /* rows row … row+n−1 of the batch */
     int past;   /* position of the first one */
     struct layer_cache cache;
+    bool long_rope; /* the timeline's context is longer than hp.rope_original */
 };
 
 /* Activations for up to a number of rows; grows, never shrinks. */
@@ -39,6 +72,8 @@ struct scratch {
     struct backend *backend;
     int rows;
     float *x, *q, *k, *v, *att, *lat, *q_rope, *gate, *up;
+    float *q_a, *scores, *expert_in, *expert_out; /* NULL in models that need none */
+    struct moe_plan *plan;                        /* host: who goes to which expert */
     float *cos, *sin;         /* host, [rows][rope_dim/2] of the last table */
     const double *table_freq; /* the list that cos/sin were made for; NULL: none */
     int table_pairs;
@@ -64,5 +99,12 @@ void forward_layer(const struct engine *g, int layer, float *h, int rows,
 void forward_attention(const struct engine *g, int layer, const float *x, int rows,
                        const struct segment *seg, int n_seg, enum dtype kv, struct scratch *s,
                        const struct forward_tap *tap);
+
+/* The feed-forward of a layer with experts, without the shared one: h += Σ weight · expert(x), x the
+ * normed input [rows][D]. (moe.c) */
+void forward_experts(const struct engine *g, int layer, float *h, const float *x, int rows,
+                     struct scratch *s);
+int moe_plan_new(struct moe_plan **out, const struct model_moe *moe, int rows, struct err *e);
+void moe_plan_free(struct moe_plan *p);
 
 #endif

@@ -13,9 +13,9 @@
 static const struct tensor *slot_tensor(const struct model_layer *y, int slot)
 {
     const struct tensor *all[W_COUNT] = {
-        [W_Q] = &y->q,       [W_K] = &y->k,       [W_V] = &y->v,
-        [W_O] = &y->o,       [W_GATE] = &y->gate, [W_UP] = &y->up,
-        [W_DOWN] = &y->down, [W_KV_A] = &y->kv_a, [W_KV_B] = &y->kv_b,
+        [W_Q] = &y->q,       [W_K] = &y->k,     [W_V] = &y->v,           [W_O] = &y->o,
+        [W_GATE] = &y->gate, [W_UP] = &y->up,   [W_DOWN] = &y->down,     [W_KV_A] = &y->kv_a,
+        [W_KV_B] = &y->kv_b, [W_Q_A] = &y->q_a, [W_ROUTER] = &y->router,
     };
     return all[slot];
 }
@@ -43,6 +43,46 @@ static int load_norm(struct engine *g, const struct tensor *t, float **out, stru
     return *out ? OK : err_nomem(e, bytes, "a norm");
 }
 
+static int load_vectors(struct engine *g, int l, struct err *e)
+{
+    const struct model_layer *y = &g->model->layer[l];
+    struct engine_layer *w = &g->layer[l];
+    const struct tensor *all[V_COUNT] = {
+        [V_Q_BIAS] = &y->q_bias,
+        [V_K_BIAS] = &y->k_bias,
+        [V_V_BIAS] = &y->v_bias,
+        [V_O_BIAS] = &y->o_bias,
+        [V_Q_NORM] = &y->q_norm,
+        [V_K_NORM] = &y->k_norm,
+        [V_Q_A_BIAS] = &y->q_a_bias,
+        [V_Q_A_NORM] = &y->q_a_norm,
+        [V_KV_A_BIAS] = &y->kv_a_bias,
+        [V_KV_A_NORM] = &y->kv_a_norm,
+        [V_POST_ATTN] = &y->post_attn_norm,
+        [V_POST_FFN] = &y->post_ffn_norm,
+    };
+    int rc = OK;
+    for (int i = 0; i < V_COUNT && !rc; i++)
+        if (all[i]->data)
+            rc = load_norm(g, all[i], &w->v[i], e);
+    if (!rc && y->router_bias.data)
+        rc = tensor_to_f32(&y->router_bias, &w->router_bias, e);
+    return rc;
+}
+
+static int load_experts(struct engine *g, int l, struct err *e)
+{
+    const struct tensor *t = g->model->layer[l].expert;
+    size_t n = (size_t)g->model->hp.moe.n * EXPERT_PARTS;
+    int rc = OK;
+    struct weight **w = g->layer[l].expert = mem_calloc(n, sizeof(struct weight *));
+    if (!w)
+        return err_nomem(e, n * sizeof *w, "experts");
+    for (size_t i = 0; i < n && !rc; i++)
+        rc = load_weight(g, &t[i], &w[i], e);
+    return rc;
+}
+
 static int load_layer(struct engine *g, const struct engine *share, int l, struct err *e)
 {
     const struct model_layer *y = &g->model->layer[l];
@@ -50,6 +90,10 @@ static int load_layer(struct engine *g, const struct engine *share, int l, struc
     int rc = load_norm(g, &y->attn_norm, &w->attn_norm, e);
     if (!rc)
         rc = load_norm(g, &y->ffn_norm, &w->ffn_norm, e);
+    if (!rc)
+        rc = load_vectors(g, l, e);
+    if (!rc && y->expert)
+        rc = load_experts(g, l, e);
     for (int i = 0; i < W_COUNT && !rc; i++) {
         const struct tensor *t = slot_tensor(y, i);
         if (!t->data)
@@ -100,6 +144,17 @@ int engine_new(struct engine **out, const struct model *m, struct backend *b,
     return OK;
 }
 
+static void free_extras(const struct engine *g, struct engine_layer *w)
+{
+    const struct backend_ops *op = g->backend->ops;
+    for (int i = 0; i < V_COUNT; i++)
+        op->free(g->backend, w->v[i]);
+    for (int i = 0; w->expert && i < g->model->hp.moe.n * EXPERT_PARTS; i++)
+        op->weight_free(g->backend, w->expert[i]);
+    free(w->expert);
+    free(w->router_bias);
+}
+
 void engine_free(struct engine *g)
 {
     if (!g)
@@ -109,6 +164,7 @@ void engine_free(struct engine *g)
         struct engine_layer *w = &g->layer[l];
         op->free(g->backend, w->attn_norm);
         op->free(g->backend, w->ffn_norm);
+        free_extras(g, w);
         for (int i = 0; i < W_COUNT; i++)
             if (w->w[i] && !w->borrowed[i])
                 op->weight_free(g->backend, w->w[i]);
@@ -280,6 +336,8 @@ static void head_rows(struct infer *t, int first, int n, float *out)
                          (float)hp->rms_eps, rows, hp->hidden);
         b->ops->linear(b, 1, (const struct weight *const[]){t->g->head},
                        (float *const[]){t->logits}, t->scratch.x, rows, false);
+        if (hp->logit_softcap > 0)
+            b->ops->softcap(b, t->logits, (float)hp->logit_softcap, (size_t)rows * V);
         b->ops->get(b, out + (size_t)i * V, t->logits, (size_t)rows * V * sizeof(float));
     }
 }
@@ -320,14 +378,31 @@ static int check_room(const struct infer *t, int n, struct err *e)
     return OK;
 }
 
+static void embed(const struct engine *g, float *h, const int32_t *ids, int n)
+{
+    const struct model_hparams *hp = &g->model->hp;
+    g->backend->ops->embed(g->backend, h, g->embed, ids, n);
+    if (hp->embed_scale > 0)
+        g->backend->ops->scale(g->backend, h, (float)hp->embed_scale,
+                               (size_t)n * (size_t)hp->hidden);
+}
+
+/* Rotated keys stay in the cache, so a timeline decides when it begins which frequencies it uses.
+ */
+static bool long_rope(const struct infer *t)
+{
+    const struct model_hparams *hp = &t->g->model->hp;
+    return hp->rope_original && t->n_ctx > hp->rope_original;
+}
+
 /* One block of rows of this timeline through all layers; h holds the result. */
 static void run_block(struct infer *t, const int32_t *ids, int n)
 {
-    struct backend *b = t->g->backend;
     scratch_new_batch(&t->scratch);
-    b->ops->embed(b, t->h, t->g->embed, ids, n);
+    embed(t->g, t->h, ids, n);
     for (int l = 0; l < t->g->model->hp.n_layer; l++) {
-        struct segment s = {.row = 0, .n = n, .past = t->pos, .cache = t->layer[l]};
+        struct segment s = {
+            .row = 0, .n = n, .past = t->pos, .cache = t->layer[l], .long_rope = long_rope(t)};
         forward_layer(t->g, l, t->h, n, &s, 1, t->kv, &t->scratch, NULL);
     }
     t->pos += n;
@@ -385,10 +460,10 @@ int infer_step_many(struct infer *const *t, const int32_t *ids, int n, float *lo
     if (rc || !seg)
         return rc ? rc : err_nomem(e, (size_t)n * sizeof *seg, "a batch");
     scratch_new_batch(&t[0]->scratch);
-    b->ops->embed(b, t[0]->h, g->embed, ids, n);
+    embed(g, t[0]->h, ids, n);
     for (int l = 0; l < g->model->hp.n_layer; l++) {
         for (int i = 0; i < n; i++)
-            seg[i] = (struct segment){i, 1, t[i]->pos, t[i]->layer[l]};
+            seg[i] = (struct segment){i, 1, t[i]->pos, t[i]->layer[l], long_rope(t[i])};
         forward_layer(g, l, t[0]->h, n, seg, n, t[0]->kv, &t[0]->scratch, NULL);
     }
     head_rows(t[0], 0, n, logits);

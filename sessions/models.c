@@ -10,7 +10,6 @@
 
 #include "core/file.h"
 #include "core/json.h"
-#include "core/kvmem.h"
 #include "core/model.h"
 #include "sessions/paths.h"
 
@@ -64,8 +63,7 @@ static void describe(struct model_entry *m, const char *probe_path)
     m->n_kv_head = hp.n_kv_head;
     m->head_dim = hp.head_dim;
     m->context = hp.context;
-    m->kv_bytes_per_token = (size_t)hp.n_layer * dtype_bytes(DTYPE_F16, 1) *
-                            (size_t)kvmem_gqa_numbers(hp.n_kv_head, hp.head_dim);
+    m->kv_bytes_per_token = (size_t)model_kv_numbers(&hp) * dtype_bytes(DTYPE_F16, 1);
 }
 
 static int small_int(const cJSON *o, const char *key)

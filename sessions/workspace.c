@@ -224,9 +224,11 @@ void workspace_info(const struct workspace *w, struct model_info *info)
     info->parameters = w->base->parameters;
     info->file_bytes = w->base->file_bytes;
     info->plan_model = w->plan_model;
-    info->kv_bytes_per_token =
-        (size_t)rankplan_numbers_gqa(&w->plan_model) * dtype_bytes(DTYPE_F16, 1);
-    info->convertible = true;
+    info->kv_bytes_per_token = (size_t)model_kv_numbers(hp) * dtype_bytes(DTYPE_F16, 1);
+    info->skipped_layers = hp->skipped_layers;
+    const char *why = model_convertible(w->base);
+    info->convertible = !why;
+    copy_text(info->reason, sizeof info->reason, why ? why : "");
 }
 
 bool workspace_has_conversion(const struct workspace *w)
@@ -281,6 +283,13 @@ void workspace_stamp_plan(const struct workspace *w, struct rankplan *plan)
     plan->calibration.seed = (long long)w->text.seed;
 }
 
+static int refuse_conversion(const struct workspace *w, struct err *e)
+{
+    const char *why = model_convertible(w->base);
+    return why ? err_set(e, ERR_UNSUPPORTED, "%s cannot be converted: %s", w->base->hp.name, why)
+               : OK;
+}
+
 /* The spectrum of one layer from moments m, or from the weights alone (m NULL). */
 static int layer_spectrum(const struct workspace *w, int layer, const struct moments *m,
                           enum plan_layout layout, int rope_dim, struct spectrum *out,
@@ -311,6 +320,9 @@ int workspace_spectrum(struct workspace *w, int layer, enum plan_layout layout, 
     *out = (struct spectrum){0};
     if (!w->base || layer < 0 || layer >= w->base->hp.n_layer)
         return err_set(e, ERR_ARG, "no layer %d", layer);
+    int rc = refuse_conversion(w, e);
+    if (rc)
+        return rc;
     return layer_spectrum(w, layer, w->moments ? &w->moments[layer] : NULL, layout, rope_dim, out,
                           e);
 }
@@ -377,7 +389,9 @@ int workspace_calibrate(struct workspace *w, const struct calib_options *o, cons
     int L = w->base->hp.n_layer;
     struct calib_text text = {0};
     char *prefix = NULL;
-    int rc = calibration_text(w, o, &text, p, e);
+    int rc = refuse_conversion(w, e);
+    if (!rc)
+        rc = calibration_text(w, o, &text, p, e);
     struct moments *m = rc ? NULL : mem_calloc((size_t)L, sizeof *m);
     if (!rc && !m)
         rc = err_nomem(e, (size_t)L * sizeof *m, "statistics");
@@ -448,8 +462,8 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
     struct conversion *c = NULL;
     struct engine *g = NULL;
     double **second = NULL, start = now();
-    int rc = OK;
-    if (plan->method == METHOD_TRANSMLA) {
+    int rc = refuse_conversion(w, e);
+    if (!rc && plan->method == METHOD_TRANSMLA) {
         second = mem_calloc((size_t)L, sizeof *second);
         rc = second ? second_pass(w, plan, second, p, e)
                     : err_nomem(e, (size_t)L * sizeof *second, "second moments");

@@ -12,6 +12,26 @@ static const char *const models[][2] = {
     {"arch/llama_gqa_tied", "arch/llama_gqa_tied/golden.json"},
     {"arch/llama3_rope", "arch/llama3_rope/golden.json"},
     {"arch/llama3_v5layout", "arch/llama3_v5layout/golden.json"},
+    {"arch/mistral_swa", "arch/mistral_swa/golden.json"},
+    {"arch/qwen2_bias", "arch/qwen2_bias/golden.json"},
+    {"arch/qwen3_qknorm", "arch/qwen3_qknorm/golden.json"},
+    {"arch/mimo_mtp", "arch/mimo_mtp/golden.json"},
+    {"arch/phi4", "arch/phi4/golden.json"},
+    {"arch/phi3_partial", "arch/phi3_partial/golden.json"},
+    {"arch/phi4mini_long", "arch/phi4mini_long/golden.json"},
+    {"arch/phi4mini_short", "arch/phi4mini_short/golden.json"},
+    {"arch/gemma2", "arch/gemma2/golden.json"},
+    {"arch/gemma3_text", "arch/gemma3_text/golden.json"},
+    {"arch/gemma3_v5layout", "arch/gemma3_v5layout/golden.json"},
+    {"arch/mixtral_moe", "arch/mixtral_moe/golden.json"},
+    {"arch/dsv2_dense", "arch/dsv2_dense/golden.json"},
+    {"arch/dsv3_dense", "arch/dsv3_dense/golden.json"},
+    {"arch/dsv3_qlora_bias", "arch/dsv3_qlora_bias/golden.json"},
+    {"arch/dsv3_moe", "arch/dsv3_moe/golden.json"},
+    {"arch/gguf/qwen2_bias.gguf", "arch/qwen2_bias/golden.json"},
+    {"arch/gguf/qwen3_qknorm.gguf", "arch/qwen3_qknorm/golden.json"},
+    {"arch/gguf/gemma2.gguf", "arch/gemma2/golden.json"},
+    {"arch/gguf/mixtral_moe.gguf", "arch/mixtral_moe/golden.json"},
     {"arch/gguf/llama_gqa_tied.gguf", "arch/llama_gqa_tied/golden.json"},
     {"arch/gguf/llama3_rope.gguf", "arch/llama3_rope/golden.json"},
     {"arch/gguf/llama_mixed_quant.gguf", "arch/gguf/llama_mixed_quant.golden.json"},
@@ -75,9 +95,7 @@ static void check_properties(const struct engine *g, const struct golden *gold)
     CHECK_OK(infer_step_many((struct infer *const[]){a, b}, ids, 2, one, &e), e);
     CHECK(test_rel_error(one, all + 3 * V, V) < 1e-4, "batch row 0 differs");
     CHECK(test_rel_error(one + V, all + 7 * V, V) < 1e-4, "batch row 1 differs");
-    const struct model_hparams *hp = &engine_model(g)->hp;
-    size_t want =
-        (size_t)hp->n_layer * 2 * (size_t)(hp->n_kv_head * hp->head_dim) * 4 * (size_t)gold->n;
+    size_t want = (size_t)model_kv_numbers(&engine_model(g)->hp) * 4 * (size_t)gold->n;
     CHECK(infer_kv_bytes(a) == want, "KV bytes %zu, expected %zu", infer_kv_bytes(a), want);
     infer_free(a);
     infer_free(b);

@@ -264,8 +264,6 @@ static void test_gguf_added(void)
         float value;
         const char *says; /* NULL: fine */
     } added[] = {
-        {"llama.expert_count", 8, "Mixtral"},
-        {"llama.expert_count", 0, NULL},
         {"llama.attention.sliding_window", 4096, "sliding window"},
         {"llama.embedding_scale", 12, "scaled embeddings"},
         {"llama.logit_scale", 1, NULL},
@@ -283,6 +281,15 @@ static void test_gguf_added(void)
             CHECK(m->layer[0].rope_freq[0] == 0.25, "%g", m->layer[0].rope_freq[0]);
         if (m && !strcmp(added[i].key, "llama.attention.scale"))
             CHECK(m->layer[1].attn_scale == 0.5, "%g", m->layer[1].attn_scale);
+        model_free(m);
+        put_free(&extra);
+    }
+    for (uint32_t n = 0; n < 2; n++) { /* no experts, and experts that the tensors do not have */
+        struct bytes extra = {0};
+        put_key_u32(&extra, "llama.expert_count", 8 * n);
+        int rc = open_gguf_changed(&m, &extra, NULL, 0, &e);
+        CHECK((rc == 0) == (n == 0), "%s", e.text);
+        CHECK(n == 0 || strstr(e.text, "llama.expert_used_count"), "%s", e.text);
         model_free(m);
         put_free(&extra);
     }

@@ -104,6 +104,8 @@ static cJSON *info_json(const struct model_info *i, const struct rankplan *p)
     reasons = cJSON_AddArrayToObject(o, "reasons");
     if (i->reason[0])
         cJSON_AddItemToArray(reasons, cJSON_CreateString(i->reason));
+    if (i->skipped_layers)
+        cJSON_AddNumberToObject(o, "skipped_layers", i->skipped_layers);
     if (p)
         add_conversion(o, p);
     return o;
@@ -127,6 +129,9 @@ static void print_info(const struct model_info *i, const struct rankplan *p)
     printf(", %s at %d tokens\n", kv, i->context);
     printf("convertible  %s%s%s\n", i->convertible ? "yes" : "no", i->reason[0] ? ": " : "",
            i->reason);
+    if (i->skipped_layers)
+        printf("left out     %d multi-token prediction layer%s of the file\n", i->skipped_layers,
+               i->skipped_layers == 1 ? "" : "s");
     if (!p)
         return;
     kvmem_text((double)rankplan_numbers(p) * 2, kv, sizeof kv);

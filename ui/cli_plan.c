@@ -166,6 +166,8 @@ int cli_make_plan(struct cli *c, struct workspace *w, struct rankplan *plan, str
     int rc = check_alloc(c, e);
     if (rc)
         return rc;
+    if (!info.convertible)
+        return err_set(e, ERR_UNSUPPORTED, "%s cannot be converted: %s", info.name, info.reason);
     rc = rankplan_init(plan, &info.plan_model, e);
     if (!rc)
         rc = choose_method(c, plan, e);

@@ -1,0 +1,197 @@
+/* DeepSeek V2 and V3 from safetensors: attention that is MLA from the start, with a norm on the
+ * latent (whose epsilon is fixed, whatever rms_norm_eps says), an optional narrow query with a norm
+ * of its own, rotated rows in interleaved pairs; experts beside a shared one after the first dense
+ * layers. Multi-token prediction layers are left out and counted.
+ *
+ * Refuses yarn and the other types of rope scaling, routers it does not know, an attention_bias
+ * that the tensors contradict, and FP8 weights. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/family.h"
+
+#define LATENT_EPS 1e-6
+
+static const struct family_slot layer_slots[] = {
+    {NULL, "input_layernorm.weight", LAYER_AT(attn_norm), DIM_HIDDEN, DIM_NONE, 0},
+    {NULL, "self_attn.q_proj.weight", LAYER_AT(q), DIM_MLA_Q, DIM_HIDDEN,
+     SLOT_MLA_ROPE | SLOT_Q_FULL},
+    {NULL, "self_attn.q_a_proj.weight", LAYER_AT(q_a), DIM_Q_LORA, DIM_HIDDEN, SLOT_Q_LORA},
+    {NULL, "self_attn.q_a_proj.bias", LAYER_AT(q_a_bias), DIM_Q_LORA, DIM_NONE,
+     SLOT_Q_LORA | SLOT_OPTIONAL},
+    {NULL, "self_attn.q_a_layernorm.weight", LAYER_AT(q_a_norm), DIM_Q_LORA, DIM_NONE, SLOT_Q_LORA},
+    {NULL, "self_attn.q_b_proj.weight", LAYER_AT(q), DIM_MLA_Q, DIM_Q_LORA,
+     SLOT_MLA_ROPE | SLOT_Q_LORA},
+    {NULL, "self_attn.kv_a_proj_with_mqa.weight", LAYER_AT(kv_a), DIM_KV_A, DIM_HIDDEN,
+     SLOT_MLA_ROPE},
+    {NULL, "self_attn.kv_a_proj_with_mqa.bias", LAYER_AT(kv_a_bias), DIM_KV_A, DIM_NONE,
+     SLOT_MLA_ROPE | SLOT_OPTIONAL},
+    {NULL, "self_attn.kv_a_layernorm.weight", LAYER_AT(kv_a_norm), DIM_LATENT, DIM_NONE, 0},
+    {NULL, "self_attn.kv_b_proj.weight", LAYER_AT(kv_b), DIM_KV_B, DIM_LATENT, 0},
+    {NULL, "self_attn.o_proj.weight", LAYER_AT(o), DIM_HIDDEN, DIM_MLA_OUT, 0},
+    {NULL, "self_attn.o_proj.bias", LAYER_AT(o_bias), DIM_HIDDEN, DIM_NONE, SLOT_OPTIONAL},
+    {NULL, "post_attention_layernorm.weight", LAYER_AT(ffn_norm), DIM_HIDDEN, DIM_NONE, 0},
+    {NULL, "mlp.gate_proj.weight", LAYER_AT(gate), DIM_FFN, DIM_HIDDEN, SLOT_DENSE},
+    {NULL, "mlp.up_proj.weight", LAYER_AT(up), DIM_FFN, DIM_HIDDEN, SLOT_DENSE},
+    {NULL, "mlp.down_proj.weight", LAYER_AT(down), DIM_HIDDEN, DIM_FFN, SLOT_DENSE},
+    {NULL, "mlp.gate.weight", LAYER_AT(router), DIM_EXPERTS, DIM_HIDDEN, SLOT_MOE},
+    {NULL, "mlp.gate.e_score_correction_bias", LAYER_AT(router_bias), DIM_EXPERTS, DIM_NONE,
+     SLOT_MOE | SLOT_OPTIONAL},
+    {NULL, "mlp.experts.#.gate_proj.weight", EXPERT_GATE, DIM_EXPERT_FFN, DIM_HIDDEN,
+     SLOT_MOE | SLOT_EXPERTS},
+    {NULL, "mlp.experts.#.up_proj.weight", EXPERT_UP, DIM_EXPERT_FFN, DIM_HIDDEN,
+     SLOT_MOE | SLOT_EXPERTS},
+    {NULL, "mlp.experts.#.down_proj.weight", EXPERT_DOWN, DIM_HIDDEN, DIM_EXPERT_FFN,
+     SLOT_MOE | SLOT_EXPERTS},
+    {NULL, "mlp.shared_experts.gate_proj.weight", LAYER_AT(gate), DIM_SHARED_FFN, DIM_HIDDEN,
+     SLOT_MOE | SLOT_SHARED},
+    {NULL, "mlp.shared_experts.up_proj.weight", LAYER_AT(up), DIM_SHARED_FFN, DIM_HIDDEN,
+     SLOT_MOE | SLOT_SHARED},
+    {NULL, "mlp.shared_experts.down_proj.weight", LAYER_AT(down), DIM_HIDDEN, DIM_SHARED_FFN,
+     SLOT_MOE | SLOT_SHARED},
+    {0},
+};
+
+struct number {
+    const char *key;
+    int *out;
+    long long min, fallback; /* fallback < 0: must be there */
+};
+
+static int read_numbers(const cJSON *config, const struct number *list, size_t n, const char *where,
+                        struct err *e)
+{
+    for (size_t i = 0; i < n; i++) {
+        long long v = list[i].fallback;
+        int rc = v < 0 ? json_int(config, list[i].key, list[i].min, 1 << 24, &v, where, e)
+                       : json_int_opt(config, list[i].key, list[i].min, 1 << 24, &v, where, e);
+        if (rc)
+            return rc;
+        *list[i].out = (int)v;
+    }
+    return OK;
+}
+
+static int read_sizes(struct model_hparams *hp, const cJSON *config, const char *where,
+                      struct err *e)
+{
+    const struct number sizes[] = {
+        {"kv_lora_rank", &hp->kv_lora_rank, 1, -1},
+        {"q_lora_rank", &hp->q_lora_rank, 0, 0},
+        {"qk_rope_head_dim", &hp->qk_rope_head_dim, 2, -1},
+        {"qk_nope_head_dim", &hp->qk_nope_head_dim, 1, -1},
+        {"v_head_dim", &hp->v_head_dim, 1, -1},
+        {"num_nextn_predict_layers", &hp->skipped_layers, 0, 0},
+    };
+    int rc = read_numbers(config, sizes, sizeof sizes / sizeof *sizes, where, e);
+    if (rc)
+        return rc;
+    hp->n_kv_head = hp->n_head; /* every head has keys of its own once expanded */
+    hp->head_dim = hp->qk_nope_head_dim + hp->qk_rope_head_dim;
+    hp->attn_scale = 1 / sqrt(hp->head_dim);
+    return OK;
+}
+
+/* V3: sigmoid scores, a bias for the choice only. V2: softmax, never renormalised. */
+static int read_router(struct model_moe *moe, const cJSON *config, bool v3, const char *where,
+                       struct err *e)
+{
+    const char *method = json_str_or(config, "topk_method", v3 ? "noaux_tc" : "greedy");
+    moe->sigmoid = v3;
+    moe->renormalise = v3;
+    moe->scale = 1;
+    int rc = json_num_opt(config, "routed_scaling_factor", &moe->scale, where, e);
+    if (!rc && v3)
+        rc = json_bool_opt(config, "norm_topk_prob", &moe->renormalise, where, e);
+    if (!rc && strcmp(method, v3 ? "noaux_tc" : "greedy") &&
+        (v3 || strcmp(method, "group_limited_greedy")))
+        rc = err_set(e, ERR_UNSUPPORTED, "%s: experts chosen by \"%.40s\"", where, method);
+    if (!v3 && !strcmp(method, "greedy"))
+        moe->groups = moe->groups_used = 0;
+    return rc;
+}
+
+static int read_experts(struct model_hparams *hp, const cJSON *config, bool v3, const char *where,
+                        struct err *e)
+{
+    struct model_moe *moe = &hp->moe;
+    int shared = 0, every = 1;
+    const struct number numbers[] = {
+        {"n_routed_experts", &moe->n, 0, 0},
+        {"num_experts_per_tok", &moe->used, 0, 0},
+        {"moe_intermediate_size", &moe->ffn, 0, 0},
+        {"n_shared_experts", &shared, 0, 0},
+        {"first_k_dense_replace", &moe->first_layer, 0, 0},
+        {"n_group", &moe->groups, 0, 0},
+        {"topk_group", &moe->groups_used, 0, 0},
+        {"moe_layer_freq", &every, 1, 1},
+    };
+    int rc = read_numbers(config, numbers, sizeof numbers / sizeof *numbers, where, e);
+    if (rc)
+        return rc;
+    if (moe->n == 0 || moe->first_layer >= hp->n_layer) {
+        *moe = (struct model_moe){0};
+        return OK;
+    }
+    if (every != 1)
+        return err_set(e, ERR_UNSUPPORTED, "%s: experts in every %dth layer", where, every);
+    if (shared > MODEL_MAX_EXPERTS || moe->ffn > (1 << 20))
+        return err_set(e, ERR_FORMAT, "%s: %d shared experts of width %d", where, shared, moe->ffn);
+    moe->shared_ffn = shared * moe->ffn;
+    return read_router(moe, config, v3, where, e);
+}
+
+/* attention_bias adds biases where a matrix meets the hidden states, but never to q_proj. */
+static int check_biases(const struct model *m, bool biases, const char *where, struct err *e)
+{
+    for (int l = 0; l < m->hp.n_layer; l++) {
+        const struct model_layer *y = &m->layer[l];
+        if (!y->kv_a_bias.data != !biases || !y->o_bias.data != !biases ||
+            (m->hp.q_lora_rank && !y->q_a_bias.data != !biases))
+            return err_set(e, ERR_FORMAT,
+                           "%s: attention_bias is %s, the tensors of layer %d differ", where,
+                           biases ? "true" : "false", l);
+    }
+    return OK;
+}
+
+static int deepseek_hf(struct model *m, const struct cJSON *config, const char *where,
+                       const struct safetensors *st, struct err *e)
+{
+    static const struct family_defaults defaults = {
+        .eps = 1e-6, .act = "silu", .act_key = "hidden_act", .own_heads = true, .biases = true};
+    struct family_map map = {.global = family_global_slots,
+                             .layer = layer_slots,
+                             .hf_layer = "model.layers.",
+                             .ignored = family_ignored};
+    struct rope_spec rope;
+    bool v3 = !strcmp(json_str_or(config, "model_type", ""), "deepseek_v3");
+    bool biases = false, interleaved = true;
+    int rc = family_hf_base(m, config, &defaults, where, e);
+    if (!rc)
+        rc = read_sizes(&m->hp, config, where, e);
+    if (!rc)
+        rc = read_experts(&m->hp, config, v3, where, e);
+    if (!rc)
+        rc = family_rope_hf(config, 10000, &rope, where, e);
+    if (!rc)
+        rc = json_bool_opt(config, "attention_bias", &biases, where, e);
+    if (!rc && v3)
+        rc = json_bool_opt(config, "rope_interleave", &interleaved, where, e);
+    if (rc)
+        return rc;
+    map.half_split = !interleaved;
+    m->hp.rope_theta = rope.theta;
+    rc = family_bind(m, &(struct family_source){.where = where, .st = st}, &map, &rope, e);
+    for (int l = 0; !rc && l < m->hp.n_layer; l++)
+        m->layer[l].latent_eps = LATENT_EPS;
+    return rc ? rc : check_biases(m, biases, where, e);
+}
+
+const struct family family_deepseek = {
+    .name = "deepseek",
+    .hf_model_types = (const char *const[]){"deepseek_v2", "deepseek_v3", NULL},
+    .gguf_archs = (const char *const[]){NULL},
+    .open_hf = deepseek_hf,
+};
