@@ -20,6 +20,8 @@ static void spectrum_free(void *data)
     free(s);
 }
 
+#define SPECTRA_BATCH 4 /* layers between two looks at the cancel flag */
+
 struct spectra_args {
     enum plan_layout layout;
     int n_layer, first;
@@ -38,6 +40,33 @@ void *spectra_args(enum plan_layout layout, const int *rope, int n_layer, int fi
     return a;
 }
 
+/* Layers a->first + from and the next few, posted one by one. */
+static int spectra_batch(struct job *j, struct workspace *w, const struct spectra_args *a, int from,
+                         struct err *e)
+{
+    struct spectrum found[SPECTRA_BATCH];
+    int layer[SPECTRA_BATCH], rope[SPECTRA_BATCH], n = 0;
+    for (; n < SPECTRA_BATCH && from + n < a->n_layer; n++) {
+        layer[n] = (a->first + from + n) % a->n_layer;
+        rope[n] = a->rope[layer[n]];
+    }
+    int rc = workspace_spectra(w, n, layer, a->layout, rope, found, e);
+    if (rc)
+        return rc;
+    for (int i = 0; i < n; i++) {
+        struct layer_spectrum *v = mem_calloc(1, sizeof *v);
+        if (!v) {
+            spectrum_done(&found[i]);
+            rc = err_nomem(e, sizeof *v, "spectrum");
+            continue;
+        }
+        *v = (struct layer_spectrum){.layer = layer[i], .layout = a->layout,
+                                     .rope_dim = rope[i], .spectrum = found[i]};
+        job_post(j, EVENT_SPECTRUM, v, spectrum_free);
+    }
+    return rc;
+}
+
 static int spectra_run(struct job *j, void *shop, void *args, struct err *e)
 {
     struct shop *s = shop;
@@ -52,25 +81,13 @@ static int spectra_run(struct job *j, void *shop, void *args, struct err *e)
     workspace_info(s->w, &info);
     if (info.n_layer != a->n_layer)
         return err_set(e, ERR_CANCELLED, "the model changed");
-    for (int i = 0; i < a->n_layer; i++) {
-        /* The layer on screen first, then round. */
-        int layer = (a->first + i) % a->n_layer;
+    /* The layer on screen first, then round. */
+    for (int i = 0; i < a->n_layer && !rc; i += SPECTRA_BATCH) {
         if (!progress_report(&p, "spectra", i, a->n_layer))
             return err_set(e, ERR_CANCELLED, "cancelled");
-        struct layer_spectrum *v = mem_calloc(1, sizeof *v);
-        if (!v)
-            return err_nomem(e, sizeof *v, "spectrum");
-        v->layer = layer;
-        v->layout = a->layout;
-        v->rope_dim = a->rope[layer];
-        rc = workspace_spectrum(s->w, layer, a->layout, v->rope_dim, &v->spectrum, e);
-        if (rc) {
-            spectrum_free(v);
-            return rc;
-        }
-        job_post(j, EVENT_SPECTRUM, v, spectrum_free);
+        rc = spectra_batch(j, s->w, a, i, e);
     }
-    return OK;
+    return rc;
 }
 
 const struct job_kind job_spectra = {"spectra", spectra_run, free};

@@ -9,6 +9,7 @@
 
 #include "core/file.h"
 #include "core/mla.h"
+#include "kernels/pool.h"
 #include "sessions/calibrate.h"
 #include "sessions/conversion.h"
 #include "sessions/stats.h"
@@ -314,17 +315,54 @@ static int layer_spectrum(const struct workspace *w, int layer, const struct mom
     return rc;
 }
 
-int workspace_spectrum(struct workspace *w, int layer, enum plan_layout layout, int rope_dim,
-                       struct spectrum *out, struct err *e)
+struct spectra_task {
+    const struct workspace *w;
+    const int *layer, *rope_dim;
+    enum plan_layout layout;
+    struct spectrum *out;
+    struct err *err;
+    int *rc;
+};
+
+static void spectra_task(void *arg, int i, int thread)
 {
-    *out = (struct spectrum){0};
-    if (!w->base || layer < 0 || layer >= w->base->hp.n_layer)
-        return err_set(e, ERR_ARG, "no layer %d", layer);
+    const struct spectra_task *t = arg;
+    int l = t->layer[i];
+    (void)thread;
+    t->rc[i] = layer_spectrum(t->w, l, t->w->moments ? &t->w->moments[l] : NULL, t->layout,
+                              t->rope_dim[i], &t->out[i], &t->err[i]);
+}
+
+int workspace_spectra(struct workspace *w, int n, const int *layer, enum plan_layout layout,
+                      const int *rope_dim, struct spectrum *out, struct err *e)
+{
+    memset(out, 0, (size_t)n * sizeof *out);
+    for (int i = 0; i < n; i++)
+        if (!w->base || layer[i] < 0 || layer[i] >= w->base->hp.n_layer)
+            return err_set(e, ERR_ARG, "no layer %d", layer[i]);
     int rc = refuse_conversion(w, e);
     if (rc)
         return rc;
-    return layer_spectrum(w, layer, w->moments ? &w->moments[layer] : NULL, layout, rope_dim, out,
-                          e);
+    struct spectra_task t = {w, layer, rope_dim, layout, out, NULL, NULL};
+    t.err = mem_calloc((size_t)n, sizeof *t.err);
+    t.rc = mem_calloc((size_t)n, sizeof *t.rc);
+    rc = t.err && t.rc ? OK : err_nomem(e, (size_t)n * sizeof *t.err, "spectra");
+    if (!rc)
+        pool_for(w->backend->pool, n, spectra_task, &t);
+    for (int i = 0; i < n && !rc; i++)
+        if ((rc = t.rc[i]) != OK)
+            err_set(e, rc, "layer %d: %s", layer[i], t.err[i].text);
+    for (int i = 0; rc && i < n; i++)
+        spectrum_done(&out[i]);
+    free(t.err);
+    free(t.rc);
+    return rc;
+}
+
+int workspace_spectrum(struct workspace *w, int layer, enum plan_layout layout, int rope_dim,
+                       struct spectrum *out, struct err *e)
+{
+    return workspace_spectra(w, 1, &layer, layout, &rope_dim, out, e);
 }
 
 struct publish {

@@ -77,6 +77,9 @@ void workspace_stamp_plan(const struct workspace *w, struct rankplan *plan);
  * weight-only otherwise. *out is initialised by the call; spectrum_done it. */
 int workspace_spectrum(struct workspace *w, int layer, enum plan_layout layout, int rope_dim,
                        struct spectrum *out, struct err *e);
+/* n of them at once, spread over the threads; all or none. */
+int workspace_spectra(struct workspace *w, int n, const int *layer, enum plan_layout layout,
+                      const int *rope_dim, struct spectrum *out, struct err *e);
 
 struct layer_report {
     int kv_lora_rank, qk_rope_head_dim;

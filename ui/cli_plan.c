@@ -94,9 +94,15 @@ static int all_spectra(struct cli *c, struct workspace *w, enum plan_layout layo
 {
     *out = mem_calloc((size_t)n_layer, sizeof **out);
     int rc = *out ? OK : err_nomem(e, (size_t)n_layer * sizeof **out, "spectra");
-    for (int l = 0; l < n_layer && !rc; l++) {
-        rc = workspace_spectrum(w, l, layout, rope, &(*out)[l], e);
-        if (!rc && !progress_report(&c->progress, "spectra", l + 1, n_layer))
+    enum { BATCH = 4 };
+    for (int l = 0; l < n_layer && !rc; l += BATCH) {
+        int layer[BATCH], ropes[BATCH], n = 0;
+        for (; n < BATCH && l + n < n_layer; n++) {
+            layer[n] = l + n;
+            ropes[n] = rope;
+        }
+        rc = workspace_spectra(w, n, layer, layout, ropes, *out + l, e);
+        if (!rc && !progress_report(&c->progress, "spectra", l + n, n_layer))
             rc = err_set(e, ERR_CANCELLED, "stopped");
     }
     cli_progress_end(c);
