@@ -160,8 +160,11 @@ struct cpu_piece cpu_weight_piece(const struct cpu *b, const struct weight *w, i
     const char *data = w->m.data;
     enum dtype type = w->m.dtype;
     size_t cols = (size_t)w->m.cols, at = (size_t)row * cols + (size_t)col;
-    bool plain = type == DTYPE_F16 || type == DTYPE_BF16;
-    if (type == DTYPE_F32 || (plain && T <= CPU_FEW))
+    /* Files may place numbers at any address; only those at their own alignment are used in place.
+     */
+    bool aligned = (uintptr_t)data % (type == DTYPE_F32 ? 4 : 2) == 0;
+    bool plain = aligned && (type == DTYPE_F16 || type == DTYPE_BF16);
+    if (aligned && (type == DTYPE_F32 || (plain && T <= CPU_FEW)))
         return (struct cpu_piece){type, data + dtype_bytes(type, at), w->m.cols};
     if (plain)
         b->isa.widen(type, rows, n, (const uint16_t *)(const void *)data + at, w->m.cols, dst);

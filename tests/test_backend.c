@@ -164,6 +164,32 @@ static void test_linears(struct pair *p)
         }
 }
 
+/* A file may place a tensor at an odd address. */
+static void test_odd_address(struct pair *p)
+{
+    for (int type = 0; type <= DTYPE_Q4_1; type++) {
+        float *w = numbers(p, 17 * 64, 1), *x = numbers(p, 14 * 64, 1), *y[2][2];
+        size_t bytes = dtype_bytes((enum dtype)type, 17 * 64);
+        char *data = malloc(bytes + 1);
+        void *even = as_type((enum dtype)type, w, 17 * 64);
+        memcpy(data + 1, even, bytes);
+        for (int side = 0; side < 2; side++) {
+            struct weight *weight = load(p->b, side ? data + 1 : even, (enum dtype)type, 17, 64);
+            for (int many = 0; many < 2; many++) {
+                y[side][many] = nans(14 * 17);
+                p->b->ops->linear(p->b, 1, (const struct weight *const *)&weight, &y[side][many], x,
+                                  many ? 14 : 1, false);
+            }
+            p->b->ops->weight_free(p->b, weight);
+        }
+        compare(p, "odd address", y[1][0], y[0][0], 17, FP32_NMSE);
+        compare(p, "odd address", y[1][1], y[0][1], 14 * 17, FP32_NMSE);
+        free(w), free(x), free(data), free(even);
+        for (int i = 0; i < 4; i++)
+            free(y[i / 2][i % 2]);
+    }
+}
+
 static void test_embed(struct pair *p)
 {
     int rows = 37;
@@ -402,6 +428,7 @@ static void test_backend(const char *name, struct backend_options opt)
         strcat(p.name, opt.exact ? ", exact" : "");
         printf("%s\n", p.name);
         test_linears(&p);
+        test_odd_address(&p);
         test_embed(&p);
         test_attention(&p);
         test_kv_bs(&p);
