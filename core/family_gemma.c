@@ -164,9 +164,16 @@ static int gemma3_hf(struct model *m, const struct cJSON *config, const char *wh
                      const struct safetensors *st, struct err *e)
 {
     struct rope_spec global, local;
-    bool listed = false;
+    bool listed = false, both_ways = false;
     long long pattern = 6;
     int window = 0, rc = read_hf(m, config, 0, 0, &window, where, e);
+    if (!rc)
+        rc = json_bool_opt(config, "use_bidirectional_attention", &both_ways, where, e);
+    if (!rc && both_ways)
+        rc = err_set(e, ERR_UNSUPPORTED,
+                     "%s: use_bidirectional_attention is true; this model "
+                     "embeds texts, it does not write them",
+                     where);
     if (!rc)
         rc = gemma3_rope(config, &global, &local, where, e);
     if (!rc)

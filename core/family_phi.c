@@ -96,9 +96,10 @@ static int read_rope(struct model *m, const cJSON *config, struct rope_spec *rop
         rc = json_num_opt(set, "partial_rotary_factor", &partial, where, e);
     if (rc)
         return rc;
-    if (!(partial > 0 && partial <= 1))
-        return err_set(e, ERR_FORMAT, "%s: partial_rotary_factor %g", where, partial);
-    rope->dim = (int)(m->hp.head_dim * partial);
+    rope->dim = partial > 0 && partial <= 1 ? (int)(m->hp.head_dim * partial) : 0;
+    if (rope->dim < 2)
+        return err_set(e, ERR_FORMAT, "%s: partial_rotary_factor %g of heads of %d", where, partial,
+                       m->hp.head_dim);
     m->hp.rope_theta = rope->theta;
     if (!longrope)
         return OK;
