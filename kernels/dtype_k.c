@@ -5,25 +5,29 @@
 
 #include "kernels/dtype_blocks.h"
 
-enum { SUPER = 256 };
-
 static float half_at(const uint8_t *p)
 {
     return f16_to_f32((uint16_t)(p[0] | p[1] << 8));
 }
 
-static int nibble(const uint8_t *q, int i, int half)
+/* The blocks' numbers come in runs whose scale, shift and bytes are the same, and the loops below
+ * go by runs: that is what compilers make fast. */
+
+static uint32_t bits_at(const uint8_t *p)
 {
-    return i < half ? q[i] & 15 : q[i - half] >> 4;
+    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
-/* Q5_0: d, 32 fifth bits, nibbles; y = d·(q − 16). */
+/* Q5_0: d, 32 fifth bits, nibbles (low: first half); y = d·(q − 16). */
 void dtype_read_q5_0(const uint8_t *b, float *y)
 {
     float d = half_at(b);
-    for (int i = 0; i < 32; i++) {
-        int high = b[2 + i / 8] >> i % 8 & 1;
-        y[i] = d * (float)((nibble(b + 6, i, 16) | high << 4) - 16);
+    uint32_t high = bits_at(b + 2);
+    for (int i = 0; i < 16; i++) {
+        int low = (b[6 + i] & 15) | (int)(high >> i & 1) << 4;
+        int top = b[6 + i] >> 4 | (int)(high >> (i + 16) & 1) << 4;
+        y[i] = d * (float)(low - 16);
+        y[i + 16] = d * (float)(top - 16);
     }
 }
 
@@ -31,9 +35,12 @@ void dtype_read_q5_0(const uint8_t *b, float *y)
 void dtype_read_q5_1(const uint8_t *b, float *y)
 {
     float d = half_at(b), m = half_at(b + 2);
-    for (int i = 0; i < 32; i++) {
-        int high = b[4 + i / 8] >> i % 8 & 1;
-        y[i] = (float)(nibble(b + 8, i, 16) | high << 4) * d + m;
+    uint32_t high = bits_at(b + 4);
+    for (int i = 0; i < 16; i++) {
+        int low = (b[8 + i] & 15) | (int)(high >> i & 1) << 4;
+        int top = b[8 + i] >> 4 | (int)(high >> (i + 16) & 1) << 4;
+        y[i] = (float)low * d + m;
+        y[i + 16] = (float)top * d + m;
     }
 }
 
@@ -42,9 +49,12 @@ void dtype_read_q5_1(const uint8_t *b, float *y)
 void dtype_read_q2_k(const uint8_t *b, float *y)
 {
     float d = half_at(b + 80), dmin = half_at(b + 82);
-    for (int i = 0; i < SUPER; i++) {
-        int scale = b[i / 16], q = b[16 + i / 128 * 32 + i % 32] >> 2 * (i % 128 / 32) & 3;
-        y[i] = d * (float)(scale & 15) * (float)q - dmin * (float)(scale >> 4);
+    for (int j = 0; j < 16; j++) { /* runs of 16 */
+        const uint8_t *q = b + 16 + j / 8 * 32 + j % 2 * 16;
+        float scale = d * (float)(b[j] & 15), min = dmin * (float)(b[j] >> 4);
+        int shift = j % 8 / 2 * 2;
+        for (int i = 0; i < 16; i++)
+            y[j * 16 + i] = scale * (float)(q[i] >> shift & 3) - min;
     }
 }
 
@@ -53,15 +63,14 @@ void dtype_read_q2_k(const uint8_t *b, float *y)
 void dtype_read_q3_k(const uint8_t *b, float *y)
 {
     const uint8_t *s = b + 96;
-    float d = half_at(b + 108), scale[16];
-    for (int i = 0; i < 16; i++) {
-        int high = s[8 + i % 4] >> 2 * (i / 4) & 3;
-        scale[i] = d * (float)((nibble(s, i, 8) | high << 4) - 32);
-    }
-    for (int i = 0; i < SUPER; i++) {
-        int q = b[32 + i / 128 * 32 + i % 32] >> 2 * (i % 128 / 32) & 3;
-        int high = b[i % 32] >> i / 32 & 1;
-        y[i] = scale[i / 16] * (float)(q - (high ? 0 : 4));
+    float d = half_at(b + 108);
+    for (int j = 0; j < 16; j++) {
+        const uint8_t *q = b + 32 + j / 8 * 32 + j % 2 * 16, *third = b + j % 2 * 16;
+        int low = j < 8 ? s[j] & 15 : s[j - 8] >> 4, high = s[8 + j % 4] >> 2 * (j / 4) & 3;
+        float scale = d * (float)((low | high << 4) - 32);
+        int shift = j % 8 / 2 * 2;
+        for (int i = 0; i < 16; i++)
+            y[j * 16 + i] = scale * (float)((q[i] >> shift & 3) + (third[i] >> j / 2 & 1) * 4 - 4);
     }
 }
 
@@ -114,25 +123,35 @@ void dtype_read_q5_k(const uint8_t *b, float *y)
 void dtype_read_q6_k(const uint8_t *b, float *y)
 {
     float d = half_at(b + 208);
-    for (int i = 0; i < SUPER; i++) {
-        int half = i / 128, run = i % 128 / 32;
-        int low = b[half * 64 + run % 2 * 32 + i % 32] >> 4 * (run / 2) & 15;
-        int high = b[128 + half * 32 + i % 32] >> 2 * run & 3;
-        float scale = d * (float)(int8_t)b[192 + i / 16];
-        y[i] = scale * (float)((low | high << 4) - 32);
+    for (int j = 0; j < 16; j++) { /* runs of 16 */
+        int half = j / 8, run = j % 8 / 2;
+        const uint8_t *low = b + half * 64 + run % 2 * 32 + j % 2 * 16;
+        const uint8_t *high = b + 128 + half * 32 + j % 2 * 16;
+        float scale = d * (float)(int8_t)b[192 + j];
+        int shift = 4 * (run / 2);
+        for (int i = 0; i < 16; i++)
+            y[j * 16 + i] =
+                scale * (float)((low[i] >> shift & 15) + (high[i] >> 2 * run & 3) * 16 - 32);
     }
 }
 
-/* The sixteen levels of the IQ4 types. */
-static const int8_t levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                  1,    13,   25,  38,  53,  69,  89,  113};
+/* 32 nibbles that name one of 16 levels, low ones first. */
+static void by_level(const uint8_t *q, float scale, const int8_t *level, float *y)
+{
+    for (int i = 0; i < 16; i++) {
+        y[i] = scale * (float)level[q[i] & 15];
+        y[i + 16] = scale * (float)level[q[i] >> 4];
+    }
+}
 
-/* IQ4_NL: d, nibbles that name a level. */
+/* The levels of the IQ4 types. */
+static const int8_t iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                               1,    13,   25,  38,  53,  69,  89,  113};
+
+/* IQ4_NL: d, nibbles. */
 void dtype_read_iq4_nl(const uint8_t *b, float *y)
 {
-    float d = half_at(b);
-    for (int i = 0; i < 32; i++)
-        y[i] = d * (float)levels[nibble(b + 2, i, 16)];
+    by_level(b + 2, half_at(b), iq4, y);
 }
 
 /* IQ4_XS: d, eight scales of 6 bits (2 bytes of high pairs, 4 bytes of low nibbles), then runs of
@@ -143,9 +162,7 @@ void dtype_read_iq4_xs(const uint8_t *b, float *y)
     int high = b[2] | b[3] << 8;
     for (int j = 0; j < 8; j++) {
         int scale = (b[4 + j / 2] >> 4 * (j % 2) & 15) | (high >> 2 * j & 3) << 4;
-        float dl = d * (float)(scale - 32);
-        for (int i = 0; i < 32; i++)
-            y[j * 32 + i] = dl * (float)levels[nibble(b + 8 + j * 16, i, 16)];
+        by_level(b + 8 + j * 16, d * (float)(scale - 32), iq4, y + j * 32);
     }
 }
 
@@ -157,6 +174,5 @@ void dtype_read_mxfp4(const uint8_t *b, float *y)
     uint32_t bits = b[0] < 2 ? 0x200000u << b[0] : (b[0] - 1u) << 23;
     float d;
     memcpy(&d, &bits, sizeof d);
-    for (int i = 0; i < 32; i++)
-        y[i] = d * (float)doubled[nibble(b + 1, i, 16)];
+    by_level(b + 1, d, doubled, y);
 }
