@@ -352,8 +352,24 @@ static void real_row(const struct solve *s, const double complex *z, double comp
     }
 }
 
-/* kv_a = [A W_kv; real(T) W_k]. */
-static int down_map(struct solve *s, int r, float *kv_a, struct err *e)
+/* The maps are affine: what W_k and W_v get, their biases get. t = real(T). */
+static void down_bias(const struct solve *s, int r, const double *t, float *bias)
+{
+    int nk = s->nk, R = 2 * s->rope.pairs;
+    for (int i = 0; i < r + R; i++) {
+        const double *row =
+            i < r ? s->A + (size_t)i * (size_t)s->n : t + (size_t)(i - r) * (size_t)nk;
+        double sum = 0;
+        for (int j = 0; j < nk && s->src->bk; j++)
+            sum += row[j] * s->src->bk[j];
+        for (int j = 0; j < nk && i < r && s->src->bv; j++)
+            sum += row[nk + j] * s->src->bv[j];
+        bias[i] = (float)sum;
+    }
+}
+
+/* kv_a = [A W_kv; real(T) W_k]; bias may be NULL. */
+static int down_map(struct solve *s, int r, float *kv_a, float *bias, struct err *e)
 {
     int D = s->D, nk = s->nk, R = 2 * s->rope.pairs, rows = r > R ? r : R;
     size_t kd = (size_t)nk * (size_t)D;
@@ -376,6 +392,8 @@ static int down_map(struct solve *s, int r, float *kv_a, struct err *e)
         gemm(false, false, R, D, nk, t, nk, w, D, 0, out, D);
         store_f32(out, kv_a + (size_t)r * (size_t)D, (size_t)R * (size_t)D);
     }
+    if (!rc && bias)
+        down_bias(s, r, t, bias);
     free(w);
     free(out);
     free(t);
@@ -384,7 +402,7 @@ static int down_map(struct solve *s, int r, float *kv_a, struct err *e)
 
 /* q per head: W_q,h rows, then real(conj(gain)·P_g) W_q,h; all times s·√(d+R), which a DeepSeek
  * class divides by √(d+R) again. */
-static int query_map(struct solve *s, float *q, struct err *e)
+static int query_map(struct solve *s, float *q, float *bias, struct err *e)
 {
     int d = s->d, D = s->D, R = 2 * s->rope.pairs, half = s->src->shape.rope_dim / 2;
     size_t wide =
@@ -408,6 +426,12 @@ static int query_map(struct solve *s, float *q, struct err *e)
         }
         gemm(false, false, R, D, d, p, d, w, D, 0, out, D);
         store_f32(out, to + (size_t)d * (size_t)D, (size_t)R * (size_t)D);
+        for (int i = 0; bias && i < d + R; i++) {
+            double sum = i < d ? s->src->bq[h * d + i] : 0;
+            for (int j = 0; j < d && i >= d; j++)
+                sum += p[(size_t)(i - d) * (size_t)d + (size_t)j] * s->src->bq[h * d + j];
+            bias[h * (d + R) + i] = (float)(f * sum);
+        }
     }
     free(row);
     return OK;
@@ -560,15 +584,25 @@ int mla_solve(const struct mla_source *src, const struct moments *m, const struc
         out->q = mem_calloc(H * (d + (size_t)R) * D, sizeof *out->q);
         out->kv_a = mem_calloc((size_t)(r + R) * D, sizeof *out->kv_a);
         out->kv_b = mem_calloc(H * 2 * d * (size_t)r, sizeof *out->kv_b);
-        if (!out->freq || !out->q || !out->kv_a || !out->kv_b)
+        bool ok = out->freq && out->q && out->kv_a && out->kv_b;
+        if (src->freq_long)
+            ok &= (out->freq_long = mem_calloc((size_t)(R / 2), sizeof *out->freq_long)) != NULL;
+        if (src->bq)
+            ok &= (out->q_bias = mem_calloc(H * (d + (size_t)R), sizeof *out->q_bias)) != NULL;
+        if (src->bk || src->bv)
+            ok &= (out->kv_a_bias = mem_calloc((size_t)(r + R), sizeof *out->kv_a_bias)) != NULL;
+        if (!ok)
             rc = err_nomem(e, H * (d + (size_t)R) * D * sizeof *out->q, "a converted layer");
     }
-    for (int a = 0; a < R / 2 && !rc; a++)
+    for (int a = 0; a < R / 2 && !rc; a++) {
         out->freq[a] = src->freq[s.rope.index[a]];
+        if (out->freq_long)
+            out->freq_long[a] = src->freq_long[s.rope.index[a]];
+    }
     if (!rc)
-        rc = query_map(&s, out->q, e);
+        rc = query_map(&s, out->q, out->q_bias, e);
     if (!rc)
-        rc = down_map(&s, r, out->kv_a, e);
+        rc = down_map(&s, r, out->kv_a, out->kv_a_bias, e);
     if (!rc)
         rc = up_maps(&s, r, fitted, out->kv_b, e);
     if (!rc && spectrum)
@@ -582,6 +616,9 @@ int mla_solve(const struct mla_source *src, const struct moments *m, const struc
 void mla_result_done(struct mla_result *r)
 {
     free(r->freq);
+    free(r->freq_long);
+    free(r->q_bias);
+    free(r->kv_a_bias);
     free(r->q);
     free(r->kv_a);
     free(r->kv_b);

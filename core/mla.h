@@ -16,19 +16,21 @@
 /* A GQA layer's attention, dequantised. Borrowed. */
 struct mla_source {
     struct moments_shape shape;
-    const float *wq;    /* [H·d][D] */
-    const float *wk;    /* [G·d][D] */
-    const float *wv;    /* [G·d][D] */
-    const float *wo;    /* [D][H·d] */
-    const double *freq; /* [rope_dim/2] rad/token */
-    double scale;       /* s */
+    const float *wq;           /* [H·d][D] */
+    const float *wk;           /* [G·d][D] */
+    const float *wv;           /* [G·d][D] */
+    const float *wo;           /* [D][H·d] */
+    const float *bq, *bk, *bv; /* [H·d], [G·d], [G·d] or NULL */
+    const double *freq;        /* [rope_dim/2] rad/token */
+    const double *freq_long;   /* of contexts beyond the original one, or NULL */
+    double scale;              /* s */
 };
 
 struct rope_choice {
-    int pairs;           /* R/2 */
-    double complex *T;   /* [pairs][G·d/2] */
-    double complex *P;   /* [pairs][G·d/2] */
-    int *index;          /* [pairs] into freq: the frequency each row rotates at */
+    int pairs;         /* R/2 */
+    double complex *T; /* [pairs][G·d/2] */
+    double complex *P; /* [pairs][G·d/2] */
+    int *index;        /* [pairs] into freq: the frequency each row rotates at */
 };
 void rope_choice_done(struct rope_choice *c);
 
@@ -67,10 +69,12 @@ double mla_stock_theta(double theta, int R, int d);
 /* The converted layer, DeepSeek's tensors with P = Vd = d; queries carry s·sqrt(d + R). */
 struct mla_result {
     int r, R;
-    double *freq; /* [R/2] */
-    float *q;     /* [H·(d+R)][D], per head nope | rope */
-    float *kv_a;  /* [r+R][D] */
-    float *kv_b;  /* [H·2d][r], per head key | value */
+    double *freq;              /* [R/2] */
+    double *freq_long;         /* [R/2] or NULL */
+    float *q_bias, *kv_a_bias; /* [H·(d+R)], [r+R] or NULL */
+    float *q;                  /* [H·(d+R)][D], per head nope | rope */
+    float *kv_a;               /* [r+R][D] */
+    float *kv_b;               /* [H·2d][r], per head key | value */
 };
 void mla_result_done(struct mla_result *r);
 
@@ -78,9 +82,9 @@ struct mla_options {
     enum plan_method method;
     enum plan_layout layout;
     int rank, rope_dim;
-    int freqfold;          /* transmla */
-    bool no_joint_fit;     /* mlathe: leave out step 4 */
-    const double *c_second;/* transmla: [n][n] E[z zᵀ] on the partial-rope model; NULL: m->c */
+    int freqfold;           /* transmla */
+    bool no_joint_fit;      /* mlathe: leave out step 4 */
+    const double *c_second; /* transmla: [n][n] E[z zᵀ] on the partial-rope model; NULL: m->c */
 };
 /* Solves a layer. spectrum (may be NULL) receives the joint spectrum. rank = n keeps z itself
  * (partial rope alone: nothing lost but rotations). */
@@ -91,8 +95,8 @@ int mla_solve(const struct mla_source *src, const struct moments *m, const struc
 int mla_measure(const struct mla_source *src, const float *x, int rows, int window,
                 const struct mla_result *const *results, int n, double *error, struct err *e);
 /* The spectrum alone. */
-int mla_spectrum(const struct mla_source *src, const struct moments *m,
-                 const struct mla_options *o, struct spectrum *out, struct err *e);
+int mla_spectrum(const struct mla_source *src, const struct moments *m, const struct mla_options *o,
+                 struct spectrum *out, struct err *e);
 /* Moments of a layer that was never run: identity input moment through the norm's gamma [D]. */
 int mla_weight_moments(const struct mla_source *src, const float *gamma, struct moments *out,
                        struct err *e);

@@ -19,12 +19,13 @@ struct check {
     float *y;         /* [T][D] */
 };
 
-static void rotate(float *x, int ld, int rows, int R, const double *freq)
+static void rotate(float *x, int ld, int rows, int R, const double *freq, double magnitude)
 {
+    double turn = magnitude > 0 ? magnitude : 1;
     for (int t = 0; t < rows; t++) {
         float *v = x + (size_t)t * (size_t)ld;
         for (int j = 0; j < R / 2; j++) {
-            float c = (float)cos(t * freq[j]), s = (float)sin(t * freq[j]);
+            float c = (float)(turn * cos(t * freq[j])), s = (float)(turn * sin(t * freq[j]));
             float re = v[j], im = v[j + R / 2];
             v[j] = re * c - im * s;
             v[j + R / 2] = im * c + re * s;
@@ -38,17 +39,11 @@ static void gemm_nt(int m, int n, int k, float alpha, const float *a, int lda, c
     linalg_sgemm(NULL, false, true, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
-static void causal_softmax(float *P, int T)
+static void add_bias(float *y, int rows, int n, const float *bias)
 {
-    for (int m = 0; m < T; m++) {
-        float *row = P + (size_t)m * (size_t)T, top = row[0], sum = 0;
-        for (int i = 1; i <= m; i++)
-            top = fmaxf(top, row[i]);
-        for (int i = 0; i <= m; i++)
-            sum += row[i] = expf(row[i] - top);
-        for (int i = 0; i < T; i++)
-            row[i] = i <= m ? row[i] / sum : 0;
-    }
+    for (int t = 0; bias && t < rows; t++)
+        for (int i = 0; i < n; i++)
+            y[(size_t)t * (size_t)n + (size_t)i] += bias[i];
 }
 
 static void output(struct check *c)
@@ -62,14 +57,18 @@ static void attend_original(struct check *c, const float *x)
     gemm_nt(T, H * d, c->D, 1, x, c->D, c->src->wq, c->D, 0, c->q, H * d);
     gemm_nt(T, kd, c->D, 1, x, c->D, c->src->wk, c->D, 0, c->k, kd);
     gemm_nt(T, kd, c->D, 1, x, c->D, c->src->wv, c->D, 0, c->v, kd);
+    add_bias(c->q, T, H * d, c->src->bq);
+    add_bias(c->k, T, kd, c->src->bk);
+    add_bias(c->v, T, kd, c->src->bv);
     for (int h = 0; h < H; h++)
-        rotate(c->q + h * d, H * d, T, c->src->shape.rope_dim, c->src->freq);
+        rotate(c->q + h * d, H * d, T, c->src->shape.rope_dim, c->src->freq,
+               c->src->shape.magnitude);
     for (int g = 0; g < c->G; g++)
-        rotate(c->k + g * d, kd, T, c->src->shape.rope_dim, c->src->freq);
+        rotate(c->k + g * d, kd, T, c->src->shape.rope_dim, c->src->freq, c->src->shape.magnitude);
     for (int h = 0; h < H; h++) {
         int g = h / (H / c->G);
         gemm_nt(T, T, d, (float)c->src->scale, c->q + h * d, H * d, c->k + g * d, kd, 0, c->P, T);
-        causal_softmax(c->P, T);
+        moments_softmax(&c->src->shape, c->P, T);
         linalg_sgemm(NULL, false, false, T, d, T, 1, c->P, T, c->v + g * d, kd, 0, c->o + h * d,
                      H * d);
     }
@@ -82,16 +81,18 @@ static void attend_mla(struct check *c, const struct mla_result *m, const float 
     float scale = (float)(1 / sqrt(d + R));
     gemm_nt(T, H * head, c->D, 1, x, c->D, m->q, c->D, 0, c->q, H * head);
     gemm_nt(T, width, c->D, 1, x, c->D, m->kv_a, c->D, 0, c->k, width);
-    rotate(c->k + r, width, T, R, m->freq);
+    add_bias(c->q, T, H * head, m->q_bias);
+    add_bias(c->k, T, width, m->kv_a_bias);
+    rotate(c->k + r, width, T, R, m->freq, c->src->shape.magnitude);
     for (int h = 0; h < H; h++) {
         const float *ku = m->kv_b + (size_t)h * 2 * (size_t)d * (size_t)r;
         float *q = c->q + h * head;
-        rotate(q + d, H * head, T, R, m->freq);
+        rotate(q + d, H * head, T, R, m->freq, c->src->shape.magnitude);
         gemm_nt(T, d, r, 1, c->k, width, ku, r, 0, c->kn, d);
         gemm_nt(T, d, r, 1, c->k, width, ku + (size_t)d * (size_t)r, r, 0, c->vn, d);
         gemm_nt(T, T, d, scale, q, H * head, c->kn, d, 0, c->P, T);
         gemm_nt(T, T, R, scale, q + d, H * head, c->k + r, width, 1, c->P, T);
-        causal_softmax(c->P, T);
+        moments_softmax(&c->src->shape, c->P, T);
         linalg_sgemm(NULL, false, false, T, d, T, 1, c->P, T, c->vn, d, 0, c->o + h * d, H * d);
     }
     output(c);

@@ -32,6 +32,11 @@ int moments_n(const struct moments_shape *s)
     return 2 * s->G * s->d;
 }
 
+double moments_magnitude2(const struct moments_shape *s)
+{
+    return s->magnitude > 0 ? s->magnitude * s->magnitude : 1;
+}
+
 int moments_features(const struct moments_shape *s)
 {
     return 4 * s->G * (s->rope_dim / 2);
@@ -163,6 +168,7 @@ static bool regrow(float **p, size_t n)
 static int reserve(struct moments_accum *a, int rows, int T, struct err *e)
 {
     size_t n = (size_t)a->n, d = (size_t)a->s.d, t = (size_t)T, pairs = (size_t)a->s.rope_dim / 2;
+    double turn = sqrt(moments_magnitude2(&a->s));
     bool ok = true;
     if (rows > a->rows_cap) {
         size_t r = (size_t)rows;
@@ -174,8 +180,8 @@ static int reserve(struct moments_accum *a, int rows, int T, struct err *e)
         ok = regrow(&a->cos, t * pairs) && regrow(&a->sin, t * pairs);
         for (size_t i = 0; ok && i < t; i++) {
             for (size_t j = 0; j < pairs; j++) {
-                a->cos[i * pairs + j] = (float)cos((double)i * a->freq[j]);
-                a->sin[i * pairs + j] = (float)sin((double)i * a->freq[j]);
+                a->cos[i * pairs + j] = (float)(turn * cos((double)i * a->freq[j]));
+                a->sin[i * pairs + j] = (float)(turn * sin((double)i * a->freq[j]));
             }
         }
         a->T_cap = ok ? T : 0;
@@ -209,21 +215,32 @@ static void rotate(const struct moments_accum *a, const float *x, float *y, int 
     }
 }
 
-/* P[T][T] from rotated q, k of one head (leading dimensions lq, lk): causal softmax, zero above. */
+void moments_softmax(const struct moments_shape *s, float *P, int T)
+{
+    float cap = (float)s->softcap;
+    for (int m = 0; m < T; m++) {
+        int first = s->window > 0 && m >= s->window ? m - s->window + 1 : 0;
+        float *row = P + (size_t)m * (size_t)T, top = -INFINITY, sum = 0;
+        if (cap > 0)
+            for (int i = first; i <= m; i++)
+                row[i] = cap * tanhf(row[i] / cap);
+        for (int i = first; i <= m; i++)
+            top = row[i] > top ? row[i] : top;
+        memset(row, 0, (size_t)first * sizeof *row);
+        for (int i = first; i <= m; i++)
+            sum += row[i] = expf(row[i] - top);
+        for (int i = first; i <= m; i++)
+            row[i] /= sum;
+        memset(row + m + 1, 0, (size_t)(T - m - 1) * sizeof *row);
+    }
+}
+
+/* P[T][T] from rotated q, k of one head (leading dimensions lq, lk). */
 static void attention_weights(const struct moments_accum *a, const float *q, int lq, const float *k,
                               int lk, int T, float *P)
 {
     linalg_sgemm(NULL, false, true, T, T, a->s.d, (float)a->scale, q, lq, k, lk, 0, P, T);
-    for (int m = 0; m < T; m++) {
-        float *row = P + (size_t)m * T, top = row[0], sum = 0;
-        for (int i = 1; i <= m; i++)
-            top = row[i] > top ? row[i] : top;
-        for (int i = 0; i <= m; i++)
-            sum += row[i] = expf(row[i] - top);
-        for (int i = 0; i <= m; i++)
-            row[i] /= sum;
-        memset(row + m + 1, 0, (size_t)(T - m - 1) * sizeof *row);
-    }
+    moments_softmax(&a->s, P, T);
 }
 
 /* One window of one head: P is ready. Adds CV and CKo of the window into bv, bk [n][n] (fp32) and

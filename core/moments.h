@@ -16,7 +16,13 @@ struct pool;
 struct moments_shape {
     int H, G, d, D;
     int rope_dim; /* rotary width of a head: pairs (j, j + rope_dim/2) */
+    /* Zero where there is none: */
+    int window;       /* keys a token sees, itself included */
+    double softcap;   /* of the logit */
+    double magnitude; /* of cos and sin; 0: 1 */
 };
+/* What a rotated query times a rotated key is scaled by: magnitude². */
+double moments_magnitude2(const struct moments_shape *s);
 /* n = 2·G·d */
 int moments_n(const struct moments_shape *s);
 
@@ -30,14 +36,14 @@ int moments_feature(const struct moments_shape *s, bool rotated, int g, int j);
 struct moments {
     struct moments_shape shape;
     double tokens;
-    double *c;     /* [n][n] E[z zᵀ] */
-    double *m;     /* [H][d][d] E[q_h q_hᵀ] */
-    float *cko;    /* [H][n(n+1)/2] E_m Σ_n p² ‖W_O,h(v_n − o_m)‖² z_n z_nᵀ */
-    float *cv;     /* [H][n(n+1)/2] E_m z̄ z̄ᵀ, z̄ = Σ_n p z_n */
-    double *cvi;   /* [H] tr(L_h E_m Σ_n p² v_n v_nᵀ) */
-    float *phase;  /* [H][f(f+1)/2] E_m Σ_n p (ψ − ψ̄)(ψ − ψ̄)ᵀ, f = moments_features */
+    double *c;    /* [n][n] E[z zᵀ] */
+    double *m;    /* [H][d][d] E[q_h q_hᵀ] */
+    float *cko;   /* [H][n(n+1)/2] E_m Σ_n p² ‖W_O,h(v_n − o_m)‖² z_n z_nᵀ */
+    float *cv;    /* [H][n(n+1)/2] E_m z̄ z̄ᵀ, z̄ = Σ_n p z_n */
+    double *cvi;  /* [H] tr(L_h E_m Σ_n p² v_n v_nᵀ) */
+    float *phase; /* [H][f(f+1)/2] E_m Σ_n p (ψ − ψ̄)(ψ − ψ̄)ᵀ, f = moments_features */
     int sample_rows;
-    float *sample; /* [sample_rows][D] layer inputs (normed) kept to measure errors on */
+    float *sample;     /* [sample_rows][D] layer inputs (normed) kept to measure errors on */
     int sample_window; /* the sample is sample_rows / sample_window sequences */
 };
 /* attended: with room for cko, cv, cvi and phase (weight-only moments have none: NULL). */
@@ -47,6 +53,9 @@ void moments_done(struct moments *m);
 double moments_phase(const struct moments *m, int h, int i, int j);
 /* Packed triangle of head h → full symmetric [n][n]. */
 void moments_unpack(const float *packed, int n, int head, double *full);
+
+/* P[T][T] logits → attention weights: causal, within the window, after the soft cap. */
+void moments_softmax(const struct moments_shape *s, float *P, int T);
 
 struct moments_accum;
 /* wo [D][H·d]; freq [rope_dim/2] rad/token; scale multiplies q·k. */

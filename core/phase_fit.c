@@ -22,7 +22,7 @@ int phase_fit_init(struct phase_fit *f, const struct moments *m, const struct ro
         return err_nomem(e, H * half * sizeof *f->own, "shrinks");
     }
     for (size_t i = 0; i < H * half; i++)
-        f->own[i] = shrink ? shrink[i] : 1;
+        f->own[i] = shrink ? shrink[i] : moments_magnitude2(&m->shape);
     for (size_t i = 0; i < H * pairs; i++) {
         f->roped[i] = f->own[i / pairs * half + (size_t)rope->index[i % pairs]];
         f->gain[i] = 1;

@@ -40,7 +40,7 @@ void mla_shrink(const struct moments *m, double complex *c, double *r2)
         int h = i / half, g = h / per, j = i % half;
         int re = moments_feature(&m->shape, false, g, j), im = re + 1;
         int y = moments_feature(&m->shape, true, g, j);
-        c[i] = 1;
+        c[i] = moments_magnitude2(&m->shape);
         r2[i] = 0;
         if (!m->phase)
             continue;

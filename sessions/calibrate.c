@@ -7,6 +7,7 @@
 
 #include "kernels/linalg.h"
 #include "kernels/pool.h"
+#include "sessions/conversion.h"
 #include "sessions/forward.h"
 
 #define GROUP 8       /* windows that go through a layer together */
@@ -159,13 +160,8 @@ static int layer_pass(struct stream *s, int layer, struct moments_accum *a, floa
 static int layer_moments(struct stream *s, int layer, struct moments *out, const struct progress *p,
                          struct err *e)
 {
-    const struct model_hparams *hp = &s->g->model->hp;
     const struct model_layer *y = &s->g->model->layer[layer];
-    struct moments_shape shape = {.H = hp->n_head,
-                                  .G = hp->n_kv_head,
-                                  .d = hp->head_dim,
-                                  .D = hp->hidden,
-                                  .rope_dim = y->rope_dim};
+    struct moments_shape shape = conversion_shape(s->g->model, layer);
     struct moments_accum *a = NULL;
     float *wo = NULL, *sample = NULL;
     int rc = tensor_to_f32(&y->o, &wo, e);

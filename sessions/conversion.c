@@ -11,39 +11,51 @@
 #include "core/safetensors.h"
 #include "kernels/pool.h"
 
+struct moments_shape conversion_shape(const struct model *m, int layer)
+{
+    const struct model_layer *y = &m->layer[layer];
+    return (struct moments_shape){.H = m->hp.n_head,
+                                  .G = m->hp.n_kv_head,
+                                  .d = m->hp.head_dim,
+                                  .D = m->hp.hidden,
+                                  .rope_dim = y->rope_dim,
+                                  .window = y->window,
+                                  .softcap = m->hp.attn_softcap,
+                                  .magnitude = m->hp.rope_magnitude};
+}
+
 int conversion_source(const struct model *m, int layer, struct mla_source *out, struct err *e)
 {
     const struct model_layer *y = &m->layer[layer];
-    float *q = NULL, *k = NULL, *v = NULL, *o = NULL;
-    *out = (struct mla_source){.shape = {.H = m->hp.n_head,
-                                         .G = m->hp.n_kv_head,
-                                         .d = m->hp.head_dim,
-                                         .D = m->hp.hidden,
-                                         .rope_dim = y->rope_dim},
+    *out = (struct mla_source){.shape = conversion_shape(m, layer),
                                .freq = y->rope_freq,
+                               .freq_long = y->rope_freq_long,
                                .scale = y->attn_scale};
-    int rc = tensor_to_f32(&y->q, &q, e);
-    if (!rc)
-        rc = tensor_to_f32(&y->k, &k, e);
-    if (!rc)
-        rc = tensor_to_f32(&y->v, &v, e);
-    if (!rc)
-        rc = tensor_to_f32(&y->o, &o, e);
-    out->wq = q;
-    out->wk = k;
-    out->wv = v;
-    out->wo = o;
-    if (rc)
-        conversion_source_done(out);
-    return rc;
+    const struct {
+        const struct tensor *from;
+        const float **to;
+    } part[] = {{&y->q, &out->wq},     {&y->k, &out->wk},      {&y->v, &out->wv},
+                {&y->o, &out->wo},     {&y->q_bias, &out->bq}, {&y->k_bias, &out->bk},
+                {&y->v_bias, &out->bv}};
+    for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
+        float *f;
+        if (!part[i].from->data)
+            continue;
+        int rc = tensor_to_f32(part[i].from, &f, e);
+        if (rc) {
+            conversion_source_done(out);
+            return rc;
+        }
+        *part[i].to = f;
+    }
+    return OK;
 }
 
 void conversion_source_done(struct mla_source *s)
 {
-    free((void *)(uintptr_t)s->wq);
-    free((void *)(uintptr_t)s->wk);
-    free((void *)(uintptr_t)s->wv);
-    free((void *)(uintptr_t)s->wo);
+    const float *all[] = {s->wq, s->wk, s->wv, s->wo, s->bq, s->bk, s->bv};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free((void *)(uintptr_t)all[i]);
     *s = (struct mla_source){0};
 }
 
@@ -114,7 +126,13 @@ static struct tensor f32_view(const float *data, size_t rows, size_t cols)
     return (struct tensor){.data = data, .dtype = DTYPE_F32, .rank = 2, .dim = {rows, cols}};
 }
 
-void conversion_set_layer(struct conversion *c, int l, int r, int R, const double *freq)
+static struct tensor f32_list(const float *data, size_t n)
+{
+    return (struct tensor){.data = data, .dtype = DTYPE_F32, .rank = 1, .dim = {n}};
+}
+
+void conversion_set_layer(struct conversion *c, int l, int r, int R, const double *freq,
+                          const double *freq_long)
 {
     const struct model_hparams *hp = &c->model.hp;
     struct model_layer *y = &c->model.layer[l];
@@ -124,6 +142,7 @@ void conversion_set_layer(struct conversion *c, int l, int r, int R, const doubl
     y->qk_rope_head_dim = y->rope_dim = R;
     y->qk_nope_head_dim = y->v_head_dim = hp->head_dim;
     y->rope_freq = freq;
+    y->rope_freq_long = freq_long;
     y->attn_scale = 1 / sqrt(hp->head_dim + R);
 }
 
@@ -135,10 +154,14 @@ static void bind_made(struct conversion *c)
         const struct mla_result *m = &c->made[l];
         struct model_layer *y = &c->model.layer[l];
         size_t r = (size_t)m->r, R = (size_t)m->R;
-        conversion_set_layer(c, l, m->r, m->R, m->freq);
+        conversion_set_layer(c, l, m->r, m->R, m->freq, m->freq_long);
         y->q = f32_view(m->q, H * (d + R), D);
         y->kv_a = f32_view(m->kv_a, r + R, D);
         y->kv_b = f32_view(m->kv_b, H * 2 * d, r);
+        if (m->q_bias)
+            y->q_bias = f32_list(m->q_bias, H * (d + R));
+        if (m->kv_a_bias)
+            y->kv_a_bias = f32_list(m->kv_a_bias, r + R);
     }
 }
 
@@ -158,7 +181,8 @@ int conversion_new(struct conversion **out, const struct model *base, struct err
     c->report.layer = mem_calloc(L, sizeof *c->report.layer);
     c->report.n_layer = (int)L;
     c->freq = mem_calloc(L, sizeof *c->freq);
-    if (!c->model.layer || !c->report.layer || !c->freq) {
+    c->freq_long = mem_calloc(L, sizeof *c->freq_long);
+    if (!c->model.layer || !c->report.layer || !c->freq || !c->freq_long) {
         conversion_free(c);
         return err_nomem(e, L * sizeof *c->model.layer, "a conversion");
     }
@@ -294,9 +318,12 @@ void conversion_free(struct conversion *c)
             mla_result_done(&c->made[l]);
         if (c->freq)
             free(c->freq[l]);
+        if (c->freq_long)
+            free(c->freq_long[l]);
     }
     free(c->made);
     free(c->freq);
+    free(c->freq_long);
     free(c->model.layer);
     free(c->dir);
     safetensors_close(c->stored);

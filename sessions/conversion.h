@@ -15,7 +15,7 @@ struct conversion {
     struct conversion_report report;
     struct mla_result *made;    /* [L] tensors in memory (F32), or NULL when read from a file */
     struct safetensors *stored; /* the file they are read from, or NULL */
-    double **freq;              /* [L] of a stored conversion */
+    double **freq, **freq_long; /* [L] of a stored conversion; long: contexts beyond the original */
     char *dir;                  /* where it is saved; NULL: nowhere yet */
     struct model small; /* as model, its attention rounded for speed; layer NULL: not made */
     void **small_data;  /* [3·L] */
@@ -33,6 +33,8 @@ struct conversion_input {
     struct pool *pool;
     bool measure; /* fill the report's errors from the kept samples */
 };
+/* What moments and conversion need to know of a layer's attention. */
+struct moments_shape conversion_shape(const struct model *m, int layer);
 /* A GQA layer's attention as fp32, for mla_*; free with conversion_source_done. */
 int conversion_source(const struct model *m, int layer, struct mla_source *out, struct err *e);
 void conversion_source_done(struct mla_source *s);
@@ -40,7 +42,8 @@ void conversion_source_done(struct mla_source *s);
 /* A conversion of nothing yet: the base's views, an empty plan and report. */
 int conversion_new(struct conversion **out, const struct model *base, struct err *e);
 /* Makes layer l an MLA layer: shapes, scale, frequencies (borrowed); its tensors come after. */
-void conversion_set_layer(struct conversion *c, int l, int r, int R, const double *freq);
+void conversion_set_layer(struct conversion *c, int l, int r, int R, const double *freq,
+                          const double *freq_long);
 /* kept and bytes a token of the report, from the plan. */
 void conversion_fill_report(struct conversion *c);
 

@@ -16,16 +16,20 @@
 #define FOLDER_TENSORS_2 "attention-2.safetensors" /* when saving over the first */
 #define FOLDER_MAX_JSON ((size_t)64 << 20)
 
-static const char *const tensor_names[] = {"q_proj", "kv_a_proj_with_mqa", "kv_b_proj"};
+enum { STORED_MATRICES = 3, STORED = 5 }; /* then the biases of models that have them */
+static const char *const tensor_names[STORED] = {"q_proj.weight", "kv_a_proj_with_mqa.weight",
+                                                 "kv_b_proj.weight", "q_proj.bias",
+                                                 "kv_a_proj_with_mqa.bias"};
 
 static void tensor_name(char name[96], int layer, int which)
 {
-    snprintf(name, 96, "model.layers.%d.self_attn.%s.weight", layer, tensor_names[which]);
+    snprintf(name, 96, "model.layers.%d.self_attn.%s", layer, tensor_names[which]);
 }
 
 static struct tensor *layer_tensor(struct model_layer *y, int which)
 {
-    return which == 0 ? &y->q : which == 1 ? &y->kv_a : &y->kv_b;
+    struct tensor *all[STORED] = {&y->q, &y->kv_a, &y->kv_b, &y->q_bias, &y->kv_a_bias};
+    return all[which];
 }
 
 bool conversion_is_dir(const char *path)
@@ -69,38 +73,59 @@ int conversion_base(const char *dir, char **path, char fingerprint[65], struct e
     return rc;
 }
 
+/* The layer's n numbers under key into fresh memory. */
+static int read_frequencies(const cJSON *item, const char *key, size_t n, int l, const char *where,
+                            double **out, struct err *e)
+{
+    const cJSON *list = json_get(item, key), *v = list ? list->child : NULL;
+    size_t i = 0;
+    *out = mem_calloc(n, sizeof **out);
+    if (!*out)
+        return err_nomem(e, n * sizeof **out, "rope frequencies");
+    for (; v && i < n && cJSON_IsNumber(v) && isfinite(v->valuedouble); v = v->next)
+        (*out)[i++] = v->valuedouble;
+    if (v || i != n)
+        return err_set(e, ERR_FORMAT, "%s: layer %d needs %zu numbers in %s", where, l, n, key);
+    return OK;
+}
+
+static int read_tensor(struct conversion *c, int l, int which, size_t rows, size_t cols,
+                       const char *where, struct err *e)
+{
+    char name[96];
+    struct tensor *to = layer_tensor(&c->model.layer[l], which);
+    tensor_name(name, l, which);
+    if (which >= STORED_MATRICES && !safetensors_has(c->stored, name))
+        return OK;
+    int rc = safetensors_get(c->stored, name, to, e);
+    if (rc)
+        return rc;
+    bool fits = which < STORED_MATRICES ? to->rank == 2 && to->dim[0] == rows && to->dim[1] == cols
+                                        : to->rank == 1 && to->dim[0] == rows;
+    if (!fits)
+        return err_set(e, ERR_MISMATCH, "%s: %s must be %zu × %zu", where, name, rows, cols);
+    return tensor_check_finite(to, name, e);
+}
+
 static int open_layer(struct conversion *c, const cJSON *item, int l, const char *where,
                       struct err *e)
 {
     const struct model_hparams *hp = &c->model.hp;
     const struct plan_layer *want = &c->plan.layer[l];
-    const cJSON *list = json_get(item, "rope_freq"), *v = list ? list->child : NULL;
-    size_t r = (size_t)want->kv_lora_rank, R = (size_t)want->qk_rope_head_dim, i = 0;
+    size_t r = (size_t)want->kv_lora_rank, R = (size_t)want->qk_rope_head_dim;
     size_t H = (size_t)hp->n_head, d = (size_t)hp->head_dim, D = (size_t)hp->hidden;
-    c->freq[l] = mem_calloc(R / 2, sizeof *c->freq[l]);
-    if (!c->freq[l])
-        return err_nomem(e, R * sizeof *c->freq[l], "rope frequencies");
-    for (; v && i < R / 2 && cJSON_IsNumber(v) && isfinite(v->valuedouble); v = v->next)
-        c->freq[l][i++] = v->valuedouble;
-    if (v || i != R / 2)
-        return err_set(e, ERR_FORMAT, "%s: layer %d needs %zu numbers in rope_freq", where, l,
-                       R / 2);
-    conversion_set_layer(c, l, (int)r, (int)R, c->freq[l]);
-    size_t rows[] = {H * (d + R), r + R, H * 2 * d}, cols[] = {D, D, r};
-    for (int t = 0; t < 3; t++) {
-        char name[96];
-        struct tensor *to = layer_tensor(&c->model.layer[l], t);
-        tensor_name(name, l, t);
-        int rc = safetensors_get(c->stored, name, to, e);
-        if (rc)
-            return rc;
-        if (to->rank != 2 || to->dim[0] != rows[t] || to->dim[1] != cols[t])
-            return err_set(e, ERR_MISMATCH, "%s: %s must be %zu × %zu", where, name, rows[t],
-                           cols[t]);
-        if ((rc = tensor_check_finite(to, name, e)) != OK)
-            return rc;
-    }
-    return OK;
+    bool has_long = c->model.layer[l].rope_freq_long != NULL;
+    int rc = read_frequencies(item, "rope_freq", R / 2, l, where, &c->freq[l], e);
+    if (!rc && has_long)
+        rc = read_frequencies(item, "rope_freq_long", R / 2, l, where, &c->freq_long[l], e);
+    if (rc)
+        return rc;
+    conversion_set_layer(c, l, (int)r, (int)R, c->freq[l], c->freq_long[l]);
+    size_t rows[STORED] = {H * (d + R), r + R, H * 2 * d, H * (d + R), r + R};
+    size_t cols[STORED] = {D, D, r, 1, 1};
+    for (int t = 0; t < STORED && !rc; t++)
+        rc = read_tensor(c, l, t, rows[t], cols[t], where, e);
+    return rc;
 }
 
 static double number_or(const cJSON *o, const char *key, double fallback)
@@ -216,6 +241,9 @@ static int folder_json(const struct conversion *c, const char *base_path, const 
         cJSON_AddNumberToObject(item, "qk_rope_head_dim", y->qk_rope_head_dim);
         cJSON_AddItemToObject(item, "rope_freq",
                               cJSON_CreateDoubleArray(y->rope_freq, y->rope_dim / 2));
+        if (y->rope_freq_long)
+            cJSON_AddItemToObject(item, "rope_freq_long",
+                                  cJSON_CreateDoubleArray(y->rope_freq_long, y->rope_dim / 2));
         cJSON_AddItemToArray(list, item);
     }
     cJSON_AddItemToObject(root, "report", report_json(&c->report));
@@ -227,17 +255,20 @@ static int write_tensors(struct conversion *c, const char *path, struct err *e)
 {
     struct safetensors_writer *w;
     char name[96];
-    int L = c->model.hp.n_layer, rc = safetensors_writer_new(&w, path, e);
+    int n = STORED * c->model.hp.n_layer, rc = safetensors_writer_new(&w, path, e);
     if (rc)
         return rc;
-    for (int i = 0; i < 3 * L && !rc; i++) {
-        const struct tensor *t = layer_tensor(&c->model.layer[i / 3], i % 3);
-        tensor_name(name, i / 3, i % 3);
-        rc = safetensors_writer_declare(w, name, DTYPE_F32, t->rank, t->dim, e);
+    for (int i = 0; i < n && !rc; i++) {
+        const struct tensor *t = layer_tensor(&c->model.layer[i / STORED], i % STORED);
+        tensor_name(name, i / STORED, i % STORED);
+        if (t->data)
+            rc = safetensors_writer_declare(w, name, DTYPE_F32, t->rank, t->dim, e);
     }
-    for (int i = 0; i < 3 * L && !rc; i++) {
-        const struct tensor *t = layer_tensor(&c->model.layer[i / 3], i % 3);
+    for (int i = 0; i < n && !rc; i++) {
+        const struct tensor *t = layer_tensor(&c->model.layer[i / STORED], i % STORED);
         float *f;
+        if (!t->data)
+            continue;
         rc = tensor_to_f32(t, &f, e);
         if (!rc) {
             rc = safetensors_writer_f32(w, f, tensor_elements(t), e);

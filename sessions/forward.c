@@ -198,7 +198,9 @@ static void attention_mla(const struct engine *g, int layer, int rows, const str
                                   .H = H,
                                   .r = r,
                                   .R = R,
-                                  .scale = (float)y->attn_scale};
+                                  .scale = (float)y->attn_scale,
+                                  .softcap = (float)g->model->hp.attn_softcap,
+                                  .window = y->window};
         op->attn_mla(g->backend, &a);
     }
     op->mla_expand(g->backend, s->att, lat, kv_b, H, P, Vd, r, rows);
@@ -230,7 +232,8 @@ static void dress_projections(const struct engine *g, int layer, int rows, struc
     int H = hp->n_head, G = hp->n_kv_head, d = hp->head_dim;
     int r = y->kv_lora_rank, width = r + y->qk_rope_head_dim;
     if (v[V_Q_BIAS])
-        op->add_bias(g->backend, s->q, v[V_Q_BIAS], rows, H * d);
+        op->add_bias(g->backend, s->q, v[V_Q_BIAS], rows,
+                     y->attn == ATTN_MLA ? H * (y->qk_nope_head_dim + y->qk_rope_head_dim) : H * d);
     if (v[V_K_BIAS])
         op->add_bias(g->backend, s->k, v[V_K_BIAS], rows, G * d);
     if (v[V_V_BIAS])

@@ -11,6 +11,7 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "core/safetensors.h"
+#include "sessions/conversion.h"
 
 #define STATS_KEEP 4 /* sets in the cache folder */
 #define STATS_PARTS 8
@@ -190,12 +191,7 @@ static int read_part(const struct safetensors *st, int l, const struct part *p, 
 static int read_layer(const struct safetensors *st, const struct model *model, int l, int window,
                       struct moments *m, struct err *e)
 {
-    const struct model_hparams *hp = &model->hp;
-    struct moments_shape shape = {.H = hp->n_head,
-                                  .G = hp->n_kv_head,
-                                  .d = hp->head_dim,
-                                  .D = hp->hidden,
-                                  .rope_dim = model->layer[l].rope_dim};
+    struct moments_shape shape = conversion_shape(model, l);
     struct part part[STATS_PARTS];
     int rc = moments_init(m, &shape, true, e);
     if (rc)
