@@ -293,7 +293,9 @@ static void cmd_regen(struct app *a, const char *rest)
 static bool put_transcript(struct app *a, const char *name, bool quiet, char shown[1024])
 {
     char *dir = path_join(a->paths.data, "chats");
-    const char *model = a->has_model ? a->info.name : "chat";
+    const char *base = a->j.model ? path_base(a->j.model) : "chat"; /* whose answers these are */
+    char model[96];
+    snprintf(model, sizeof model, "%.*s", (int)strcspn(base, "."), base);
     const char *home = getenv("HOME");
     char *path = name && name[0] == '~' && home ? mem_printf("%s%s", home, name + 1)
                  : name && name[0]              ? mem_strdup(name)

@@ -1,0 +1,268 @@
+/* The app without a screen: undo, budgets, what engines take, where answers part, what happens to
+ * plans and chats when the model changes, and two programs on one workspace. */
+#include <poll.h>
+#include <unistd.h>
+
+#include "core/file.h"
+#include "tests/support.h"
+#include "tests/support_models.h"
+#include "ui/app.h"
+
+static char one[300], other[300];
+
+static void settle(struct app *a)
+{
+    for (int i = 0; i < 6000; i++) {
+        worker_drain(a->worker);
+        app_collect(a);
+        if (!app_busy(a))
+            break;
+        struct pollfd f = {worker_fd(a->worker), POLLIN, 0};
+        poll(&f, 1, 10);
+    }
+    worker_drain(a->worker);
+    app_collect(a);
+}
+
+static struct app *start(const char *model)
+{
+    struct app *a = mem_calloc(1, sizeof *a);
+    struct ui_options o = {.model = model, .device = "ref", .threads = 1, .rows = 24, .cols = 80};
+    struct err e = {0};
+    CHECK_OK(app_init(a, &o, &e), e);
+    settle(a);
+    return a;
+}
+
+static void leave(struct app *a)
+{
+    app_done(a);
+    free(a);
+}
+
+static void press(struct app *a, const char *keys)
+{
+    char text[200], *save;
+    snprintf(text, sizeof text, "%s", keys);
+    for (char *k = strtok_r(text, " ", &save); k; k = strtok_r(NULL, " ", &save))
+        app_key(a, keys_parse(k));
+}
+
+static int files_in(const char *name)
+{
+    char path[400];
+    int n = 0;
+    for (int i = 1; i < 10; i++) {
+        snprintf(path, sizeof path, "%s/data/%s-%d%s", test_tmpdir(), name, i,
+                 strstr(name, "plans") ? ".plan.json" : ".chat.json");
+        n += file_exists(path);
+    }
+    return n;
+}
+
+static void test_undo(void)
+{
+    struct app *a = start(one);
+    struct rankplan first, last;
+    struct err e;
+    press(a, "2");
+    CHECK(a->ranks.has_plan, "%s", a->message);
+    CHECK(fabs(rankplan_kept(&a->ranks.plan) - 0.5) < 1e-9, "a first plan keeps half");
+    CHECK_OK(rankplan_copy(&first, &a->ranks.plan, &e), e);
+    press(a, "Right Right Down Left l m u a Shift-Right < > z y");
+    settle(a);
+    CHECK_OK(rankplan_copy(&last, &a->ranks.plan, &e), e);
+    for (int i = 0; i < 40; i++)
+        press(a, "z");
+    CHECK(rankplan_equal(&a->ranks.plan, &first), "all the way back");
+    for (int i = 0; i < 40; i++)
+        press(a, "y");
+    CHECK(rankplan_equal(&a->ranks.plan, &last), "and forth");
+    for (int i = 0; i < 500; i++)
+        press(a, i % 2 ? "Left" : "Right");
+    CHECK(a->ranks.n_past <= 201, "undo is bounded: %zu", a->ranks.n_past);
+    for (int i = 0; i < 100; i++)
+        press(a, "Shift-Left");
+    CHECK(a->ranks.plan.layer[a->ranks.layer].kv_lora_rank == 1, "the least rank is 1");
+    for (int i = 0; i < 100; i++)
+        press(a, ">");
+    CHECK(a->ranks.plan.layer[a->ranks.layer].kv_lora_rank ==
+              rankplan_max_rank(&a->ranks.plan.model),
+          "and the most is all of it");
+    rankplan_done(&first);
+    rankplan_done(&last);
+    leave(a);
+}
+
+static void test_budget(void)
+{
+    struct app *a = start(one);
+    static const char *const wrong[] = {"", "x", "-5%", "0%", "1GiB,0x0"};
+    press(a, "2");
+    for (int i = 0; i < 5; i++) {
+        double kept = rankplan_kept(&a->ranks.plan);
+        CHECK(!plan_answer(a, REQ_BUDGET, wrong[i]) && a->ask.error[0], "\"%s\"", wrong[i]);
+        CHECK(rankplan_kept(&a->ranks.plan) == kept, "unchanged");
+    }
+    CHECK(!plan_answer(a, REQ_ROPE, "7") && !plan_answer(a, REQ_ROPE, "four"), "odd widths");
+    CHECK(!plan_answer(a, REQ_WHATIF, "10") && !plan_answer(a, REQ_WHATIF, "0x1 1GiB"), "what-if");
+    CHECK(!plan_answer(a, REQ_LOAD_PLAN, "/nonexistent.json"), "no such plan");
+    CHECK(!plan_answer(a, REQ_CALIBRATE, "/nonexistent.txt"), "no such text");
+    CHECK(plan_answer(a, REQ_WHATIF, "4096x16 80GiB") && a->j.batch == 16 &&
+              a->j.memory_bytes == 80 * 0x1p30,
+          "%s", a->ask.error);
+    static const int percents[] = {30, 40, 50, 60, 80};
+    for (int i = 0; i < 5; i++) {
+        char text[16];
+        snprintf(text, sizeof text, "%d%%", percents[i]);
+        CHECK(plan_answer(a, REQ_BUDGET, text), "%s", a->ask.error);
+        settle(a);
+        double kept = 100 * rankplan_kept(&a->ranks.plan);
+        /* Ranks come in steps: a plan may stay a step a layer below its budget, never above. */
+        double slack = 100.0 * plan_step(a) / rankplan_max_rank(&a->ranks.plan.model);
+        CHECK(kept <= percents[i] + 1e-6 && kept >= percents[i] - slack, "%d%%: %g", percents[i],
+              kept);
+    }
+    leave(a);
+}
+
+static void test_engines(void)
+{
+    struct rankplan p;
+    struct plan_model m = {
+        .name = "m", .n_layer = 3, .n_head = 32, .n_kv_head = 8, .head_dim = 128};
+    struct err e;
+    char why[64];
+    CHECK_OK(rankplan_init(&p, &m, &e), e);
+    CHECK_OK(rankplan_uniform(&p, 512, 64, &e), e);
+    CHECK(plan_loads_in(&p, 0, why) && !plan_loads_in(&p, 1, why), "own layout stays here");
+    p.layout = LAYOUT_STOCK;
+    CHECK(plan_loads_in(&p, 1, why) && plan_loads_in(&p, 2, why), "%s", why);
+    p.layer[1].kv_lora_rank = 448;
+    CHECK(!plan_loads_in(&p, 1, why) && !plan_loads_in(&p, 2, why), "one rank for all");
+    CHECK_OK(rankplan_uniform(&p, 384, 64, &e), e);
+    CHECK(plan_loads_in(&p, 1, why) && !plan_loads_in(&p, 2, why), "vLLM knows three pairs");
+    rankplan_done(&p);
+}
+
+static void test_parting(void)
+{
+    static const struct {
+        const char *a, *b;
+        long at; /* -1: nowhere */
+        long end;
+    } cases[] = {
+        {"the cat sat", "the cat sat", -1, 0},
+        {"the cat sat", "the dog sat", 4, 7},
+        {"the cat", "the cat sat", 7, 7},
+        {"é", "è", 0, 2},
+        {"", "x", 0, 0},
+        {"one two", "one", 3, 7},
+    };
+    struct app a = {0};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        size_t end = 0;
+        journal_add_turn(&a.j, "prompt");
+        text_set(&a.j.turn[0].answer[0], cases[i].a);
+        text_set(&a.j.turn[0].answer[1], cases[i].b);
+        size_t at = chat_parts_at(&a, 0, 0, &end);
+        CHECK(cases[i].at < 0 ? at == SIZE_MAX
+                              : at == (size_t)cases[i].at && end == (size_t)cases[i].end,
+              "%s | %s: %zu to %zu", cases[i].a, cases[i].b, at, end);
+        journal_drop_turns(&a.j, 0);
+    }
+    journal_add_turn(&a.j, "prompt");
+    size_t end;
+    text_set(&a.j.turn[0].answer[0], "only one side");
+    CHECK(chat_parts_at(&a, 0, 0, &end) == SIZE_MAX, "one side cannot part");
+    journal_drop_turns(&a.j, 0);
+    free(a.j.turn);
+}
+
+/* A plan or a chat of another model is put into a file, not dropped. */
+static void test_other_model(void)
+{
+    struct app *a = start(one);
+    press(a, "2 Right");
+    journal_add_turn(&a->j, "who are you?");
+    text_set(&a->j.turn[0].answer[0], "tiny");
+    app_changed(a);
+    leave(a);
+    a = start(NULL);
+    CHECK(a->j.n_turn == 1 && a->ranks.has_plan && strcmp(a->j.model, one) == 0, "found again");
+    int rank = a->ranks.plan.layer[0].kv_lora_rank;
+    leave(a);
+    a = start(one);
+    CHECK(a->j.n_turn == 1 && a->ranks.plan.layer[0].kv_lora_rank == rank, "the same by name");
+    leave(a);
+    int plans = files_in("plans/one"), chats = files_in("chats/one");
+    a = start(other);
+    CHECK(a->j.n_turn == 0 && strcmp(a->j.model, other) == 0, "another model, another chat");
+    leave(a); /* writes what is on its way */
+    CHECK(files_in("plans/one") == plans + 1, "the plan is in a file");
+    CHECK(files_in("chats/one") == chats + 1, "and the chat");
+}
+
+static void test_two_programs(void)
+{
+    struct app *a = start(one), *b = start(one);
+    CHECK(a->lock >= 0 && b->lock < 0, "one holds the workspace");
+    CHECK(strstr(b->message, "another mlathe") != NULL || b->has_model, "%s", b->message);
+    journal_add_turn(&b->j, "lost on purpose");
+    app_changed(b);
+    leave(b);
+    leave(a);
+    a = start(NULL);
+    CHECK(a->lock >= 0 && a->j.n_turn == 0, "the second one wrote nothing");
+    leave(a);
+}
+
+static void test_broken_journal(void)
+{
+    char path[400], bad[420];
+    struct err e;
+    snprintf(path, sizeof path, "%s/state/workspace.json", test_tmpdir());
+    snprintf(bad, sizeof bad, "%s.bad-1", path);
+    CHECK_OK(file_save(path, "{\"mlathe_workspace\": 1, ", 24, &e), e);
+    struct app *a = start(one);
+    CHECK(file_exists(bad), "kept aside");
+    CHECK(a->has_model && a->lock >= 0, "and the program goes on");
+    leave(a);
+}
+
+static void test_bad_model_keeps_the_good_one(void)
+{
+    struct app *a = start(one);
+    char path[400];
+    struct err e;
+    snprintf(path, sizeof path, "%s/not-a-model.gguf", test_tmpdir());
+    CHECK_OK(file_save(path, "GGUF\3\0\0\0nonsense", 16, &e), e);
+    press(a, "1");
+    app_open(a, path, NULL);
+    settle(a);
+    CHECK(a->has_model && strcmp(a->j.model, one) == 0 && a->message_role == ROLE_BAD, "%s",
+          a->message);
+    CHECK(a->ranks.has_plan, "plan and all");
+    leave(a);
+}
+
+int main(void)
+{
+    struct test_model_spec spec = test_model_small();
+    setenv("MLATHE_HOME", test_tmpdir(), 1);
+    setenv("HOME", test_tmpdir(), 1);
+    snprintf(one, sizeof one, "%s/one.gguf", test_tmpdir());
+    snprintf(other, sizeof other, "%s/other.gguf", test_tmpdir());
+    CHECK(test_model_write_gguf(one, &spec) == 0, "model");
+    spec.seed = 99;
+    CHECK(test_model_write_gguf(other, &spec) == 0, "model");
+    test_undo();
+    test_budget();
+    test_engines();
+    test_parting();
+    test_other_model();
+    test_two_programs();
+    test_broken_journal();
+    test_bad_model_keeps_the_good_one();
+    return test_end("app");
+}
