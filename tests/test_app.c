@@ -69,7 +69,7 @@ static void test_undo(void)
     CHECK(a->ranks.has_plan, "%s", a->message);
     CHECK(fabs(rankplan_kept(&a->ranks.plan) - 0.5) < 1e-9, "a first plan keeps half");
     CHECK_OK(rankplan_copy(&first, &a->ranks.plan, &e), e);
-    press(a, "Right Right Down Left l m u a Shift-Right < > z y");
+    press(a, "Right Right Down Left l m u a e Shift-Right < > z y");
     settle(a);
     CHECK_OK(rankplan_copy(&last, &a->ranks.plan, &e), e);
     for (int i = 0; i < 40; i++)

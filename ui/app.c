@@ -135,9 +135,11 @@ int app_init(struct app *a, const struct ui_options *o, struct err *e)
 {
     *a = (struct app){.options = *o, .lock = -1};
     const char *device = o->device ? o->device : "auto";
-    a->shop.options =
-        (struct workspace_options){.device = device, .threads = o->threads, .background = true,
-                                   .exact = true, .rounded = true};
+    a->shop.options = (struct workspace_options){.device = device,
+                                                 .threads = o->threads,
+                                                 .background = true,
+                                                 .exact = true,
+                                                 .rounded = true};
     int rc = journal_init(&a->j, e);
     if (!rc)
         rc = paths_init(&a->paths, e);
@@ -265,7 +267,7 @@ static void job_ended(struct app *a, const struct event *v)
     if (v->job_kind == &job_calibrate && v->status == OK) {
         bool all = false;
         a->calibrated = true;
-        app_message(a, ROLE_GOOD, "calibrated: a spends the budget by what was measured");
+        app_message(a, ROLE_GOOD, "calibrated: the spectra are those of the text now");
         if (a->ranks.has_plan && (plan_curves(a, &all) < a->info.n_layer || !all))
             plan_want_spectra(a);
     }

@@ -38,7 +38,7 @@ struct ranks_state {
     size_t n_past, at_past, cap_past;
     struct layer_curve *curve; /* [n_layer] */
     int layer, top;
-    bool auto_pending;         /* allocate when the spectra are complete */
+    bool energy_pending;       /* allocate by energy when the spectra are complete */
 };
 
 enum convert_phase { CONVERT_NONE, CONVERT_WAITING, CONVERT_RUNNING, CONVERT_DONE,

@@ -94,13 +94,6 @@ static bool remember(struct app *a)
     return true;
 }
 
-static void forget_last(struct app *a)
-{
-    struct ranks_state *r = &a->ranks;
-    rankplan_done(&r->past[--r->n_past]);
-    r->at_past = r->n_past;
-}
-
 static bool same_shape(const struct rankplan *a, const struct rankplan *b)
 {
     bool same = a->layout == b->layout;
@@ -136,7 +129,7 @@ static void step_past(struct app *a, int direction)
     }
     r->at_past += direction < 0 ? (size_t)-1 : 1;
     if (rankplan_copy(&next, &r->past[r->at_past], NULL) == OK) {
-        r->auto_pending = false;
+        r->energy_pending = false;
         set_plan(a, &next);
     }
 }
@@ -154,27 +147,30 @@ static void change_rank(struct app *a, int steps)
     r->plan.layer[r->layer].kv_lora_rank = rank;
     r->plan.budget_kept = 0;
     r->plan.predicted_kl = NAN;
-    r->auto_pending = false;
+    r->energy_pending = false;
     app_changed(a);
 }
 
-static bool gather(struct app *a, struct spectrum **all)
+/* The spectra of all layers, each as shares of its own total: absolute energies of two layers say
+ * nothing about each other. False while they are not all there and of one kind. */
+static bool gather(const struct app *a, struct spectrum *all)
 {
-    struct ranks_state *r = &a->ranks;
+    const struct ranks_state *r = &a->ranks;
     int n = r->plan.model.n_layer, measured = 0;
     if (plan_curves(a, NULL) < n)
         return false;
-    *all = mem_calloc((size_t)n, sizeof **all);
-    for (int l = 0; *all && l < n; l++) {
-        (*all)[l] = r->curve[l].spectrum; /* borrowed */
+    for (int l = 0; l < n; l++)
         measured += r->curve[l].spectrum.calibrated;
+    if (measured != 0 && measured != n)
+        return false;
+    for (int l = 0; l < n; l++) {
+        if (spectrum_copy(&all[l], &r->curve[l].spectrum, NULL))
+            return false;
+        double total = spectrum_dropped(&all[l], 0);
+        for (int i = 0; i < all[l].n && total > 0; i++)
+            all[l].joint[i] /= total;
     }
-    /* Calibrated and weight-only spectra have different units: never compare them. */
-    if (measured != 0 && measured != n) {
-        free(*all);
-        *all = NULL;
-    }
-    return *all != NULL;
+    return true;
 }
 
 /* Energy alone does not know how much a layer's damage matters, so that no layer may go below half
@@ -189,36 +185,45 @@ static int allocate_between(struct rankplan *p, const struct spectrum *all, long
     return rankplan_allocate(p, all, numbers, min < step ? step : min, max, step, NULL, e);
 }
 
-static void allocate(struct app *a)
+/* Spends the budget, evenly (all NULL) or by energy. */
+static void spend(struct app *a, const struct spectrum *all)
 {
     struct ranks_state *r = &a->ranks;
-    struct spectrum *all = NULL;
+    struct rankplan next = {0};
     struct err e = {0};
-    long long numbers;
-    int step = plan_step(a),
-        rc = rankplan_budget(&r->plan.model, a->j.budget, KV_BYTES, &numbers, &e);
-    if (rc) {
-        app_message(a, ROLE_BAD, "%s", e.text);
+    long long numbers = 0;
+    int rc = rankplan_budget(&r->plan.model, a->j.budget, KV_BYTES, &numbers, &e);
+    if (rc == OK)
+        rc = rankplan_copy(&next, &r->plan, &e);
+    if (rc == OK)
+        rc = all ? allocate_between(&next, all, numbers, plan_step(a), &e)
+                 : rankplan_spread(&next, numbers, &e);
+    if (rc || !remember(a)) {
+        rankplan_done(&next);
+        app_message(a, ROLE_BAD, "%s", rc ? e.text : "out of memory");
         return;
     }
-    if (!gather(a, &all)) {
-        r->auto_pending = true;
-        app_message(a, ROLE_DIM, "auto at %s as soon as all spectra are there", a->j.budget);
-        return;
+    r->energy_pending = false;
+    next.budget_kept = (double)numbers / (double)rankplan_numbers_gqa(&next.model);
+    next.predicted_kl = NAN;
+    set_plan(a, &next);
+    app_message(a, ROLE_GOOD,
+                all ? "ranks spend %s where it keeps most energy" : "ranks spend %s evenly",
+                a->j.budget);
+}
+
+static void spend_by_energy(struct app *a)
+{
+    int n = a->ranks.plan.model.n_layer;
+    struct spectrum *all = mem_calloc((size_t)n, sizeof *all);
+    if (all && gather(a, all)) {
+        spend(a, all);
+    } else {
+        a->ranks.energy_pending = true;
+        app_message(a, ROLE_DIM, "by energy at %s as soon as all spectra are there", a->j.budget);
     }
-    r->auto_pending = false;
-    if (remember(a)) {
-        rc = allocate_between(&r->plan, all, numbers, step, &e);
-        if (rc) {
-            forget_last(a);
-            app_message(a, ROLE_BAD, "%s", e.text);
-        } else {
-            r->plan.budget_kept = (double)numbers / (double)rankplan_numbers_gqa(&r->plan.model);
-            r->plan.predicted_kl = NAN;
-            app_message(a, ROLE_GOOD, "ranks spend %s where it keeps most energy", a->j.budget);
-            app_changed(a);
-        }
-    }
+    for (int l = 0; all && l < n; l++)
+        spectrum_done(&all[l]);
     free(all);
 }
 
@@ -232,7 +237,7 @@ static void uniform(struct app *a)
         r->plan.layer[l].kv_lora_rank = rank;
     r->plan.budget_kept = 0;
     r->plan.predicted_kl = NAN;
-    r->auto_pending = false;
+    r->energy_pending = false;
     app_message(a, ROLE_GOOD, "rank %d for all %d layers", rank, r->plan.model.n_layer);
     app_changed(a);
 }
@@ -333,7 +338,8 @@ bool plan_request(struct app *a, enum request r)
     case REQ_MORE: change_rank(a, 1); return true;
     case REQ_LESS_FAST: change_rank(a, -4); return true;
     case REQ_MORE_FAST: change_rank(a, 4); return true;
-    case REQ_AUTO: allocate(a); return true;
+    case REQ_AUTO: spend(a, NULL); return true;
+    case REQ_ENERGY: spend_by_energy(a); return true;
     case REQ_UNIFORM: uniform(a); return true;
     case REQ_LAYOUT: toggle_layout(a); return true;
     case REQ_METHOD: toggle_method(a); return true;
@@ -393,7 +399,7 @@ static bool answer_budget(struct app *a, const char *text)
     double kept = (double)numbers / (double)rankplan_numbers_gqa(&r->plan.model);
     if (rankplan_copy(&next, &r->plan, &e))
         return refuse(a, &e);
-    /* Even ranks at once; the better allocation follows when the spectra fit the new width. */
+    /* The rope width that suits the budget, and even ranks: what measured best. */
     if (set_rope(&next, rankplan_auto_rope(&next.model, next.layout, kept), &e) ||
         rankplan_spread(&next, numbers, &e)) {
         rankplan_done(&next);
@@ -406,7 +412,7 @@ static bool answer_budget(struct app *a, const char *text)
         set_plan(a, &next);
     else
         rankplan_done(&next);
-    allocate(a);
+    app_message(a, ROLE_GOOD, "ranks spend %s evenly", text);
     return true;
 }
 
@@ -613,11 +619,10 @@ void plan_spectrum(struct app *a, struct layer_spectrum *s)
     c->there = true;
     c->layout = s->layout;
     c->rope_dim = s->rope_dim;
-    struct spectrum *all = NULL;
-    if (r->auto_pending && gather(a, &all)) {
-        free(all);
-        allocate(a);
-    }
+    bool measured = false;
+    if (r->energy_pending && plan_curves(a, &measured) == r->plan.model.n_layer &&
+        (measured || !a->calibrated))
+        spend_by_energy(a);
 }
 
 bool plan_loads_in(const struct rankplan *p, int engine, char why[64])
