@@ -19,7 +19,7 @@ static const struct binding table[] = {
     {REQ_MORE, IN_RANKS, {UI_RIGHT, '+', '='}, NULL, "raise it one step"},
     {REQ_LESS_FAST, IN_RANKS, {UI_SHIFT_LEFT, '<'}, NULL, "lower the rank four steps"},
     {REQ_MORE_FAST, IN_RANKS, {UI_SHIFT_RIGHT, '>'}, NULL, "raise it four steps"},
-    {REQ_AUTO, IN_RANKS, {'a'}, "auto", "spend the budget in the way that measured best: evenly"},
+    {REQ_AUTO, IN_RANKS, {'a'}, "auto", "spend the budget evenly: what measured best"},
     {REQ_BUDGET, IN_RANKS, {'b'}, "budget", "type a budget: 50%, bytes a token, or 24GiB,8192x16"},
     {REQ_UNIFORM, IN_RANKS, {'u'}, "same", "give every layer this layer's rank"},
     {REQ_ROPE, IN_RANKS, {'R'}, "rope", "type the rope width R (rotary numbers cached a token)"},
