@@ -13,8 +13,7 @@ int backend_open(struct backend **out, const char *name, const struct backend_op
     if (!strncmp(name, "cuda", 4))
         return err_set(e, ERR_DEVICE, "no CUDA backend in this build: use --device cpu");
     for (int i = 0; backend_table[i]; i++)
-        if (!strcmp(name, backend_table[i]->name) ||
-            (i == 0 && !strcmp(name, "auto")))
+        if (!strcmp(name, backend_table[i]->name) || (i == 0 && !strcmp(name, "auto")))
             return backend_table[i]->open(out, opt, e);
     return err_set(e, ERR_ARG, "unknown device \"%s\": use auto, cpu or ref", name);
 }

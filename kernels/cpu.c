@@ -360,8 +360,7 @@ static void bias_rows(const struct small *s, int from, int to)
 
 static void cpu_add_bias(struct backend *b, float *y, const float *bias, int T, int n)
 {
-    struct small s = {
-        .b = (struct cpu *)b, .rows = bias_rows, .T = T, .y = y, .z = bias, .n = n};
+    struct small s = {.b = (struct cpu *)b, .rows = bias_rows, .T = T, .y = y, .z = bias, .n = n};
     small_run(&s, (size_t)n / 4);
 }
 
@@ -403,13 +402,8 @@ static void take_rows(const struct small *s, int from, int to)
 static void cpu_take_rows(struct backend *b, float *y, const float *x, const int32_t *rows, int T,
                           int n)
 {
-    struct small s = {.b = (struct cpu *)b,
-                      .rows = take_rows,
-                      .T = T,
-                      .y = y,
-                      .x = x,
-                      .ids = rows,
-                      .n = n};
+    struct small s = {
+        .b = (struct cpu *)b, .rows = take_rows, .T = T, .y = y, .x = x, .ids = rows, .n = n};
     small_run(&s, (size_t)n / 4);
 }
 
