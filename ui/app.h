@@ -136,6 +136,7 @@ bool ask_key(struct app *a, enum request r, int key);
 bool edit_key(struct textbuf *b, enum request r, int key); /* true when it was an edit */
 
 /* app_plan.c */
+#define PLAN_TOKENS 8192 /* of calibration: seconds, not minutes; the command line takes more */
 bool plan_request(struct app *a, enum request r);
 /* false: ask.error says why */
 bool plan_answer(struct app *a, enum request what, const char *text);

@@ -83,7 +83,7 @@ void convert_start(struct app *a)
     if (c->calibrate_first && worker_count(a->worker, &job_calibrate) == 0) {
         char *cache = path_join(a->paths.cache, "calibration");
         worker_submit(a->worker, &job_calibrate,
-                      calibrate_args(a->j.calibration, 0, cache, c->plan.layout,
+                      calibrate_args(a->j.calibration, PLAN_TOKENS, cache, c->plan.layout,
                                      c->plan.layer[0].qk_rope_head_dim));
         free(cache);
     }

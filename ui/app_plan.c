@@ -511,11 +511,12 @@ static bool answer_calibrate(struct app *a, const char *text)
         text_set(&a->j.calibration, self ? NULL : path);
         app_changed(a);
         worker_cancel_kind(a->worker, &job_calibrate);
-        worker_submit(
-            a->worker, &job_calibrate,
-            calibrate_args(self ? NULL : path, 0, cache, p->layout, p->layer[0].qk_rope_head_dim));
-        app_message(a, ROLE_NORMAL, "calibrating on %s: spectra are replaced layer by layer",
-                    self ? "the model's own text" : path_base(path));
+        worker_submit(a->worker, &job_calibrate,
+                      calibrate_args(self ? NULL : path, PLAN_TOKENS, cache, p->layout,
+                                     p->layer[0].qk_rope_head_dim));
+        app_message(a, ROLE_NORMAL,
+                    "calibrating on %d tokens of %s: spectra are replaced layer by layer",
+                    PLAN_TOKENS, self ? "the model's own text" : path_base(path));
     }
     free(path);
     free(cache);
