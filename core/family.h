@@ -110,7 +110,12 @@ int family_rope_refuse(const char *kind, const char *where, struct err *e);
 /* ARCH.rope.*; as above. */
 int family_rope_gguf(const struct gguf *g, const char *arch, struct rope_spec *out, struct err *e);
 /* GGUF: sizes, epsilon and attention scale. handled: keys of what may be on and what off. */
-enum { GGUF_WINDOW = 1, GGUF_SOFTCAP = 2, GGUF_EXPERTS = 4 };
+enum {
+    GGUF_WINDOW = 1,
+    GGUF_SOFTCAP = 2,
+    GGUF_EXPERTS = 4,
+    GGUF_PARTIAL = 8, /* a rotation of part of a head, and a magnitude */
+};
 int family_gguf_base(struct model *m, const struct gguf *g, const char *arch, unsigned handled,
                      struct err *e);
 /* "ARCH.name" as an int within [min, max]; absent: fallback, or an error when fallback < 0. */

@@ -174,7 +174,7 @@ static int gguf_refuse(const struct gguf *g, const char *arch, unsigned handled,
         {"embedding_scale", 1, "scaled embeddings", 0},
         {"residual_scale", 1, "a scaled residual", 0},
         {"logit_scale", 1, "scaled logits", 0},
-        {"rope.scaling.attn_factor", 1, "a rope magnitude", 0},
+        {"rope.scaling.attn_factor", 1, "a rope magnitude", GGUF_PARTIAL},
         {"attn_logit_softcapping", 0, "a soft cap", GGUF_SOFTCAP},
         {"final_logit_softcapping", 0, "a soft cap", GGUF_SOFTCAP},
     };
@@ -207,7 +207,7 @@ static int gguf_vocab(const struct gguf *g, int *vocab, struct err *e)
 }
 
 static int gguf_sizes(struct model_hparams *hp, const struct gguf *g, const char *arch,
-                      struct err *e)
+                      unsigned handled, struct err *e)
 {
     char name[KEY_SIZE];
     int key = 0, value = 0, rotary = 0;
@@ -238,7 +238,7 @@ static int gguf_sizes(struct model_hparams *hp, const struct gguf *g, const char
         rc = family_gguf_int(g, arch, "attention.value_length", 1, SIZE_LIMIT, key, &value, e);
     if (!rc)
         rc = family_gguf_int(g, arch, "rope.dimension_count", 1, SIZE_LIMIT, key, &rotary, e);
-    if (!rc && (value != key || rotary != key))
+    if (!rc && (value != key || (rotary != key && !(handled & GGUF_PARTIAL))))
         rc = err_set(e, ERR_UNSUPPORTED,
                      "%s: keys of %d, values of %d and a rotary part of %d "
                      "numbers a head; they must be equal",
@@ -254,7 +254,7 @@ int family_gguf_base(struct model *m, const struct gguf *g, const char *arch, un
     char key[KEY_SIZE];
     int rc = gguf_refuse(g, arch, handled, e);
     if (!rc)
-        rc = gguf_sizes(hp, g, arch, e);
+        rc = gguf_sizes(hp, g, arch, handled, e);
     if (!rc)
         rc = gguf_num(g, key_of(key, arch, "attention.layer_norm_rms_epsilon"), &hp->rms_eps, e);
     if (rc)

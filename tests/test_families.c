@@ -3,7 +3,9 @@
 #include "core/file.h"
 #include "core/json.h"
 #include "core/model.h"
+#include "sessions/infer.h"
 #include "tests/support.h"
+#include "tests/support_gguf.h"
 
 /* The folder's weights under a config.json with these members put over it; a value of "-" removes
  * the member, null stays null. */
@@ -161,10 +163,196 @@ static void test_understood(void)
     model_free(m);
 }
 
+/* --- GGUF files of Gemma 3 and Phi 3, which tests/arch has none of, from the folders --- */
+
+struct twin {
+    struct bytes info, data;
+    int n;
+};
+
+/* Everything in F32: norms are bound as 1 + w already, which is what GGUF stores. */
+static void add_tensor(struct twin *w, const char *name, const struct tensor *t)
+{
+    struct err e;
+    float *x = NULL;
+    CHECK_OK(tensor_to_f32(t, &x, &e), e);
+    put_tensor_info(&w->info, name, t->dim[t->rank - 1], t->rank == 2 ? t->dim[0] : 0, 0,
+                    w->data.n);
+    put_bytes(&w->data, x, tensor_elements(t) * sizeof *x);
+    put_padding(&w->data, 32);
+    free(x);
+    w->n++;
+}
+
+struct part {
+    const char *name;
+    struct tensor t;
+};
+
+/* Views of neighbouring rows as the one matrix that the file has. */
+static struct tensor joined(const struct tensor *a, size_t rows)
+{
+    struct tensor t = *a;
+    t.dim[0] = rows;
+    return t;
+}
+
+static void add_layer(struct twin *w, const struct model *m, int l)
+{
+    const struct model_layer *y = &m->layer[l];
+    const struct part gemma[] = {
+        {"attn_norm", y->attn_norm},
+        {"attn_q", y->q},
+        {"attn_k", y->k},
+        {"attn_v", y->v},
+        {"attn_output", y->o},
+        {"attn_q_norm", y->q_norm},
+        {"attn_k_norm", y->k_norm},
+        {"post_attention_norm", y->post_attn_norm},
+        {"ffn_norm", y->ffn_norm},
+        {"ffn_gate", y->gate},
+        {"ffn_up", y->up},
+        {"ffn_down", y->down},
+        {"post_ffw_norm", y->post_ffn_norm},
+    };
+    const struct part phi[] = {
+        {"attn_norm", y->attn_norm},
+        {"attn_qkv", joined(&y->q, y->q.dim[0] + 2 * y->k.dim[0])},
+        {"attn_output", y->o},
+        {"ffn_norm", y->ffn_norm},
+        {"ffn_up", joined(&y->gate, 2 * y->gate.dim[0])},
+        {"ffn_down", y->down},
+    };
+    bool is_phi = !strcmp(m->hp.family, "phi3");
+    size_t n = is_phi ? sizeof phi / sizeof *phi : sizeof gemma / sizeof *gemma;
+    for (size_t i = 0; i < n; i++) {
+        const struct part *p = is_phi ? &phi[i] : &gemma[i];
+        char name[64];
+        snprintf(name, sizeof name, "blk.%d.%s.weight", l, p->name);
+        add_tensor(w, name, &p->t);
+    }
+}
+
+static void add_number(struct bytes *b, const char *arch, const char *name, double v, bool real)
+{
+    char key[96];
+    snprintf(key, sizeof key, "%s.%s", arch, name);
+    if (real)
+        put_key_f32(b, key, (float)v);
+    else
+        put_key_u32(b, key, (uint32_t)v);
+}
+
+/* What longrope divides the frequencies by. */
+static void add_factors(struct twin *w, const struct model *m, const char *name, const double *freq)
+{
+    float v[64];
+    int n = m->layer[0].rope_dim / 2;
+    for (int j = 0; j < n; j++)
+        v[j] = (float)(pow(m->hp.rope_theta, -2.0 * j / (2 * n)) / freq[j]);
+    add_tensor(w, name, &(struct tensor){v, DTYPE_F32, 1, {(size_t)n}});
+}
+
+static void write_twin(const struct model *m, const char *path)
+{
+    const struct model_hparams *hp = &m->hp;
+    const struct {
+        const char *name;
+        double value;
+        bool real;
+    } numbers[] = {
+        {"block_count", hp->n_layer, false},
+        {"embedding_length", hp->hidden, false},
+        {"feed_forward_length", hp->ffn, false},
+        {"context_length", hp->context, false},
+        {"attention.head_count", hp->n_head, false},
+        {"attention.head_count_kv", hp->n_kv_head, false},
+        {"attention.key_length", hp->head_dim, false},
+        {"attention.value_length", hp->head_dim, false},
+        {"attention.sliding_window", m->layer[0].window, false},
+        {"rope.dimension_count", m->layer[0].rope_dim, false},
+        {"rope.freq_base", hp->rope_theta, true},
+        {"attention.layer_norm_rms_epsilon", hp->rms_eps, true},
+        {"rope.scaling.attn_factor", hp->rope_magnitude, true},
+        {"rope.scaling.original_context_length", hp->rope_original, false},
+    };
+    size_t n = sizeof numbers / sizeof *numbers - (hp->rope_original ? 0 : 2);
+    struct err e;
+    struct twin w = {0};
+    struct bytes b = {0};
+    add_tensor(&w, "token_embd.weight", &m->embed);
+    add_tensor(&w, "output_norm.weight", &m->final_norm);
+    if (hp->rope_original) {
+        add_factors(&w, m, "rope_factors_short.weight", m->layer[0].rope_freq);
+        add_factors(&w, m, "rope_factors_long.weight", m->layer[0].rope_freq_long);
+    }
+    for (int l = 0; l < hp->n_layer; l++)
+        add_layer(&w, m, l);
+    put_header(&b, (uint64_t)w.n, 1 + n);
+    put_key_string(&b, "general.architecture", hp->family);
+    for (size_t i = 0; i < n; i++)
+        add_number(&b, hp->family, numbers[i].name, numbers[i].value, numbers[i].real);
+    put_bytes(&b, w.info.data, w.info.n);
+    put_padding(&b, 32);
+    put_bytes(&b, w.data.data, w.data.n);
+    CHECK_OK(file_save(path, b.data, b.n, &e), e);
+    put_free(&b);
+    put_free(&w.info);
+    put_free(&w.data);
+}
+
+/* The last token's logits; the caller frees. */
+static float *run(const struct model *m, struct backend *b)
+{
+    static const int32_t ids[] = {5, 17, 99, 3, 42, 8, 120, 77, 31, 64, 2, 90};
+    const int n = sizeof ids / sizeof *ids; /* longer than the window */
+    struct err e;
+    struct engine *g = NULL;
+    struct infer *t = NULL;
+    float *out = calloc((size_t)m->hp.vocab, sizeof *out);
+    CHECK_OK(engine_new(&g, m, b, NULL, &e), e);
+    CHECK_OK(infer_new(&t, g, n, DTYPE_F32, &e), e);
+    CHECK_OK(infer_prefill(t, ids, n, INFER_LAST, out, NULL, &e), e);
+    infer_free(t);
+    engine_free(g);
+    return out;
+}
+
+static void test_twin(const char *arch, const char *changes)
+{
+    struct err e;
+    struct model *hf = NULL, *gguf = NULL;
+    struct backend *b = NULL;
+    char path[300];
+    snprintf(path, sizeof path, "%s/twin.gguf", test_tmpdir());
+    CHECK_OK(open_changed(&hf, arch, changes, &e), e);
+    write_twin(hf, path);
+    CHECK_OK(model_open(&gguf, path, &e), e);
+    CHECK_OK(backend_open(&b, "cpu", &(struct backend_options){.threads = 1, .exact = true}, &e),
+             e);
+    if (hf && gguf && b) {
+        const struct model_layer *x = &hf->layer[2], *y = &gguf->layer[2];
+        CHECK(x->window == y->window && x->rope_dim == y->rope_dim, "%s", arch);
+        CHECK(gguf->hp.act == hf->hp.act && gguf->hp.rope_original == hf->hp.rope_original);
+        float *want = run(hf, b), *got = run(gguf, b);
+        /* The same numbers in F32 instead of BF16, frequencies and magnitude rounded to fp32. */
+        CHECK(test_rel_error(got, want, (size_t)hf->hp.vocab) < 2e-5, "%s: the twin differs", arch);
+        free(want);
+        free(got);
+    }
+    backend_close(b);
+    model_free(hf);
+    model_free(gguf);
+}
+
 int main(void)
 {
     test_windows();
     test_refused();
     test_understood();
+    test_twin("arch/gemma3_text", "{\"sliding_window_pattern\":6}"); /* GGUF knows no other */
+    test_twin("arch/phi3_partial", "{\"sliding_window\":7}");
+    test_twin("arch/phi4mini_short", "{}");
+    test_twin("arch/phi4mini_short", "{\"original_max_position_embeddings\":4}");
     return test_end("families");
 }
