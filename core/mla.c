@@ -368,6 +368,36 @@ static void down_bias(const struct solve *s, int r, const double *t, float *bias
     }
 }
 
+/* kv_a of normed heads: [A; real(T) 0] on z itself. */
+static void down_on_heads(const struct solve *s, int r, float *kv_a)
+{
+    size_t n = (size_t)s->n;
+    int pairs = s->rope.pairs, width = s->G * (s->src->shape.rope_dim / 2);
+    store_f32(s->A, kv_a, (size_t)r * n);
+    for (int a = 0; a < 2 * pairs; a++) {
+        double *row = s->t1; /* free by now */
+        memset(row, 0, n * sizeof *row);
+        real_row(s, s->rope.T + (size_t)(a % pairs) * (size_t)width, 1, a >= pairs, row);
+        store_f32(row, kv_a + (size_t)(r + a) * n, n);
+    }
+}
+
+/* The rope rows of each normed query head: real(conj(gain)·P_g) [R][d]. */
+static void query_on_heads(const struct solve *s, float *q)
+{
+    int d = s->d, pairs = s->rope.pairs, width = s->G * (s->src->shape.rope_dim / 2);
+    double *row = s->t1;
+    for (int h = 0; h < s->H; h++) {
+        for (int a = 0; a < 2 * pairs; a++) {
+            int pair = a % pairs;
+            real_row(s, s->rope.P + (size_t)pair * (size_t)width,
+                     conj(s->fit.gain[h * pairs + pair]), a >= pairs, row);
+            store_f32(row + h / (s->H / s->G) * d, q + (size_t)(h * 2 * pairs + a) * (size_t)d,
+                      (size_t)d);
+        }
+    }
+}
+
 /* kv_a = [A W_kv; real(T) W_k]; bias may be NULL. */
 static int down_map(struct solve *s, int r, float *kv_a, float *bias, struct err *e)
 {
@@ -572,7 +602,7 @@ int mla_solve(const struct mla_source *src, const struct moments *m, const struc
     struct solve s;
     bool fitted;
     int r = o->rank, R = o->rope_dim;
-    *out = (struct mla_result){.r = r, .R = R};
+    *out = (struct mla_result){.r = r, .R = R, .normed = src->q_norm != NULL};
     int rc = solve_init(&s, src, m, e);
     if (!rc && (r < 1 || r > s.n))
         rc = err_set(e, ERR_ARG, "latent rank %d: this layer takes 1 to %d", r, s.n);
@@ -581,15 +611,17 @@ int mla_solve(const struct mla_source *src, const struct moments *m, const struc
     size_t D = (size_t)s.D, H = (size_t)s.H, d = (size_t)s.d;
     if (!rc) {
         out->freq = mem_calloc((size_t)(R / 2), sizeof *out->freq);
-        out->q = mem_calloc(H * (d + (size_t)R) * D, sizeof *out->q);
-        out->kv_a = mem_calloc((size_t)(r + R) * D, sizeof *out->kv_a);
+        size_t q_size = out->normed ? H * (size_t)R * d : H * (d + (size_t)R) * D;
+        out->q = mem_calloc(q_size, sizeof *out->q);
+        out->kv_a =
+            mem_calloc((size_t)(r + R) * (out->normed ? (size_t)s.n : D), sizeof *out->kv_a);
         out->kv_b = mem_calloc(H * 2 * d * (size_t)r, sizeof *out->kv_b);
         bool ok = out->freq && out->q && out->kv_a && out->kv_b;
         if (src->freq_long)
             ok &= (out->freq_long = mem_calloc((size_t)(R / 2), sizeof *out->freq_long)) != NULL;
-        if (src->bq)
+        if (src->bq && !out->normed)
             ok &= (out->q_bias = mem_calloc(H * (d + (size_t)R), sizeof *out->q_bias)) != NULL;
-        if (src->bk || src->bv)
+        if ((src->bk || src->bv) && !out->normed)
             ok &= (out->kv_a_bias = mem_calloc((size_t)(r + R), sizeof *out->kv_a_bias)) != NULL;
         if (!ok)
             rc = err_nomem(e, H * (d + (size_t)R) * D * sizeof *out->q, "a converted layer");
@@ -599,10 +631,14 @@ int mla_solve(const struct mla_source *src, const struct moments *m, const struc
         if (out->freq_long)
             out->freq_long[a] = src->freq_long[s.rope.index[a]];
     }
-    if (!rc)
+    if (!rc && out->normed) {
+        query_on_heads(&s, out->q);
+        down_on_heads(&s, r, out->kv_a);
+    } else if (!rc) {
         rc = query_map(&s, out->q, out->q_bias, e);
-    if (!rc)
-        rc = down_map(&s, r, out->kv_a, out->kv_a_bias, e);
+        if (!rc)
+            rc = down_map(&s, r, out->kv_a, out->kv_a_bias, e);
+    }
     if (!rc)
         rc = up_maps(&s, r, fitted, out->kv_b, e);
     if (!rc && spectrum)
@@ -639,6 +675,44 @@ int mla_spectrum(const struct mla_source *src, const struct moments *m, const st
     return rc;
 }
 
+/* A head norm gives every head of rows·(the norm's own gain) unit variance on average: scales the
+ * second moment c (ld) of d coordinates so. */
+static void norm_moment(double *c, size_t ld, int d, const float *gamma, double *factor)
+{
+    double mean = 0;
+    for (int i = 0; i < d; i++)
+        mean += c[(size_t)i * (ld + 1)] / d;
+    for (int i = 0; i < d; i++)
+        factor[i] = mean > 0 ? gamma[i] / sqrt(mean) : 0;
+}
+
+/* Applies the norms' average effect to weight moments: rows and columns of every head. */
+static int norm_moments(const struct mla_source *src, struct moments *out, struct err *e)
+{
+    int d = src->shape.d, n = moments_n(&src->shape);
+    double *factor = mem_calloc((size_t)n, sizeof *factor);
+    if (!factor) {
+        moments_done(out);
+        return err_nomem(e, (size_t)n * sizeof *factor, "norms");
+    }
+    for (int i = 0; i < n; i++)
+        factor[i] = 1;
+    for (int g = 0; g < src->shape.G; g++)
+        norm_moment(out->c + (size_t)(g * d) * (size_t)(n + 1), (size_t)n, d, src->k_norm,
+                    factor + g * d);
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < n; j++)
+            out->c[(size_t)i * (size_t)n + (size_t)j] *= factor[i] * factor[j];
+    for (int h = 0; h < src->shape.H; h++) {
+        double *m = out->m + (size_t)h * (size_t)(d * d);
+        norm_moment(m, (size_t)d, d, src->q_norm, factor);
+        for (int i = 0; i < d * d; i++)
+            m[i] *= factor[i / d] * factor[i % d];
+    }
+    free(factor);
+    return OK;
+}
+
 int mla_weight_moments(const struct mla_source *src, const float *gamma, struct moments *out,
                        struct err *e)
 {
@@ -665,5 +739,7 @@ int mla_weight_moments(const struct mla_source *src, const float *gamma, struct 
         gemm(false, true, d, d, D, q, D, q, D, 0, out->m + (size_t)h * (size_t)(d * d), d);
     }
     free(w);
-    return OK;
+    if (src->q_norm)
+        rc = norm_moments(src, out, e);
+    return rc;
 }

@@ -20,6 +20,8 @@ struct mla_source {
     const float *wk;           /* [G·d][D] */
     const float *wv;           /* [G·d][D] */
     const float *wo;           /* [D][H·d] */
+    const float *q_norm, *k_norm; /* [d] or NULL: heads are normed before the rotation */
+    double norm_eps;
     const float *bq, *bk, *bv; /* [H·d], [G·d], [G·d] or NULL */
     const double *freq;        /* [rope_dim/2] rad/token */
     const double *freq_long;   /* of contexts beyond the original one, or NULL */
@@ -71,6 +73,8 @@ struct mla_result {
     int r, R;
     double *freq;              /* [R/2] */
     double *freq_long;         /* [R/2] or NULL */
+    bool normed;   /* of a source with normed heads: q holds rope rows of the normed head [H·R][d],
+                    * kv_a acts on z = [k; v] after the norm [r+R][n]; no biases, scale stays s */
     float *q_bias, *kv_a_bias; /* [H·(d+R)], [r+R] or NULL */
     float *q;                  /* [H·(d+R)][D], per head nope | rope */
     float *kv_a;               /* [r+R][D] */

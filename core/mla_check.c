@@ -13,6 +13,7 @@ struct check {
     const struct mla_source *src;
     int T, D, H, G, d;
     float *q, *k, *v; /* projections (MLA: k holds latent | rope key) */
+    float *z;         /* keys, while the latent takes their place */
     float *kn, *vn;   /* one head's rebuilt keys, values */
     float *P;         /* [T][T] */
     float *o;         /* [T][H·d] */
@@ -46,12 +47,21 @@ static void add_bias(float *y, int rows, int n, const float *bias)
             y[(size_t)t * (size_t)n + (size_t)i] += bias[i];
 }
 
-static void output(struct check *c)
+/* rms-norm of every head of d numbers. */
+static void norm_heads(float *y, int rows, int n, int d, const float *gamma, double eps)
 {
-    gemm_nt(c->T, c->D, c->H * c->d, 1, c->o, c->H * c->d, c->src->wo, c->H * c->d, 0, c->y, c->D);
+    for (int at = 0; gamma && at < rows * n; at += d) {
+        double sum = 0;
+        for (int i = 0; i < d; i++)
+            sum += (double)y[at + i] * y[at + i];
+        double f = 1 / sqrt(sum / d + eps);
+        for (int i = 0; i < d; i++)
+            y[at + i] = (float)(y[at + i] * f * gamma[i]);
+    }
 }
 
-static void attend_original(struct check *c, const float *x)
+/* q, k, v of the original before the rotation. */
+static void project(struct check *c, const float *x)
 {
     int T = c->T, d = c->d, H = c->H, kd = c->G * d;
     gemm_nt(T, H * d, c->D, 1, x, c->D, c->src->wq, c->D, 0, c->q, H * d);
@@ -60,6 +70,19 @@ static void attend_original(struct check *c, const float *x)
     add_bias(c->q, T, H * d, c->src->bq);
     add_bias(c->k, T, kd, c->src->bk);
     add_bias(c->v, T, kd, c->src->bv);
+    norm_heads(c->q, T, H * d, d, c->src->q_norm, c->src->norm_eps);
+    norm_heads(c->k, T, kd, d, c->src->k_norm, c->src->norm_eps);
+}
+
+static void output(struct check *c)
+{
+    gemm_nt(c->T, c->D, c->H * c->d, 1, c->o, c->H * c->d, c->src->wo, c->H * c->d, 0, c->y, c->D);
+}
+
+static void attend_original(struct check *c, const float *x)
+{
+    int T = c->T, d = c->d, H = c->H, kd = c->G * d;
+    project(c, x);
     for (int h = 0; h < H; h++)
         rotate(c->q + h * d, H * d, T, c->src->shape.rope_dim, c->src->freq,
                c->src->shape.magnitude);
@@ -75,19 +98,41 @@ static void attend_original(struct check *c, const float *x)
     output(c);
 }
 
+/* Queries per head [nope | rope] and [latent | rope key], before the rotation. */
+static void project_mla(struct check *c, const struct mla_result *m, const float *x)
+{
+    int T = c->T, d = c->d, H = c->H, R = m->R, head = d + R, width = m->r + R, kd = c->G * d;
+    if (!m->normed) {
+        gemm_nt(T, H * head, c->D, 1, x, c->D, m->q, c->D, 0, c->q, H * head);
+        gemm_nt(T, width, c->D, 1, x, c->D, m->kv_a, c->D, 0, c->k, width);
+        add_bias(c->q, T, H * head, m->q_bias);
+        add_bias(c->k, T, width, m->kv_a_bias);
+        return;
+    }
+    project(c, x);
+    for (int t = T - 1; t >= 0; t--) /* from the end: the wider rows grow over the narrow ones */
+        for (int h = H - 1; h >= 0; h--)
+            memmove(c->q + (size_t)t * (size_t)(H * head) + h * head,
+                    c->q + (size_t)t * (size_t)(H * d) + h * d, (size_t)d * sizeof *c->q);
+    for (int h = 0; h < H; h++)
+        gemm_nt(T, R, d, 1, c->q + h * head, H * head, m->q + (size_t)h * (size_t)(R * d), d, 0,
+                c->q + h * head + d, H * head);
+    memcpy(c->z, c->k, (size_t)T * (size_t)kd * sizeof *c->z);
+    gemm_nt(T, width, kd, 1, c->z, kd, m->kv_a, 2 * kd, 0, c->k, width);
+    gemm_nt(T, width, kd, 1, c->v, kd, m->kv_a + kd, 2 * kd, 1, c->k, width);
+}
+
 static void attend_mla(struct check *c, const struct mla_result *m, const float *x)
 {
     int T = c->T, d = c->d, H = c->H, R = m->R, r = m->r, head = d + R, width = r + R;
-    float scale = (float)(1 / sqrt(d + R));
-    gemm_nt(T, H * head, c->D, 1, x, c->D, m->q, c->D, 0, c->q, H * head);
-    gemm_nt(T, width, c->D, 1, x, c->D, m->kv_a, c->D, 0, c->k, width);
-    add_bias(c->q, T, H * head, m->q_bias);
-    add_bias(c->k, T, width, m->kv_a_bias);
-    rotate(c->k + r, width, T, R, m->freq, c->src->shape.magnitude);
+    float scale = (float)(m->normed ? c->src->scale : 1 / sqrt(d + R));
+    double magnitude = c->src->shape.magnitude;
+    project_mla(c, m, x);
+    rotate(c->k + r, width, T, R, m->freq, magnitude);
     for (int h = 0; h < H; h++) {
         const float *ku = m->kv_b + (size_t)h * 2 * (size_t)d * (size_t)r;
         float *q = c->q + h * head;
-        rotate(q + d, H * head, T, R, m->freq, c->src->shape.magnitude);
+        rotate(q + d, H * head, T, R, m->freq, magnitude);
         gemm_nt(T, d, r, 1, c->k, width, ku, r, 0, c->kn, d);
         gemm_nt(T, d, r, 1, c->k, width, ku + (size_t)d * (size_t)r, r, 0, c->vn, d);
         gemm_nt(T, T, d, scale, q, H * head, c->kn, d, 0, c->P, T);
@@ -107,19 +152,20 @@ static int check_init(struct check *c, const struct mla_source *src, int T, int 
     c->q = mem_calloc(t * H * (d + (size_t)wide), sizeof *c->q);
     c->k = mem_calloc(t * width, sizeof *c->k);
     c->v = mem_calloc(t * kd, sizeof *c->v);
+    c->z = mem_calloc(t * kd, sizeof *c->z);
     c->kn = mem_calloc(t * d, sizeof *c->kn);
     c->vn = mem_calloc(t * d, sizeof *c->vn);
     c->P = mem_calloc(t * t, sizeof *c->P);
     c->o = mem_calloc(t * H * d, sizeof *c->o);
     c->y = mem_calloc(t * (size_t)p->D, sizeof *c->y);
-    if (!c->q || !c->k || !c->v || !c->kn || !c->vn || !c->P || !c->o || !c->y)
+    if (!c->q || !c->k || !c->v || !c->z || !c->kn || !c->vn || !c->P || !c->o || !c->y)
         return err_nomem(e, t * (t + H * d) * sizeof *c->P, "measuring a layer");
     return OK;
 }
 
 static void check_done(struct check *c)
 {
-    float **all[] = {&c->q, &c->k, &c->v, &c->kn, &c->vn, &c->P, &c->o, &c->y};
+    float **all[] = {&c->q, &c->k, &c->v, &c->z, &c->kn, &c->vn, &c->P, &c->o, &c->y};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(*all[i]);
 }

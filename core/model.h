@@ -74,6 +74,9 @@ struct model_layer {
     const double *rope_freq_long;         /* see rope_original */
     struct tensor q_norm, k_norm;         /* [d], each head, before the rotation */
     struct tensor o_bias;                 /* [D] */
+    /* MLA over normed heads (own runtime): q, k, v, q_norm and k_norm as in GQA; the latent is taken
+     * from z = [k; v] after the norm, kv_a [r+R][2·G·d], and the rope query from each normed head. */
+    struct tensor q_rope;                 /* [H·R][d] */
     struct tensor q_a;                    /* MLA [q_lora_rank][D]; q is then [H·(P+R)][rank] */
     struct tensor q_a_bias, q_a_norm;     /* [q_lora_rank] */
     struct tensor kv_a_bias, kv_a_norm;   /* MLA [r+R]; [r] */

@@ -9,8 +9,10 @@ const char *model_convertible(const struct model *m)
         const struct model_layer *y = &m->layer[l];
         if (y->attn == ATTN_MLA)
             return "its attention is MLA already";
-        if (y->q_norm.data || y->k_norm.data)
-            return "conversion of attention that norms its queries and keys is not built yet";
+        if (!y->q_norm.data != !y->k_norm.data)
+            return "conversion of attention that norms only queries or only keys is not built yet";
+        if (y->q_norm.data && (y->q_bias.data || y->k_bias.data || y->v_bias.data))
+            return "conversion of attention with both norms and biases is not built yet";
         if (y->rope_dim < 2)
             return "conversion of layers without a rotary part is not built yet";
     }

@@ -30,13 +30,14 @@ int conversion_source(const struct model *m, int layer, struct mla_source *out, 
     *out = (struct mla_source){.shape = conversion_shape(m, layer),
                                .freq = y->rope_freq,
                                .freq_long = y->rope_freq_long,
-                               .scale = y->attn_scale};
+                               .scale = y->attn_scale,
+                               .norm_eps = m->hp.rms_eps};
     const struct {
         const struct tensor *from;
         const float **to;
     } part[] = {{&y->q, &out->wq},     {&y->k, &out->wk},      {&y->v, &out->wv},
                 {&y->o, &out->wo},     {&y->q_bias, &out->bq}, {&y->k_bias, &out->bk},
-                {&y->v_bias, &out->bv}};
+                {&y->v_bias, &out->bv}, {&y->q_norm, &out->q_norm}, {&y->k_norm, &out->k_norm}};
     for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
         float *f;
         if (!part[i].from->data)
@@ -53,7 +54,7 @@ int conversion_source(const struct model *m, int layer, struct mla_source *out, 
 
 void conversion_source_done(struct mla_source *s)
 {
-    const float *all[] = {s->wq, s->wk, s->wv, s->wo, s->bq, s->bk, s->bv};
+    const float *all[] = {s->wq, s->wk, s->wv, s->wo, s->bq, s->bk, s->bv, s->q_norm, s->k_norm};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free((void *)(uintptr_t)all[i]);
     *s = (struct mla_source){0};
@@ -137,13 +138,16 @@ void conversion_set_layer(struct conversion *c, int l, int r, int R, const doubl
     const struct model_hparams *hp = &c->model.hp;
     struct model_layer *y = &c->model.layer[l];
     y->attn = ATTN_MLA;
-    y->k = y->v = y->q_bias = y->k_bias = y->v_bias = (struct tensor){0};
+    bool normed = y->q_norm.data; /* q, k, v and their norms stay: the latent comes after them */
+    if (!normed)
+        y->k = y->v = y->q_bias = y->k_bias = y->v_bias = (struct tensor){0};
     y->kv_lora_rank = r;
     y->qk_rope_head_dim = y->rope_dim = R;
     y->qk_nope_head_dim = y->v_head_dim = hp->head_dim;
     y->rope_freq = freq;
     y->rope_freq_long = freq_long;
-    y->attn_scale = 1 / sqrt(hp->head_dim + R);
+    if (!normed)
+        y->attn_scale = 1 / sqrt(hp->head_dim + R);
 }
 
 static void bind_made(struct conversion *c)
@@ -155,8 +159,11 @@ static void bind_made(struct conversion *c)
         struct model_layer *y = &c->model.layer[l];
         size_t r = (size_t)m->r, R = (size_t)m->R;
         conversion_set_layer(c, l, m->r, m->R, m->freq, m->freq_long);
-        y->q = f32_view(m->q, H * (d + R), D);
-        y->kv_a = f32_view(m->kv_a, r + R, D);
+        if (m->normed)
+            y->q_rope = f32_view(m->q, H * R, d);
+        else
+            y->q = f32_view(m->q, H * (d + R), D);
+        y->kv_a = f32_view(m->kv_a, r + R, m->normed ? 2 * (size_t)hp->n_kv_head * d : D);
         y->kv_b = f32_view(m->kv_b, H * 2 * d, r);
         if (m->q_bias)
             y->q_bias = f32_list(m->q_bias, H * (d + R));
@@ -296,7 +303,8 @@ int conversion_runtime(struct conversion *c, bool rounded, const struct model **
     for (size_t l = 0; l < L && !rc; l++) {
         struct model_layer *y = &c->small.layer[l];
         *y = c->model.layer[l];
-        rc = round_tensor(&y->q, DTYPE_Q8_0, &c->small_data[3 * l], e);
+        struct tensor *q = y->q_rope.data ? &y->q_rope : &y->q;
+        rc = round_tensor(q, y->q_rope.data ? DTYPE_F16 : DTYPE_Q8_0, &c->small_data[3 * l], e);
         if (!rc)
             rc = round_tensor(&y->kv_a, DTYPE_Q8_0, &c->small_data[3 * l + 1], e);
         if (!rc)

@@ -16,10 +16,12 @@
 #define FOLDER_TENSORS_2 "attention-2.safetensors" /* when saving over the first */
 #define FOLDER_MAX_JSON ((size_t)64 << 20)
 
-enum { STORED_MATRICES = 3, STORED = 5 }; /* then the biases of models that have them */
-static const char *const tensor_names[STORED] = {"q_proj.weight", "kv_a_proj_with_mqa.weight",
-                                                 "kv_b_proj.weight", "q_proj.bias",
-                                                 "kv_a_proj_with_mqa.bias"};
+/* What a layer may have in the file. */
+enum stored { Q_PROJ, KV_A, KV_B, Q_ROPE, Q_BIAS, KV_A_BIAS, STORED };
+static const char *const tensor_names[STORED] = {
+    "q_proj.weight",    "kv_a_proj_with_mqa.weight",
+    "kv_b_proj.weight", "q_rope.weight", /* normed heads only: not a DeepSeek tensor */
+    "q_proj.bias",      "kv_a_proj_with_mqa.bias"};
 
 static void tensor_name(char name[96], int layer, int which)
 {
@@ -28,8 +30,14 @@ static void tensor_name(char name[96], int layer, int which)
 
 static struct tensor *layer_tensor(struct model_layer *y, int which)
 {
-    struct tensor *all[STORED] = {&y->q, &y->kv_a, &y->kv_b, &y->q_bias, &y->kv_a_bias};
+    struct tensor *all[STORED] = {&y->q, &y->kv_a, &y->kv_b, &y->q_rope, &y->q_bias, &y->kv_a_bias};
     return all[which];
+}
+
+/* Whether layer y of a conversion owns tensor `which`: over normed heads q stays the base's. */
+static bool layer_stores(struct model_layer *y, int which)
+{
+    return layer_tensor(y, which)->data && !(which == Q_PROJ && y->q_rope.data);
 }
 
 bool conversion_is_dir(const char *path)
@@ -89,20 +97,19 @@ static int read_frequencies(const cJSON *item, const char *key, size_t n, int l,
     return OK;
 }
 
+/* rows 0: the layer has no such tensor; a list has cols 0 and may be absent. */
 static int read_tensor(struct conversion *c, int l, int which, size_t rows, size_t cols,
                        const char *where, struct err *e)
 {
     char name[96];
     struct tensor *to = layer_tensor(&c->model.layer[l], which);
     tensor_name(name, l, which);
-    if (which >= STORED_MATRICES && !safetensors_has(c->stored, name))
+    if (!rows || (!cols && !safetensors_has(c->stored, name)))
         return OK;
     int rc = safetensors_get(c->stored, name, to, e);
     if (rc)
         return rc;
-    bool fits = which < STORED_MATRICES ? to->rank == 2 && to->dim[0] == rows && to->dim[1] == cols
-                                        : to->rank == 1 && to->dim[0] == rows;
-    if (!fits)
+    if (to->dim[0] != rows || to->rank != (cols ? 2 : 1) || (cols && to->dim[1] != cols))
         return err_set(e, ERR_MISMATCH, "%s: %s must be %zu × %zu", where, name, rows, cols);
     return tensor_check_finite(to, name, e);
 }
@@ -121,8 +128,12 @@ static int open_layer(struct conversion *c, const cJSON *item, int l, const char
     if (rc)
         return rc;
     conversion_set_layer(c, l, (int)r, (int)R, c->freq[l], c->freq_long[l]);
-    size_t rows[STORED] = {H * (d + R), r + R, H * 2 * d, H * (d + R), r + R};
-    size_t cols[STORED] = {D, D, r, 1, 1};
+    bool normed = c->model.layer[l].q_norm.data;
+    size_t in = normed ? 2 * (size_t)hp->n_kv_head * d : D;
+    size_t rows[STORED] = {
+        normed ? 0 : H * (d + R), r + R, H * 2 * d, normed ? H * R : 0, normed ? 0 : H * (d + R),
+        normed ? 0 : r + R};
+    size_t cols[STORED] = {D, in, r, d, 0, 0};
     for (int t = 0; t < STORED && !rc; t++)
         rc = read_tensor(c, l, t, rows[t], cols[t], where, e);
     return rc;
@@ -259,15 +270,17 @@ static int write_tensors(struct conversion *c, const char *path, struct err *e)
     if (rc)
         return rc;
     for (int i = 0; i < n && !rc; i++) {
-        const struct tensor *t = layer_tensor(&c->model.layer[i / STORED], i % STORED);
+        struct model_layer *y = &c->model.layer[i / STORED];
+        const struct tensor *t = layer_tensor(y, i % STORED);
         tensor_name(name, i / STORED, i % STORED);
-        if (t->data)
+        if (layer_stores(y, i % STORED))
             rc = safetensors_writer_declare(w, name, DTYPE_F32, t->rank, t->dim, e);
     }
     for (int i = 0; i < n && !rc; i++) {
-        const struct tensor *t = layer_tensor(&c->model.layer[i / STORED], i % STORED);
+        struct model_layer *y = &c->model.layer[i / STORED];
+        const struct tensor *t = layer_tensor(y, i % STORED);
         float *f;
-        if (!t->data)
+        if (!layer_stores(y, i % STORED))
             continue;
         rc = tensor_to_f32(t, &f, e);
         if (!rc) {

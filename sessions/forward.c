@@ -12,7 +12,7 @@ static int max_int(int a, int b)
 
 /* Widest rows any layer needs, so that one scratch serves all layers. */
 struct widths {
-    int q, k, v, att, lat, rope, pairs, q_a, ffn;
+    int q, k, v, z, att, lat, rope, pairs, q_a, ffn;
 };
 
 static struct widths model_widths(const struct model *m)
@@ -29,6 +29,8 @@ static struct widths model_widths(const struct model *m)
             w.att = max_int(w.att, hp->n_head * y->v_head_dim);
             w.lat = max_int(w.lat, hp->n_head * y->kv_lora_rank);
             w.rope = max_int(w.rope, hp->n_head * y->qk_rope_head_dim);
+            if (y->q_rope.data)
+                w.z = max_int(w.z, 4 * hp->n_kv_head * hp->head_dim);
         } else {
             w.q = max_int(w.q, hp->n_head * hp->head_dim);
             w.k = max_int(w.k, hp->n_kv_head * hp->head_dim);
@@ -64,7 +66,7 @@ int scratch_reserve(struct scratch *s, const struct engine *g, int rows, struct 
               grow(s, &s->att, rows, w.att) && grow(s, &s->lat, rows, 2 * w.lat) &&
               grow(s, &s->q_rope, rows, w.rope) && grow(s, &s->gate, rows, w.ffn) &&
               grow(s, &s->up, rows, w.ffn) && grow(s, &s->q_a, rows, w.q_a) &&
-              grow(s, &s->scores, rows, hp->moe.n) &&
+              grow(s, &s->z, rows, w.z) && grow(s, &s->scores, rows, hp->moe.n) &&
               grow(s, &s->expert_in, rows, hp->moe.n ? hp->hidden : 0) &&
               grow(s, &s->expert_out, rows, hp->moe.n ? hp->hidden : 0);
     free(s->cos);
@@ -85,9 +87,8 @@ int scratch_reserve(struct scratch *s, const struct engine *g, int rows, struct 
 
 void scratch_done(struct scratch *s)
 {
-    float **all[] = {&s->x,      &s->q,         &s->k,         &s->v,  &s->att,
-                     &s->lat,    &s->q_rope,    &s->gate,      &s->up, &s->q_a,
-                     &s->scores, &s->expert_in, &s->expert_out};
+    float **all[] = {&s->x,    &s->q,  &s->k,   &s->v, &s->att,    &s->lat,       &s->q_rope,
+                     &s->gate, &s->up, &s->q_a, &s->z, &s->scores, &s->expert_in, &s->expert_out};
     for (size_t i = 0; s->backend && i < sizeof all / sizeof *all; i++)
         s->backend->ops->free(s->backend, *all[i]);
     free(s->cos);
@@ -172,14 +173,17 @@ static void attention_mla(const struct engine *g, int layer, int rows, const str
 {
     const struct backend_ops *op = g->backend->ops;
     const struct model_layer *y = &g->model->layer[layer];
-    const struct weight *kv_b = g->layer[layer].w[W_KV_B];
+    const struct weight *kv_b = g->layer[layer].w[W_KV_B], *q_rope = g->layer[layer].w[W_Q_ROPE];
     int H = g->model->hp.n_head, r = y->kv_lora_rank, R = y->qk_rope_head_dim;
-    int P = y->qk_nope_head_dim, Vd = y->v_head_dim, head = P + R, width = r + R;
+    int P = y->qk_nope_head_dim, Vd = y->v_head_dim, head = q_rope ? P : P + R, width = r + R;
     if (R) {
         rope_table(s, y, seg, n_seg, g->model->hp.rope_magnitude);
-        op->rope(g->backend, s->q + P, H * head, H, head, R, s->cos, s->sin, rows);
+        if (q_rope) /* each normed head through its own [R][P], as values are expanded */
+            op->mla_expand(g->backend, s->q_rope, s->q, q_rope, H, 0, R, P, rows);
+        else
+            op->store(g->backend, s->q_rope, DTYPE_F32, R, s->q + P, head, R, rows * H);
+        op->rope(g->backend, s->q_rope, H * R, H, R, R, s->cos, s->sin, rows);
         op->rope(g->backend, s->k + r, width, 1, 0, R, s->cos, s->sin, rows);
-        op->store(g->backend, s->q_rope, DTYPE_F32, R, s->q + P, head, R, rows * H);
     }
     float *q_lat = s->lat, *lat = s->lat + (size_t)rows * (size_t)(H * r);
     op->mla_absorb(g->backend, q_lat, s->q, H * head, head, kv_b, H, P, Vd, r, rows);
@@ -248,6 +252,26 @@ static void dress_projections(const struct engine *g, int layer, int rows, struc
         op->head_norm(g->backend, s->k, width, 1, 0, v[V_KV_A_NORM], (float)y->latent_eps, rows, r);
 }
 
+/* Queries, keys and values as in GQA, normed a head; then the latent and rope key from z = [k; v].
+ */
+static void normed_latent(const struct engine *g, int layer, const float *x, int rows,
+                          struct scratch *s)
+{
+    const struct backend_ops *op = g->backend->ops;
+    const struct model_hparams *hp = &g->model->hp;
+    const struct engine_layer *w = &g->layer[layer];
+    int H = hp->n_head, d = hp->head_dim, kd = hp->n_kv_head * d;
+    float *k = s->z, *v = k + (size_t)rows * (size_t)kd, *z = v + (size_t)rows * (size_t)kd;
+    const struct weight *in[] = {w->w[W_Q], w->w[W_K], w->w[W_V]};
+    op->linear(g->backend, 3, in, (float *const[]){s->q, k, v}, x, rows, false);
+    op->head_norm(g->backend, s->q, H * d, H, d, w->v[V_Q_NORM], (float)hp->rms_eps, rows, d);
+    op->head_norm(g->backend, k, kd, kd / d, d, w->v[V_K_NORM], (float)hp->rms_eps, rows, d);
+    op->store(g->backend, z, DTYPE_F32, 2 * kd, k, kd, kd, rows);
+    op->store(g->backend, z + kd, DTYPE_F32, 2 * kd, v, kd, kd, rows);
+    op->linear(g->backend, 1, (const struct weight *const[]){w->w[W_KV_A]}, (float *const[]){s->k},
+               z, rows, false);
+}
+
 void forward_attention(const struct engine *g, int layer, const float *x, int rows,
                        const struct segment *seg, int n_seg, enum dtype kv, struct scratch *s,
                        const struct forward_tap *tap)
@@ -257,11 +281,15 @@ void forward_attention(const struct engine *g, int layer, const float *x, int ro
     const struct weight *gqa_w[] = {w->w[W_Q], w->w[W_K], w->w[W_V]};
     const struct weight *mla_w[] = {w->w[W_Q], w->w[W_KV_A]};
     float *y[] = {s->q, s->k, s->v};
-    if (w->w[W_Q_A])
+    bool normed = mla && w->w[W_Q_ROPE];
+    if (normed)
+        normed_latent(g, layer, x, rows, s);
+    else if (w->w[W_Q_A])
         narrow_query(g, layer, x, rows, s);
     else
         g->backend->ops->linear(g->backend, mla ? 2 : 3, mla ? mla_w : gqa_w, y, x, rows, false);
-    dress_projections(g, layer, rows, s);
+    if (!normed)
+        dress_projections(g, layer, rows, s);
     if (tap && tap->attention)
         tap->attention(tap->user, layer, x, s->q, s->k, mla ? NULL : s->v, rows);
     if (mla)

@@ -17,6 +17,7 @@ enum forward_slot {
     W_KV_A,
     W_KV_B,
     W_Q_A,
+    W_Q_ROPE,
     W_ROUTER,
     W_COUNT
 };
@@ -72,6 +73,7 @@ struct scratch {
     struct backend *backend;
     int rows;
     float *x, *q, *k, *v, *att, *lat, *q_rope, *gate, *up;
+    float *z;       /* MLA over normed heads: k, v, then [k; v] */
     float *q_a, *scores, *expert_in, *expert_out; /* NULL in models that need none */
     struct moe_plan *plan;                        /* host: who goes to which expert */
     float *cos, *sin;         /* host, [rows][rope_dim/2] of the last table */

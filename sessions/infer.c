@@ -16,6 +16,7 @@ static const struct tensor *slot_tensor(const struct model_layer *y, int slot)
         [W_Q] = &y->q,       [W_K] = &y->k,     [W_V] = &y->v,           [W_O] = &y->o,
         [W_GATE] = &y->gate, [W_UP] = &y->up,   [W_DOWN] = &y->down,     [W_KV_A] = &y->kv_a,
         [W_KV_B] = &y->kv_b, [W_Q_A] = &y->q_a, [W_ROUTER] = &y->router,
+        [W_Q_ROPE] = &y->q_rope,
     };
     return all[slot];
 }
