@@ -6,7 +6,7 @@
 #include "core/file.h"
 #include "tests/support.h"
 #include "tests/support_models.h"
-#include "ui/app.h"
+#include "ui/app_parts.h"
 
 static char one[300], other[300];
 

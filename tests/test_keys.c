@@ -5,7 +5,7 @@
 
 #include "tests/support.h"
 #include "tests/support_models.h"
-#include "ui/app.h"
+#include "ui/app_parts.h"
 
 static const enum context contexts[] = {IN_MODEL,  IN_RANKS,  IN_CONVERT, IN_TALK, IN_EVAL,
                                         IN_EXPORT, IN_PROMPT, IN_ASK,     IN_HELP};

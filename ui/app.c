@@ -1,13 +1,11 @@
 /* The app: start and end, keys to requests, results to state, saving. Refuses nothing a user may
  * do; what cannot be done says why in the last line. */
-#include "ui/app.h"
+#include "ui/app_parts.h"
 
-#include <langinfo.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <unistd.h>
 
 #include "core/file.h"

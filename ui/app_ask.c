@@ -1,6 +1,6 @@
 /* Questions: one line of input, path completion, and the editing keys shared with the chat's
  * prompt. What is typed stays until it is accepted. */
-#include "ui/app.h"
+#include "ui/app_parts.h"
 
 #include <dirent.h>
 #include <stdio.h>

@@ -1,6 +1,6 @@
 /* Chat as the screen sees it: the prompt and its history, turns, slash commands, where two answers
  * part. The transcript lives in the journal; what streams in lives here until the turn ends. */
-#include "ui/app.h"
+#include "ui/app_parts.h"
 
 #include <stdio.h>
 #include <stdlib.h>

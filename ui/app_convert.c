@@ -1,6 +1,6 @@
 /* Conversion as the screens see it: start (calibrating first when nothing is known), the layers as
  * they finish, and the result, which replaces the old one only when all of it is there. */
-#include "ui/app.h"
+#include "ui/app_parts.h"
 
 #include <stdio.h>
 #include <stdlib.h>

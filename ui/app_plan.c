@@ -1,6 +1,6 @@
 /* The plan on screen 2: edits with undo, budgets, spectra, and what other engines would say.
  * Refuses ranks and widths that the layout cannot have, by asking core/rankplan. */
-#include "ui/app.h"
+#include "ui/app_parts.h"
 
 #include <ctype.h>
 #include <math.h>
@@ -314,23 +314,29 @@ static void ask_save(struct app *a)
     free(dir);
 }
 
+static void choose_layer(struct app *a, enum request r)
+{
+    struct ranks_state *s = &a->ranks;
+    int n = s->plan.model.n_layer, page = a->options.rows > 12 ? a->options.rows - 10 : 2;
+    switch (r) {
+    case REQ_UP: s->layer--; break;
+    case REQ_DOWN: s->layer++; break;
+    case REQ_PAGE_UP: s->layer -= page; break;
+    case REQ_PAGE_DOWN: s->layer += page; break;
+    case REQ_FIRST: s->layer = 0; break;
+    default: s->layer = n - 1; break;
+    }
+    s->layer = s->layer < 0 ? 0 : s->layer >= n ? n - 1 : s->layer;
+}
+
 bool plan_request(struct app *a, enum request r)
 {
     struct ranks_state *s = &a->ranks;
     char text[64];
     if (!s->has_plan)
         return false;
-    int n = s->plan.model.n_layer, page = a->options.rows > 12 ? a->options.rows - 10 : 2;
-    int move = r == REQ_UP          ? -1
-               : r == REQ_DOWN      ? 1
-               : r == REQ_PAGE_UP   ? -page
-               : r == REQ_PAGE_DOWN ? page
-               : r == REQ_FIRST     ? -n
-               : r == REQ_LAST      ? n
-                                    : 0;
-    if (move) {
-        s->layer += move;
-        s->layer = s->layer < 0 ? 0 : s->layer >= n ? n - 1 : s->layer;
+    if (r >= REQ_UP && r <= REQ_LAST) {
+        choose_layer(a, r);
         return true;
     }
     switch (r) {

@@ -84,11 +84,9 @@ static int cmd_key(struct player *p, char *rest, struct err *e)
 static int cmd_type(struct player *p, const char *rest)
 {
     while (*rest && !p->left) {
-        struct textbuf one; /* borrow its reading of UTF-8 */
         unsigned char c = (unsigned char)*rest;
         int bytes = c < 0x80 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : 4;
         char text[8] = {0};
-        (void)one;
         for (int i = 0; i < bytes && rest[i]; i++)
             text[i] = rest[i];
         press(p, strcmp(text, " ") == 0 ? ' ' : keys_parse(text));

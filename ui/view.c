@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "core/kvmem.h"
-#include "ui/app.h"
+#include "ui/app_parts.h"
 
 const struct view_ops *view_of(int screen)
 {

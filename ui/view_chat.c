@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "core/kvmem.h"
-#include "ui/app.h"
+#include "ui/app_parts.h"
 
 /* One piece of the transcript of a side. */
 struct piece {

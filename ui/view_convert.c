@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "core/kvmem.h"
-#include "ui/app.h"
+#include "ui/app_parts.h"
 
 /* Shares from parts per million to whole ones, three digits. */
 static const char *percent(double share, char text[16])

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "ui/app.h"
+#include "ui/app_parts.h"
 
 /* How the command line would name a model: short when the list of models knows it. */
 static const char *name_of(const struct app *a, const char *path, char text[1024])

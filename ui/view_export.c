@@ -1,7 +1,7 @@
 /* Screen 6 of this version: says honestly what can be taken away now and how. */
 #include <stdio.h>
 
-#include "ui/app.h"
+#include "ui/app_parts.h"
 
 static void draw(struct app *a, struct screen *s, struct rect body)
 {

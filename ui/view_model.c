@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "core/kvmem.h"
-#include "ui/app.h"
+#include "ui/app_parts.h"
 
 static void count_text(double n, char text[16])
 {

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "core/kvmem.h"
-#include "ui/app.h"
+#include "ui/app_parts.h"
 #include "ui/plot.h"
 
 #define FACTS 4

@@ -1,0 +1,62 @@
+/* app_parts: what the rooms of the app (app_*.c) and the views offer each other. Front ends (ui.c,
+ * script.c) need ui/app.h only. */
+#ifndef MLATHE_UI_APP_PARTS_H
+#define MLATHE_UI_APP_PARTS_H
+
+#include "ui/app.h"
+
+/* app_ask.c */
+void ask_open(struct app *a, enum request what, const char *label, const char *preset, bool path);
+bool ask_key(struct app *a, enum request r, int key);
+bool edit_key(struct textbuf *b, enum request r, int key); /* true when it was an edit */
+
+/* app_plan.c */
+#define PLAN_TOKENS 8192 /* of calibration: seconds, not minutes; the command line takes more */
+bool plan_request(struct app *a, enum request r);
+/* false: ask.error says why */
+bool plan_answer(struct app *a, enum request what, const char *text);
+void plan_loaded(struct app *a, const struct loaded_model *m);
+void plan_spectrum(struct app *a, struct layer_spectrum *s);
+void plan_drop(struct app *a);
+void plan_want_spectra(struct app *a);
+void plan_keep(struct app *a); /* writes the plan into the journal */
+int plan_step(const struct app *a);
+int plan_curves(const struct app *a, bool *calibrated); /* layers whose spectrum fits the plan */
+bool plan_curve_fits(const struct app *a, int layer);
+/* "✓" or why not, in a few words. engine: 0 own runtime, 1 llama.cpp, 2 vLLM. */
+bool plan_loads_in(const struct rankplan *p, int engine, char why[64]);
+char *plan_free_path(const char *dir, const char *name, const char *suffix);
+
+/* app_convert.c */
+void convert_start(struct app *a);
+void convert_stop(struct app *a);
+void convert_event(struct app *a, struct event *v);
+void convert_job_done(struct app *a, const struct event *v);
+void convert_adopt(struct app *a, struct rankplan *plan, struct conversion_report *r);
+void convert_drop(struct app *a);
+
+/* app_chat.c */
+int chat_init(struct chat_state *c, const struct journal *j, struct err *e);
+void chat_done(struct chat_state *c);
+bool chat_request(struct app *a, enum request r, int key);
+void chat_collect(struct app *a, struct worker_batch *b);
+void chat_answered(struct app *a, struct answered_turn *t);
+void chat_job_done(struct app *a, const struct event *v);
+void chat_model_changed(struct app *a);
+void chat_put_away(struct app *a); /* into a file, and starts a new one */
+const char *chat_said(const struct app *a, size_t turn, int side, size_t *n);
+/* Byte where two answers of a turn part, SIZE_MAX while they do not; *end: of the marked part. */
+size_t chat_parts_at(const struct app *a, size_t turn, int side, size_t *end);
+
+/* views: one a screen */
+struct view_ops {
+    const char *name;
+    enum context context;
+    void (*draw)(struct app *a, struct screen *s, struct rect body);
+};
+extern const struct view_ops view_model, view_ranks, view_convert, view_chat, view_eval,
+    view_export;
+const struct view_ops *view_of(int screen);
+void view_help(struct app *a, struct screen *s, struct rect body);
+
+#endif
