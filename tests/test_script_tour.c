@@ -1,7 +1,7 @@
 /* The screens as golden text: scripts under tests/screens drive the whole program (worker, models,
  * conversion, chat) without a terminal, and every shot is compared with a file beside them.
  * MLATHE_UPDATE_SCREENS=1 writes the files instead. Nothing volatile is in a shot (clock off), and
- * the scalar backend computes. Shots that show what the conversion method measured are compared in
+ * one thread computes. Shots that show what the conversion method measured are compared in
  * their words, marks and frames; its numbers, curves and answers are the business of other tests.
  */
 #include <fcntl.h>
@@ -124,7 +124,7 @@ static int compare_all(char *out)
 static int play(const char *script, const char *model)
 {
     char keys[300], out[300];
-    struct ui_options o = {.model = model, .device = "ref", .threads = 1};
+    struct ui_options o = {.model = model, .device = "cpu", .threads = 1};
     struct err e = {0};
     char *text = NULL;
     snprintf(keys, sizeof keys, "%s/screens/%s.keys", TESTS_DIR, script);
