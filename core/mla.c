@@ -1,6 +1,6 @@
 /* Solves one layer: nope forms, weighted latent, per-head refit (method: steps 3, 5, 6, 7), and
  * the published TransMLA latent. All algebra in fp64; only the result is fp32. */
-#include "core/mla.h"
+#include "core/mla_solve.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -11,26 +11,17 @@
 #define SQRT_FLOOR 1e-6  /* method step 5: eigenvalues of a metric, relative to the largest */
 #define REFIT_RIDGE 1e-4 /* method step 6: relative to the mean diagonal */
 
-/* Everything a solve needs at hand; matrices row-major fp64. */
-struct solve {
-    const struct mla_source *src;
-    const struct moments *m;
-    int n, nk, d, D, H, G;
-    struct rope_choice rope;
-    struct phase_fit fit;
-    double complex *shrink; /* [H][half] */
-    double *r2;             /* [H][half] */
-    double *B;              /* [H][d][nk] nope forms */
-    double *MK;             /* [nk][nk] */
-    double *L;              /* [H][d][d] */
-    double *LG;             /* [G][d][d] Σ over the group */
-    double *W, *Winv;       /* [n][n] Wt and its inverse */
-    double *U, *val;        /* [n][n] rows descending, [n] */
-    double *A;              /* [r][n] */
-    double *X0;             /* [n][r] z ≈ X0·(A z) before the refit */
-    double *t1, *t2;        /* [n][n] scratch */
-    double tau;             /* key weight over value weight */
-};
+void mla_gemm(bool ta, bool tb, int m, int n, int k, const double *a, int lda, const double *b,
+              int ldb, double beta, double *c, int ldc)
+{
+    linalg_dgemm(NULL, ta, tb, m, n, k, 1, a, lda, b, ldb, beta, c, ldc);
+}
+
+void mla_store(const double *from, float *to, size_t n)
+{
+    for (size_t k = 0; k < n; k++)
+        to[k] = (float)from[k];
+}
 
 static void solve_done(struct solve *s)
 {
@@ -76,12 +67,6 @@ static int solve_init(struct solve *s, const struct mla_source *src, const struc
         !s->val || !s->A || !s->X0 || !s->t1 || !s->t2)
         return err_nomem(e, 8 * n * n * sizeof(double), "a layer's conversion");
     return OK;
-}
-
-static void gemm(bool ta, bool tb, int m, int n, int k, const double *a, int lda, const double *b,
-                 int ldb, double beta, double *c, int ldc)
-{
-    linalg_dgemm(NULL, ta, tb, m, n, k, 1, a, lda, b, ldb, beta, c, ldc);
 }
 
 static double trace_product(const double *a, const double *b, int rows, int lda, int ldb)
@@ -147,7 +132,7 @@ static int output_metrics(struct solve *s, struct err *e)
         wo[i] = s->src->wo[i];
     for (int h = 0; h < s->H; h++) {
         double *L = s->L + (size_t)h * dd, *LG = s->LG + (size_t)(h / (s->H / s->G)) * dd;
-        gemm(true, false, d, d, s->D, wo + h * d, width, wo + h * d, width, 0, L, d);
+        mla_gemm(true, false, d, d, s->D, wo + h * d, width, wo + h * d, width, 0, L, d);
         for (size_t i = 0; i < dd; i++)
             LG[i] += L[i];
     }
@@ -165,8 +150,9 @@ static void key_metric(struct solve *s)
     memset(s->MK, 0, (size_t)nk * (size_t)nk * sizeof *s->MK);
     for (int h = 0; h < s->H; h++) {
         const double *B = s->B + (size_t)h * (size_t)d * (size_t)nk;
-        gemm(false, false, d, nk, d, s->m->m + (size_t)h * (size_t)(d * d), d, B, nk, 0, mb, nk);
-        gemm(true, false, nk, nk, d, B, nk, mb, nk, 0, bmb, nk);
+        mla_gemm(false, false, d, nk, d, s->m->m + (size_t)h * (size_t)(d * d), d, B, nk, 0, mb,
+                 nk);
+        mla_gemm(true, false, nk, nk, d, B, nk, mb, nk, 0, bmb, nk);
         for (size_t i = 0; i < (size_t)nk * (size_t)nk; i++)
             s->MK[i] += s2 * bmb[i];
         if (s->m->cko) {
@@ -210,8 +196,8 @@ static int square_root(const double *a, int m, double f, double *root, double *i
         }
     }
     if (!rc) {
-        gemm(true, false, m, m, m, u, m, up, m, 0, root, ld);
-        gemm(true, false, m, m, m, u, m, down, m, 0, inverse, ld);
+        mla_gemm(true, false, m, m, m, u, m, up, m, 0, root, ld);
+        mla_gemm(true, false, m, m, m, u, m, down, m, 0, inverse, ld);
     }
     free(u);
     return rc;
@@ -234,8 +220,8 @@ static int eigen_descending(struct solve *s, const double *C, struct err *e)
 {
     int n = s->n;
     size_t nn = (size_t)n;
-    gemm(false, false, n, n, n, s->W, n, C, n, 0, s->t1, n);
-    gemm(false, true, n, n, n, s->t1, n, s->W, n, 0, s->U, n);
+    mla_gemm(false, false, n, n, n, s->W, n, C, n, 0, s->t1, n);
+    mla_gemm(false, true, n, n, n, s->t1, n, s->W, n, 0, s->U, n);
     int rc = linalg_eigh(n, s->U, s->val, e);
     for (int i = 0; i < n / 2 && !rc; i++) {
         double *a = s->U + (size_t)i * nn, *b = s->U + (size_t)(n - 1 - i) * nn;
@@ -256,8 +242,8 @@ static int latent(struct solve *s, int r, struct err *e)
     int n = s->n, rc = eigen_descending(s, s->m->c, e);
     if (rc)
         return rc;
-    gemm(false, false, r, n, n, s->U, n, s->W, n, 0, s->A, n);
-    gemm(false, true, n, r, n, s->Winv, n, s->U, n, 0, s->X0, r);
+    mla_gemm(false, false, r, n, n, s->U, n, s->W, n, 0, s->A, n);
+    mla_gemm(false, true, n, r, n, s->Winv, n, s->U, n, 0, s->X0, r);
     return OK;
 }
 
@@ -269,13 +255,13 @@ static int refit(struct solve *s, const double *C, const double *S, int ns, int 
     int n = s->n, d = s->d;
     double *CA = work, *K = CA + (size_t)n * (size_t)r, *rhs = K + (size_t)r * (size_t)r;
     double *prior = rhs + (size_t)d * (size_t)r, mean = 0;
-    gemm(false, true, n, r, n, C, n, s->A, n, 0, CA, r);
-    gemm(false, false, r, r, n, s->A, n, CA, r, 0, K, r);
+    mla_gemm(false, true, n, r, n, C, n, s->A, n, 0, CA, r);
+    mla_gemm(false, false, r, r, n, s->A, n, CA, r, 0, K, r);
     for (int i = 0; i < r; i++)
         mean += K[(size_t)i * (size_t)(r + 1)] / r;
     double ridge = REFIT_RIDGE * mean;
-    gemm(false, false, d, r, ns, S, ns, CA + (size_t)at * (size_t)r, r, 0, rhs, r);
-    gemm(false, false, d, r, ns, S, ns, s->X0 + (size_t)at * (size_t)r, r, 0, prior, r);
+    mla_gemm(false, false, d, r, ns, S, ns, CA + (size_t)at * (size_t)r, r, 0, rhs, r);
+    mla_gemm(false, false, d, r, ns, S, ns, s->X0 + (size_t)at * (size_t)r, r, 0, prior, r);
     if (!(ridge > 0)) { /* nothing ever flowed here: keep the unfitted map */
         memcpy(out, prior, (size_t)d * (size_t)r * sizeof *out);
         return OK;
@@ -292,12 +278,6 @@ static int refit(struct solve *s, const double *C, const double *S, int ns, int 
         for (int i = 0; i < r; i++)
             out[(size_t)j * (size_t)r + (size_t)i] = CA[(size_t)i * (size_t)d + (size_t)j];
     return rc;
-}
-
-static void store_f32(const double *from, float *to, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        to[i] = (float)from[i];
 }
 
 /* kv_b of every head: refitted (mlathe), or straight from X0 (rank n, transmla, no statistics). */
@@ -319,152 +299,22 @@ static int up_maps(struct solve *s, int r, bool fitted, float *kv_b, struct err 
         if (fitted) {
             moments_unpack(s->m->cko, n, h, s->t1);
             rc = refit(s, s->t1, B, nk, 0, r, out, work, e);
-            store_f32(out, key, dr);
+            mla_store(out, key, dr);
             if (rc)
                 break;
             moments_unpack(s->m->cv, n, h, s->t1);
             rc = refit(s, s->t1, pick, d, at, r, out, work, e);
-            store_f32(out, value, dr);
+            mla_store(out, value, dr);
         } else {
-            gemm(false, false, d, r, nk, B, nk, s->X0, r, 0, out, r);
-            store_f32(out, key, dr);
-            store_f32(s->X0 + (size_t)at * (size_t)r, value, dr);
+            mla_gemm(false, false, d, r, nk, B, nk, s->X0, r, 0, out, r);
+            mla_store(out, key, dr);
+            mla_store(s->X0 + (size_t)at * (size_t)r, value, dr);
         }
     }
     free(work);
     free(pick);
     free(out);
     return rc;
-}
-
-/* The real form of a complex row f·z[G·half] on the key layout: its real or its imaginary part. */
-static void real_row(const struct solve *s, const double complex *z, double complex f, bool imag,
-                     double *row)
-{
-    int half = s->src->shape.rope_dim / 2;
-    memset(row, 0, (size_t)s->nk * sizeof *row);
-    for (int g = 0; g < s->G; g++) {
-        for (int j = 0; j < half; j++) {
-            double complex v = f * z[g * half + j];
-            row[g * s->d + j] = imag ? cimag(v) : creal(v);
-            row[g * s->d + half + j] = imag ? creal(v) : -cimag(v);
-        }
-    }
-}
-
-/* The maps are affine: what W_k and W_v get, their biases get. t = real(T). */
-static void down_bias(const struct solve *s, int r, const double *t, float *bias)
-{
-    int nk = s->nk, R = 2 * s->rope.pairs;
-    for (int i = 0; i < r + R; i++) {
-        const double *row =
-            i < r ? s->A + (size_t)i * (size_t)s->n : t + (size_t)(i - r) * (size_t)nk;
-        double sum = 0;
-        for (int j = 0; j < nk && s->src->bk; j++)
-            sum += row[j] * s->src->bk[j];
-        for (int j = 0; j < nk && i < r && s->src->bv; j++)
-            sum += row[nk + j] * s->src->bv[j];
-        bias[i] = (float)sum;
-    }
-}
-
-/* kv_a of normed heads: [A; real(T) 0] on z itself. */
-static void down_on_heads(const struct solve *s, int r, float *kv_a)
-{
-    size_t n = (size_t)s->n;
-    int pairs = s->rope.pairs, width = s->G * (s->src->shape.rope_dim / 2);
-    store_f32(s->A, kv_a, (size_t)r * n);
-    for (int a = 0; a < 2 * pairs; a++) {
-        double *row = s->t1; /* free by now */
-        memset(row, 0, n * sizeof *row);
-        real_row(s, s->rope.T + (size_t)(a % pairs) * (size_t)width, 1, a >= pairs, row);
-        store_f32(row, kv_a + (size_t)(r + a) * n, n);
-    }
-}
-
-/* The rope rows of each normed query head: real(conj(gain)·P_g) [R][d]. */
-static void query_on_heads(const struct solve *s, float *q)
-{
-    int d = s->d, pairs = s->rope.pairs, width = s->G * (s->src->shape.rope_dim / 2);
-    double *row = s->t1;
-    for (int h = 0; h < s->H; h++) {
-        for (int a = 0; a < 2 * pairs; a++) {
-            int pair = a % pairs;
-            real_row(s, s->rope.P + (size_t)pair * (size_t)width,
-                     conj(s->fit.gain[h * pairs + pair]), a >= pairs, row);
-            store_f32(row + h / (s->H / s->G) * d, q + (size_t)(h * 2 * pairs + a) * (size_t)d,
-                      (size_t)d);
-        }
-    }
-}
-
-/* kv_a = [A W_kv; real(T) W_k]; bias may be NULL. */
-static int down_map(struct solve *s, int r, float *kv_a, float *bias, struct err *e)
-{
-    int D = s->D, nk = s->nk, R = 2 * s->rope.pairs, rows = r > R ? r : R;
-    size_t kd = (size_t)nk * (size_t)D;
-    double *w = mem_calloc(2 * kd, sizeof *w),
-           *out = mem_calloc((size_t)rows * (size_t)D, sizeof *out);
-    double *t = mem_calloc((size_t)R * (size_t)nk, sizeof *t);
-    int rc = w && out && t ? OK : err_nomem(e, 2 * kd * sizeof *w, "key and value weights");
-    if (!rc) {
-        for (size_t i = 0; i < kd; i++) {
-            w[i] = s->src->wk[i];
-            w[kd + i] = s->src->wv[i];
-        }
-        gemm(false, false, r, D, s->n, s->A, s->n, w, D, 0, out, D);
-        store_f32(out, kv_a, (size_t)r * (size_t)D);
-        for (int a = 0; a < R; a++)
-            real_row(s,
-                     s->rope.T + (size_t)(a % s->rope.pairs) *
-                                     (size_t)(s->G * (s->src->shape.rope_dim / 2)),
-                     1, a >= s->rope.pairs, t + (size_t)a * (size_t)nk);
-        gemm(false, false, R, D, nk, t, nk, w, D, 0, out, D);
-        store_f32(out, kv_a + (size_t)r * (size_t)D, (size_t)R * (size_t)D);
-    }
-    if (!rc && bias)
-        down_bias(s, r, t, bias);
-    free(w);
-    free(out);
-    free(t);
-    return rc;
-}
-
-/* q per head: W_q,h rows, then real(conj(gain)·P_g) W_q,h; all times s·√(d+R), which a DeepSeek
- * class divides by √(d+R) again. */
-static int query_map(struct solve *s, float *q, float *bias, struct err *e)
-{
-    int d = s->d, D = s->D, R = 2 * s->rope.pairs, half = s->src->shape.rope_dim / 2;
-    size_t wide =
-        (size_t)s->nk + (size_t)d * (size_t)D + (size_t)R * (size_t)d + (size_t)R * (size_t)D;
-    double *row = mem_calloc(wide, sizeof *row), f = s->src->scale * sqrt(d + R);
-    if (!row)
-        return err_nomem(e, wide * sizeof *row, "query weights");
-    double *w = row + s->nk, *p = w + (size_t)d * (size_t)D, *out = p + (size_t)R * (size_t)d;
-    for (int h = 0; h < s->H; h++) {
-        int g = h / (s->H / s->G);
-        float *to = q + (size_t)h * (size_t)(d + R) * (size_t)D;
-        for (size_t i = 0; i < (size_t)d * (size_t)D; i++) {
-            w[i] = f * s->src->wq[(size_t)h * (size_t)d * (size_t)D + i];
-            to[i] = (float)w[i];
-        }
-        for (int a = 0; a < R; a++) {
-            int pair = a % s->rope.pairs;
-            real_row(s, s->rope.P + (size_t)pair * (size_t)(s->G * half),
-                     conj(s->fit.gain[h * s->rope.pairs + pair]), a >= s->rope.pairs, row);
-            memcpy(p + (size_t)a * (size_t)d, row + g * d, (size_t)d * sizeof *p);
-        }
-        gemm(false, false, R, D, d, p, d, w, D, 0, out, D);
-        store_f32(out, to + (size_t)d * (size_t)D, (size_t)R * (size_t)D);
-        for (int i = 0; bias && i < d + R; i++) {
-            double sum = i < d ? s->src->bq[h * d + i] : 0;
-            for (int j = 0; j < d && i >= d; j++)
-                sum += p[(size_t)(i - d) * (size_t)d + (size_t)j] * s->src->bq[h * d + j];
-            bias[h * (d + R) + i] = (float)(f * sum);
-        }
-    }
-    free(row);
-    return OK;
 }
 
 /* TransMLA's latent (method: section 2): K in the basis of the components that lost their
@@ -478,7 +328,7 @@ static int latent_transmla(struct solve *s, const double *rest, const double *C,
     /* W = blkdiag(rest / ratio, 1) as [n][n] with R zero rows at the end of the key block. */
     memset(s->W, 0, nn * nn * sizeof *s->W);
     memcpy(s->t2, rest, (size_t)left * (size_t)nk * sizeof *rest);
-    gemm(false, false, left, nk, nk, rest, nk, C, n, 0, s->t1, nk);
+    mla_gemm(false, false, left, nk, nk, rest, nk, C, n, 0, s->t1, nk);
     double key = 0, value = 0;
     for (int i = 0; i < left; i++) {
         double sum = 0;
@@ -498,7 +348,7 @@ static int latent_transmla(struct solve *s, const double *rest, const double *C,
     int rc = eigen_descending(s, C, e);
     if (rc)
         return rc;
-    gemm(false, false, r, n, n, s->U, n, s->W, n, 0, s->A, n);
+    mla_gemm(false, false, r, n, n, s->U, n, s->W, n, 0, s->A, n);
     /* Winv = pseudo-inverse: ratio·restᵀ on keys. */
     for (int i = 0; i < nk; i++)
         for (int j = 0; j < nk; j++)
@@ -506,7 +356,7 @@ static int latent_transmla(struct solve *s, const double *rest, const double *C,
                 j < left ? ratio * rest[(size_t)j * (size_t)nk + (size_t)i] : 0;
     for (int i = nk; i < n; i++)
         s->Winv[(size_t)i * (nn + 1)] = 1;
-    gemm(false, true, n, r, n, s->Winv, n, s->U, n, 0, s->X0, r);
+    mla_gemm(false, true, n, r, n, s->Winv, n, s->U, n, 0, s->X0, r);
     return OK;
 }
 
@@ -547,8 +397,8 @@ static int fill_spectrum(struct solve *s, const struct mla_options *o, struct sp
         out->key_share[i] = share;
     }
     /* Keys and values alone: the diagonal blocks of W C Wᵀ. */
-    gemm(false, false, n, n, n, s->W, n, s->m->c, n, 0, s->t1, n);
-    gemm(false, true, n, n, n, s->t1, n, s->W, n, 0, s->t2, n);
+    mla_gemm(false, false, n, n, n, s->W, n, s->m->c, n, 0, s->t1, n);
+    mla_gemm(false, true, n, n, n, s->t1, n, s->W, n, 0, s->t2, n);
     for (int part = 0; part < 2 && !rc; part++) {
         int size = part ? n - nk : nk, at = part ? nk : 0;
         double *to = part ? out->value : out->key;
@@ -631,14 +481,8 @@ int mla_solve(const struct mla_source *src, const struct moments *m, const struc
         if (out->freq_long)
             out->freq_long[a] = src->freq_long[s.rope.index[a]];
     }
-    if (!rc && out->normed) {
-        query_on_heads(&s, out->q);
-        down_on_heads(&s, r, out->kv_a);
-    } else if (!rc) {
-        rc = query_map(&s, out->q, out->q_bias, e);
-        if (!rc)
-            rc = down_map(&s, r, out->kv_a, out->kv_a_bias, e);
-    }
+    if (!rc)
+        rc = mla_write_maps(&s, out, e);
     if (!rc)
         rc = up_maps(&s, r, fitted, out->kv_b, e);
     if (!rc && spectrum)
@@ -672,74 +516,5 @@ int mla_spectrum(const struct mla_source *src, const struct moments *m, const st
     if (!rc)
         rc = fill_spectrum(&s, o, out, e);
     solve_done(&s);
-    return rc;
-}
-
-/* A head norm gives every head of rows·(the norm's own gain) unit variance on average: scales the
- * second moment c (ld) of d coordinates so. */
-static void norm_moment(double *c, size_t ld, int d, const float *gamma, double *factor)
-{
-    double mean = 0;
-    for (int i = 0; i < d; i++)
-        mean += c[(size_t)i * (ld + 1)] / d;
-    for (int i = 0; i < d; i++)
-        factor[i] = mean > 0 ? gamma[i] / sqrt(mean) : 0;
-}
-
-/* Applies the norms' average effect to weight moments: rows and columns of every head. */
-static int norm_moments(const struct mla_source *src, struct moments *out, struct err *e)
-{
-    int d = src->shape.d, n = moments_n(&src->shape);
-    double *factor = mem_calloc((size_t)n, sizeof *factor);
-    if (!factor) {
-        moments_done(out);
-        return err_nomem(e, (size_t)n * sizeof *factor, "norms");
-    }
-    for (int i = 0; i < n; i++)
-        factor[i] = 1;
-    for (int g = 0; g < src->shape.G; g++)
-        norm_moment(out->c + (size_t)(g * d) * (size_t)(n + 1), (size_t)n, d, src->k_norm,
-                    factor + g * d);
-    for (int i = 0; i < n; i++)
-        for (int j = 0; j < n; j++)
-            out->c[(size_t)i * (size_t)n + (size_t)j] *= factor[i] * factor[j];
-    for (int h = 0; h < src->shape.H; h++) {
-        double *m = out->m + (size_t)h * (size_t)(d * d);
-        norm_moment(m, (size_t)d, d, src->q_norm, factor);
-        for (int i = 0; i < d * d; i++)
-            m[i] *= factor[i / d] * factor[i % d];
-    }
-    free(factor);
-    return OK;
-}
-
-int mla_weight_moments(const struct mla_source *src, const float *gamma, struct moments *out,
-                       struct err *e)
-{
-    const struct moments_shape *p = &src->shape;
-    int rc = moments_init(out, p, false, e);
-    if (rc)
-        return rc;
-    int n = moments_n(p), d = p->d, D = p->D, kd = p->G * d;
-    size_t rows = (size_t)(n > p->H * d ? n : p->H * d);
-    double *w = mem_calloc(rows * (size_t)D, sizeof *w);
-    if (!w) {
-        moments_done(out);
-        return err_nomem(e, rows * (size_t)D * sizeof *w, "weights");
-    }
-    for (size_t i = 0; i < (size_t)kd * (size_t)D; i++) {
-        w[i] = (double)src->wk[i] * gamma[i % (size_t)D];
-        w[(size_t)kd * (size_t)D + i] = (double)src->wv[i] * gamma[i % (size_t)D];
-    }
-    gemm(false, true, n, n, D, w, D, w, D, 0, out->c, n);
-    for (size_t i = 0; i < (size_t)(p->H * d) * (size_t)D; i++)
-        w[i] = (double)src->wq[i] * gamma[i % (size_t)D];
-    for (int h = 0; h < p->H; h++) {
-        const double *q = w + (size_t)h * (size_t)d * (size_t)D;
-        gemm(false, true, d, d, D, q, D, q, D, 0, out->m + (size_t)h * (size_t)(d * d), d);
-    }
-    free(w);
-    if (src->q_norm)
-        rc = norm_moments(src, out, e);
     return rc;
 }
