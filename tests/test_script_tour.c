@@ -39,6 +39,8 @@ static bool stays(const unsigned char *s, size_t n, const char *out, size_t k)
 /* A row of an answer: inside a box, neither prompt ("> "), nor its continuation, nor empty. */
 static bool is_answer(const char *row)
 {
+    if (strncmp(row, "| ", 2) == 0)
+        return row[2] != '>' && row[2] != ' ';
     return strncmp(row, "\xe2\x94\x82 ", 4) == 0 && row[4] != '>' && row[4] != ' ';
 }
 
@@ -53,7 +55,7 @@ static char *words_of(const char *name, const char *text, size_t n)
         /* Comparisons of two answers, and answers, come and go with the method. */
         if (chat &&
             (is_answer(row) || strncmp(row, " free", 5) == 0 || strncmp(row, " forced", 7) == 0))
-            end = i + 4;
+            end = i + (row[0] == '|' ? 2 : 4);
         while (i < end) {
             unsigned char c = (unsigned char)text[i];
             size_t bytes = c < 0x80 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : 4;

@@ -232,7 +232,21 @@ static void draw_middle(const struct app *a, struct screen *s, struct rect r)
     if (r.w >= 70)
         snprintf(text + n, sizeof text - (size_t)n, "  temp %g  seed %llu", t->sampling.temperature,
                  (unsigned long long)t->sampling.seed);
-    screen_put(s, r.y, r.x + 1, r.w - 2, ROLE_DIM, text);
+    int x = 1 + screen_put(s, r.y, r.x + 1, r.w - 2, ROLE_DIM, text);
+    if (t->mode != CHAT_FORCED || x + 34 > r.w)
+        return;
+    /* What the marks of forced mode mean. */
+    static const struct {
+        enum role role;
+        const char *text;
+    } legend[] = {{ROLE_DIM, "  probability lost: "},
+                  {ROLE_LOST1, "10%"},
+                  {ROLE_DIM, " "},
+                  {ROLE_LOST2, "30%"},
+                  {ROLE_DIM, " "},
+                  {ROLE_LOST3, "60%"}};
+    for (size_t i = 0; i < sizeof legend / sizeof *legend; i++)
+        x += screen_put(s, r.y, r.x + x, r.w - x, legend[i].role, legend[i].text);
 }
 
 static void draw_prompt(const struct app *a, struct screen *s, struct rect r,
