@@ -235,6 +235,36 @@ static void check_cache(const char *model)
     workspace_free(b);
 }
 
+/* Damaged descriptions are refused or read, never followed into a crash. */
+static void check_damage(const char *dir)
+{
+    struct err e = {0};
+    char path[700], *text;
+    size_t n;
+    uint64_t seed = 21;
+    snprintf(path, sizeof path, "%s/mlathe.json", dir);
+    CHECK_OK(file_read(path, 1 << 20, &text, &n, &e), e);
+    struct workspace *w = open_workspace(dir);
+    int refused = 0;
+    for (int i = 0; i < 250; i++) {
+        char *copy = malloc(n + 1);
+        memcpy(copy, text, n + 1);
+        size_t size = i % 5 ? n : (size_t)((double)n * test_uniform(&seed));
+        for (int k = 0; k < 1 + i % 4; k++)
+            copy[(size_t)((double)n * test_uniform(&seed))] = "0123456789-.e{}[]\",:x"[i % 23];
+        CHECK_OK(file_save(path, copy, size, &e), e);
+        int rc = workspace_open(w, dir, NULL, &e);
+        refused += rc != 0;
+        CHECK(!rc || e.text[0], "a refusal without a word");
+        CHECK(workspace_has_conversion(w), "a refused folder replaced what was open");
+        free(copy);
+    }
+    CHECK(refused > 50, "only %d of 250 damaged folders were refused", refused);
+    CHECK_OK(file_save(path, text, n, &e), e);
+    free(text);
+    workspace_free(w);
+}
+
 static void check_refusals(struct workspace *w, const char *dir)
 {
     struct err e = {0};
@@ -267,6 +297,7 @@ int main(void)
     check_order(w, &info);
     check_reload(w, dir);
     check_cancel(w);
+    check_damage(dir);
     check_refusals(w, dir);
     workspace_free(w);
     return test_end("convert");
