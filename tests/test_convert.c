@@ -251,7 +251,7 @@ static void check_damage(const char *dir)
         memcpy(copy, text, n + 1);
         size_t size = i % 5 ? n : (size_t)((double)n * test_uniform(&seed));
         for (int k = 0; k < 1 + i % 4; k++)
-            copy[(size_t)((double)n * test_uniform(&seed))] = "0123456789-.e{}[]\",:x"[i % 23];
+            copy[(size_t)((double)n * test_uniform(&seed))] = "0123456789-.e{}[]\",:x"[i % 21];
         CHECK_OK(file_save(path, copy, size, &e), e);
         int rc = workspace_open(w, dir, NULL, &e);
         refused += rc != 0;
