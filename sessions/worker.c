@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -139,6 +141,8 @@ static void *worker_main(void *arg)
 {
     struct worker *w = arg;
     struct job *j;
+    /* Threads have a niceness of their own here: the screen goes first. */
+    setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 10);
     while ((j = next_job(w)) != NULL) {
         struct err e = {0};
         int status = j->kind->run(j, w->shop, j->args, &e);

@@ -108,12 +108,16 @@ static void run(struct loop *l)
             resize(l);
             key = true;
         }
+        /* The key first: taking the batch may wait for a worker that lost its processor while it
+         * held the lock, and a key must not. */
+        if (key)
+            paint(l);
         worker_drain(a->worker);
         if (f[1].revents) {
             app_collect(a);
             l->stale = true;
         }
-        if (key || (l->stale && worker_now() - l->painted_sec >= FRAME_SEC))
+        if (l->stale && worker_now() - l->painted_sec >= FRAME_SEC)
             paint(l);
     }
 }
