@@ -386,6 +386,10 @@ static int fill_spectrum(struct solve *s, const struct mla_options *o, struct sp
     int n = s->n, nk = s->nk, rc = spectrum_init(out, n, nk, n - nk, e);
     if (rc)
         return rc;
+    double total = 0;
+    for (int i = 0; i < n; i++)
+        total += fmax(s->val[i], 0);
+    double unit = s->m->residual > 0 ? 1 / s->m->residual : total > 0 ? 1 / total : 1;
     out->calibrated = s->m->cko != NULL;
     out->rope_dim = o->rope_dim;
     for (int i = 0; i < n; i++) {
@@ -393,7 +397,7 @@ static int fill_spectrum(struct solve *s, const struct mla_options *o, struct sp
         for (int j = 0; j < nk; j++)
             share +=
                 s->U[(size_t)i * (size_t)n + (size_t)j] * s->U[(size_t)i * (size_t)n + (size_t)j];
-        out->joint[i] = fmax(s->val[i], 0);
+        out->joint[i] = unit * fmax(s->val[i], 0);
         out->key_share[i] = share;
     }
     /* Keys and values alone: the diagonal blocks of W C Wᵀ. */
@@ -407,7 +411,7 @@ static int fill_spectrum(struct solve *s, const struct mla_options *o, struct sp
                    s->t2 + (size_t)(at + i) * (size_t)n + (size_t)at, (size_t)size * sizeof *to);
         rc = linalg_eigh(size, s->t1, s->val, e);
         for (int i = 0; i < size && !rc; i++)
-            to[i] = fmax(s->val[size - 1 - i], 0);
+            to[i] = unit * fmax(s->val[size - 1 - i], 0);
     }
     if (rc)
         spectrum_done(out);

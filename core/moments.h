@@ -36,6 +36,7 @@ int moments_feature(const struct moments_shape *s, bool rotated, int g, int j);
 struct moments {
     struct moments_shape shape;
     double tokens;
+    double residual; /* median |h|² of the residual stream that enters the layer; 0: never run */
     double *c;    /* [n][n] E[z zᵀ] */
     double *m;    /* [H][d][d] E[q_h q_hᵀ] */
     float *cko;   /* [H][n(n+1)/2] E_m Σ_n p² ‖W_O,h(v_n − o_m)‖² z_n z_nᵀ */

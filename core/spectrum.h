@@ -2,7 +2,9 @@
  *
  * joint: eigenvalues of the weighted joint K/V second moment of the part that the latent must
  * carry (method: step 5), descending: dropping the ones beyond rank r costs their sum. key and
- * value: the same for keys and values alone. Weight-only spectra (no calibration) use an identity
+ * value: the same for keys and values alone. Calibrated ones are attention-output energy over the
+ * residual stream's median energy at that layer, so that layers compare; weight-only ones (shares of
+ * their own total) do not. Weight-only spectra (no calibration) use an identity
  * input moment. Plain values: safe to copy to the screen. */
 #ifndef MLATHE_CORE_SPECTRUM_H
 #define MLATHE_CORE_SPECTRUM_H

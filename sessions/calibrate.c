@@ -22,6 +22,7 @@ struct stream {
     struct layer_cache cache; /* backend, one group */
     struct scratch scratch;
     float *x, *q, *k, *v; /* host, one group */
+    float *energy;        /* [rows] |h|² of what enters the layer at hand */
     size_t x_width, q_width, k_width, v_width;
     size_t done, total; /* progress in rows × layers */
 };
@@ -45,6 +46,7 @@ static void stream_done(struct stream *s)
         s->b->ops->free(s->b, s->cache.b);
     }
     scratch_done(&s->scratch);
+    free(s->energy);
     free(s->x);
     free(s->q);
     free(s->k);
@@ -71,7 +73,9 @@ static int stream_init(struct stream *s, const struct engine *g, const struct ca
     s->q = mem_aligned(group * s->q_width, sizeof(float));
     s->k = mem_aligned(group * s->k_width, sizeof(float));
     s->v = mem_aligned(group * (s->v_width ? s->v_width : 1), sizeof(float));
-    if (!s->h || !s->cache.a || (!mla && !s->cache.b) || !s->x || !s->q || !s->k || !s->v)
+    s->energy = mem_calloc(rows, sizeof *s->energy);
+    if (!s->h || !s->energy || !s->cache.a || (!mla && !s->cache.b) || !s->x || !s->q || !s->k ||
+        !s->v)
         return err_nomem(e, rows * D * sizeof(float),
                          "calibration's hidden states: use fewer tokens (--tokens)");
     int rc = scratch_reserve(&s->scratch, g, (int)group, e);
@@ -96,6 +100,34 @@ static void copy_group(void *user, int layer, const float *x, const float *q, co
     s->b->ops->get(s->b, s->k, k, n * s->k_width);
 }
 
+/* |h|² of n rows from row first, before a layer changes them; x is borrowed for the copy. */
+static void residual_energy(struct stream *s, size_t first, int n)
+{
+    size_t D = s->x_width;
+    s->b->ops->get(s->b, s->x, s->h + first * D, (size_t)n * D * sizeof(float));
+    for (int t = 0; t < n; t++) {
+        const float *row = s->x + (size_t)t * D;
+        double sum = 0;
+        for (size_t i = 0; i < D; i++)
+            sum += (double)row[i] * row[i];
+        s->energy[first + (size_t)t] = (float)sum;
+    }
+}
+
+static int by_size(const void *x, const void *y)
+{
+    float a = *(const float *)x, b = *(const float *)y;
+    return (a > b) - (a < b);
+}
+
+/* The median, not the mean: a few attention sinks carry most of the residual stream's energy. */
+static double median_energy(struct stream *s)
+{
+    size_t n = text_rows(s->text);
+    qsort(s->energy, n, sizeof *s->energy, by_size);
+    return s->energy[n / 2];
+}
+
 /* Runs one group (count sequences of T rows from row first) through a layer; the tap leaves the
  * group's x, q, k, v on the host. */
 static int run_group(struct stream *s, int layer, size_t first, int count, int T, const char *what,
@@ -113,6 +145,7 @@ static int run_group(struct stream *s, int layer, size_t first, int count, int T
     if (!progress_report(p, phase, (double)s->done, (double)s->total))
         return err_set(e, ERR_CANCELLED, "calibration stopped");
     struct forward_tap tap = {copy_group, s};
+    residual_energy(s, first, count * T);
     scratch_new_batch(&s->scratch);
     forward_layer(s->g, layer, s->h + first * (size_t)s->g->model->hp.hidden, count * T, seg, count,
                   DTYPE_F32, &s->scratch, &tap);
@@ -173,6 +206,7 @@ static int layer_moments(struct stream *s, int layer, struct moments *out, const
     if (!rc)
         rc = moments_finish(a, out, e);
     if (!rc) {
+        out->residual = median_energy(s);
         out->sample = sample;
         out->sample_rows = 2 * s->text->window;
         out->sample_window = s->text->window;

@@ -14,7 +14,7 @@
 #include "sessions/conversion.h"
 
 #define STATS_KEEP 4 /* sets in the cache folder */
-#define STATS_PARTS 8
+#define STATS_PARTS 9
 
 /* One array of a layer's moments as a tensor of doubles or floats. */
 struct part {
@@ -38,6 +38,7 @@ static void layer_parts(struct moments *m, struct part part[STATS_PARTS])
         {"phase", 2, {H, f * (f + 1) / 2}, NULL, m->phase},
         {"sample", 2, {(size_t)m->sample_rows, (size_t)m->shape.D}, NULL, m->sample},
         {"tokens", 1, {1}, &m->tokens, NULL},
+        {"residual", 1, {1}, &m->residual, NULL},
     };
     memcpy(part, all, sizeof all);
 }
@@ -156,7 +157,7 @@ int stats_save(const char *prefix, const struct moments *layer, int n_layer, str
     if (!rc) {
         char text[128];
         int n =
-            snprintf(text, sizeof text, "{\"mlathe_stats\": 2, \"layers\": %d, \"window\": %d}\n",
+            snprintf(text, sizeof text, "{\"mlathe_stats\": 3, \"layers\": %d, \"window\": %d}\n",
                      n_layer, layer[0].sample_window);
         rc = file_save(note, text, (size_t)n, e);
     }
@@ -218,7 +219,7 @@ int stats_load(const char *prefix, const struct model *m, struct moments *layer,
     memset(layer, 0, (size_t)L * sizeof *layer);
     int rc = data && path ? json_read_file(&note, path, 4096, e) : err_nomem(e, 4096, "a path");
     if (!rc)
-        rc = json_int(note, "mlathe_stats", 2, 2, &version, path, e);
+        rc = json_int(note, "mlathe_stats", 3, 3, &version, path, e);
     if (!rc)
         rc = json_int(note, "layers", L, L, &layers, path, e);
     if (!rc)

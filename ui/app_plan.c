@@ -151,8 +151,7 @@ static void change_rank(struct app *a, int steps)
     app_changed(a);
 }
 
-/* The spectra of all layers, each as shares of its own total: absolute energies of two layers say
- * nothing about each other. False while they are not all there and of one kind. */
+/* The spectra of all layers. False while they are not all there and of one kind. */
 static bool gather(const struct app *a, struct spectrum *all)
 {
     const struct ranks_state *r = &a->ranks;
@@ -166,9 +165,6 @@ static bool gather(const struct app *a, struct spectrum *all)
     for (int l = 0; l < n; l++) {
         if (spectrum_copy(&all[l], &r->curve[l].spectrum, NULL))
             return false;
-        double total = spectrum_dropped(&all[l], 0);
-        for (int i = 0; i < all[l].n && total > 0; i++)
-            all[l].joint[i] /= total;
     }
     return true;
 }
