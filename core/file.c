@@ -1,8 +1,10 @@
 /* Maps, bounded reads and atomic writes. Refuses to map or read anything but regular files. */
 #include "core/file.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -106,6 +108,27 @@ int file_read(const char *path, size_t max, char **text, size_t *size, struct er
     return OK;
 }
 
+/* Removes what writers of path left behind when they were killed: PATH.tmp-<pid>-<n> of processes
+ * that are gone. Best effort. */
+static void sweep(const char *path)
+{
+    const char *base = path_base(path);
+    size_t n = strlen(base), dir_n = (size_t)(base - path);
+    char *dir = dir_n ? strndup(path, dir_n) : mem_strdup(".");
+    DIR *d = dir ? opendir(dir) : NULL;
+    for (struct dirent *entry; d && (entry = readdir(d));) {
+        const char *rest = entry->d_name + n;
+        if (strncmp(entry->d_name, base, n) || strncmp(rest, ".tmp-", 5))
+            continue;
+        long pid = strtol(rest + 5, NULL, 10);
+        if (pid > 0 && kill((pid_t)pid, 0) && errno == ESRCH)
+            unlinkat(dirfd(d), entry->d_name, 0);
+    }
+    if (d)
+        closedir(d);
+    free(dir);
+}
+
 int file_writer_open(struct file_writer **out, const char *path, struct err *e)
 {
     static atomic_uint serial;
@@ -121,6 +144,7 @@ int file_writer_open(struct file_writer **out, const char *path, struct err *e)
         file_writer_abort(w);
         return err_nomem(e, FILE_BUFFER, "a file writer");
     }
+    sweep(path);
     w->fd = open(w->tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     if (w->fd < 0) {
         int rc = err_errno(e, "%s: cannot create", w->tmp);

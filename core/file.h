@@ -1,7 +1,8 @@
 /* file: read-only maps, bounded reads, and writes that appear whole or not at all.
  *
  * A writer fills PATH.tmp-<pid>-<n> in the target's folder; commit syncs and renames it, abort (or
- * a failed commit) removes it. Nothing is ever half written under the final name. */
+ * a failed commit) removes it. Nothing is ever half written under the final name; what a killed
+ * writer leaves behind is removed by the next writer of the same path. */
 #ifndef MLATHE_CORE_FILE_H
 #define MLATHE_CORE_FILE_H
 
