@@ -280,9 +280,11 @@ int rankplan_budget(const struct plan_model *m, const char *text, int kv_bytes, 
             "budget \"%s\": give a share (25%%), bytes a token (5760) or memory and what "
             "must fit (24GiB,8192x16)",
             text);
-    /* A hair of slack, so that 33.333% of 384 is 128 and not 127; a wish beyond the
-     * whole cache is bounded only so that it fits the type. */
-    *numbers = (long long)floor(fmin(want, 4 * all) + 1e-3);
+    if (plain && rest[0] == '%' && value > 100)
+        return err_set(e, ERR_ARG, "budget \"%s\": more than the whole cache; give up to 100%%", text);
+    /* A hair of slack, so that 33.333% of 384 is 128 and not 127. Room for more than the original's
+     * cache is room for all of it. */
+    *numbers = (long long)floor(fmin(want, all) + 1e-3);
     if (*numbers < 2LL * m->n_layer)
         return err_set(e, ERR_ARG,
                        "budget \"%s\" leaves %lld numbers a token for %d layers: give more", text,

@@ -82,7 +82,8 @@ static void test_budget(void)
     CHECK(budget("5760") == 2880 && budget("5760B") == 2880 && budget("5.625KiB") == 2880);
     CHECK(budget("100%") == 11520);
     /* 24 GiB for 16 sequences of 8192 tokens: 196608 B a token, more than the whole cache */
-    CHECK(budget("24GiB,8192x16") == 46080, "%lld", budget("24GiB,8192x16"));
+    CHECK(budget("24GiB,8192x16") == 11520, "%lld", budget("24GiB,8192x16"));
+    CHECK(budget("101%") == -1 && budget("300%") == -1);
     CHECK(budget("45MiB,8192") == 2880);
     CHECK(budget("45MiB,4096x2") == 2880 && budget("45m,4096x2") == 2880);
     static const char *const bad[] = {"",        "x", "-5%",   "25%%",     "nan",   "inf",
