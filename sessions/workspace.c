@@ -6,8 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "core/file.h"
+#include "core/kvmem.h"
 #include "core/mla.h"
 #include "kernels/pool.h"
 #include "sessions/calibrate.h"
@@ -418,6 +420,27 @@ static int obtain(struct workspace *w, const struct calib_text *text, const char
     return rc;
 }
 
+/* Statistics are kept per query head: on large models they outgrow memory. Better said at once than
+ * found out by the kernel. */
+static int check_memory(const struct workspace *w, struct err *e)
+{
+    const struct model_hparams *hp = &w->base->hp;
+    double n = 2.0 * hp->n_kv_head * hp->head_dim, head = n * n * hp->n_head;
+    double f = 4.0 * hp->n_kv_head * (w->base->layer[0].rope_dim / 2), phase = f * f * hp->n_head;
+    double need = sizeof(float) * hp->n_layer * (head + phase / 2) +
+                  sizeof(double) * (2 * head + phase); /* kept packed, and one layer's sums */
+    double have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    char needs[32], has[32];
+    if (need < 0.8 * have)
+        return OK;
+    kvmem_text(need, needs, sizeof needs);
+    kvmem_text(have, has, sizeof has);
+    return err_set(e, ERR_LIMIT,
+                   "%s: calibration statistics would take %s, this machine has %s: a machine with "
+                   "more memory, or a smaller model",
+                   hp->name, needs, has);
+}
+
 int workspace_calibrate(struct workspace *w, const struct calib_options *o, const char *cache_dir,
                         const struct calib_sink *sink, const struct progress *p, struct err *e)
 {
@@ -428,6 +451,8 @@ int workspace_calibrate(struct workspace *w, const struct calib_options *o, cons
     struct calib_text text = {0};
     char *prefix = NULL;
     int rc = refuse_conversion(w, e);
+    if (!rc)
+        rc = check_memory(w, e);
     if (!rc)
         rc = calibration_text(w, o, &text, p, e);
     struct moments *m = rc ? NULL : mem_calloc((size_t)L, sizeof *m);
