@@ -436,7 +436,7 @@ static int check_memory(const struct workspace *w, struct err *e)
     kvmem_text(need, needs, sizeof needs);
     kvmem_text(have, has, sizeof has);
     return err_set(e, ERR_LIMIT,
-                   "%s: calibration statistics would take %s, this machine has %s: a machine with "
+                   "%s: calibration statistics would take %s, this machine has %s: use one with "
                    "more memory, or a smaller model",
                    hp->name, needs, has);
 }
