@@ -58,7 +58,7 @@ code '^[[:space:]]+static ' ui sessions core kernels | grep -vE 'static const|st
 code '\b(strtok|gets|sprintf|alloca)\(' ui sessions core kernels | none "functions that nobody uses"
 code -i '\b(todo|fixme|xxx)\b' ui sessions core kernels tests run |
     none "unfinished business belongs into the issue list"
-grep -rnE '/work/|/tmp/wt' ui sessions core kernels tests run CMakeLists.txt README.md 2>/dev/null |
+grep -rnE '/home/[a-z]+/|/root/' ui sessions core kernels tests run CMakeLists.txt README.md 2>/dev/null |
     grep -v '^tests/test_layers\.sh:' | none "no paths of one machine"
 
 # --- form -------------------------------------------------------------------------------------

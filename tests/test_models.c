@@ -41,7 +41,7 @@ static void make_caches(void)
     folder("home/data/models/loop");
     folder("home/data/conversions/half");
     folder("user/.cache/huggingface/hub/models--org--tiny--one/snapshots/abc");
-    folder("user/.ollama/models/manifests/registry.ollama.ai/library/tiny");
+    folder("user/.ollama/models/manifests/example.org/library/tiny");
     folder("user/.ollama/models/blobs");
     folder("user/.cache/llama.cpp");
     test_model_write_gguf(at("home/data/models/own.gguf"), &spec);
@@ -63,7 +63,7 @@ static void make_caches(void)
              "{\"layers\":[{\"mediaType\":\"application/vnd.ollama.image.model\","
              "\"digest\":\"sha256:%s\"},{\"mediaType\":\"x\",\"digest\":\"sha256:../../x\"},3]}",
              digest);
-    text("user/.ollama/models/manifests/registry.ollama.ai/library/tiny/1b", manifest);
+    text("user/.ollama/models/manifests/example.org/library/tiny/1b", manifest);
 }
 
 int main(void)
