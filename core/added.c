@@ -40,11 +40,6 @@ void added_free(struct added *a)
     free(a);
 }
 
-size_t added_count(const struct added *a)
-{
-    return a->n_tokens;
-}
-
 /* The child of parent (-1: the root) with that byte, or -1. */
 static int32_t child_of(const struct added *a, int32_t parent, uint8_t byte)
 {

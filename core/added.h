@@ -18,7 +18,6 @@ struct added;
 int added_new(struct added **out, struct err *e);
 void added_free(struct added *a);
 int added_add(struct added *a, const struct added_token *token, struct err *e);
-size_t added_count(const struct added *a);
 
 /* A span [begin, end) of the text, inside which special tokens may lie. */
 struct added_match {

@@ -65,9 +65,6 @@ void phase_fit_done(struct phase_fit *f);
  * Rows of rope must live at one frequency each (own and stock choices). */
 int phase_fit_joint(struct phase_fit *f, const struct moments *m, const struct rope_choice *rope,
                     struct err *e);
-/* Which frequencies need a rope_theta the model does not have: stock layout's θ' = θ^(R/d). */
-double mla_stock_theta(double theta, int R, int d);
-
 /* The converted layer, DeepSeek's tensors with P = Vd = d; queries carry s·sqrt(d + R). */
 struct mla_result {
     int r, R;

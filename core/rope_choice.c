@@ -209,11 +209,6 @@ int mla_rope_stock(const struct moments *m, const double *r2, int R, struct rope
     return rc;
 }
 
-double mla_stock_theta(double theta, int R, int d)
-{
-    return pow(theta, (double)R / d);
-}
-
 /* Eigenvectors (rows of U [m][m], ascending) of the pooled real second moment of one group: M
  * neighbouring frequencies from j0, all G heads, entries ordered (g, j). */
 static int fold_components(const struct moments *m, int j0, int fold, double *U, double *val,

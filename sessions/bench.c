@@ -5,10 +5,10 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "core/metrics.h"
 #include "core/sampler.h"
+#include "sessions/clock.h"
 
 #define BENCH_MAX_TOKENS (1 << 24)
 
@@ -21,13 +21,6 @@ struct bench_job {
     int done, total; /* runs */
     char phase[48];
 };
-
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static bool relay_report(void *user, const char *phase, double done, double total)
 {
@@ -45,7 +38,7 @@ static int run_once(struct bench_job *j, int depth, int n, bool prefill, double 
     infer_rewind(j->timeline, depth);
     if (!relay_report(j, "", 0, 0))
         return err_set(e, ERR_CANCELLED, "benchmark stopped");
-    double start = seconds();
+    double start = clock_now();
     int rc = OK;
     if (prefill)
         rc = infer_prefill(j->timeline, ids, n, INFER_LAST, j->logits, &p, e);
@@ -54,7 +47,7 @@ static int run_once(struct bench_job *j, int depth, int n, bool prefill, double 
         if (!rc && i % 16 == 15 && !relay_report(j, "", 0, 0))
             rc = err_set(e, ERR_CANCELLED, "benchmark stopped");
     }
-    *rate = n / fmax(seconds() - start, 1e-9);
+    *rate = n / fmax(clock_now() - start, 1e-9);
     return rc;
 }
 

@@ -145,7 +145,6 @@ static int run_group(struct stream *s, int layer, size_t first, int count, int T
     if (!progress_report(p, phase, (double)s->done, (double)s->total))
         return err_set(e, ERR_CANCELLED, "calibration stopped");
     struct forward_tap tap = {copy_group, s};
-    residual_energy(s, first, count * T);
     scratch_new_batch(&s->scratch);
     forward_layer(s->g, layer, s->h + first * (size_t)s->g->model->hp.hidden, count * T, seg, count,
                   DTYPE_F32, &s->scratch, &tap);
@@ -172,6 +171,7 @@ static int layer_pass(struct stream *s, int layer, struct moments_accum *a, floa
     int rc = OK;
     for (int w = 0; w < t->windows && !rc; w += GROUP) {
         int count = t->windows - w < GROUP ? t->windows - w : GROUP;
+        residual_energy(s, (size_t)(w * t->window), count * t->window);
         rc = run_group(s, layer, (size_t)(w * t->window), count, t->window, "calibrating", p, e);
         if (!rc)
             rc = moments_add(a, s->b->pool, s->q, s->k, s->v, count, t->window, e);
@@ -180,6 +180,7 @@ static int layer_pass(struct stream *s, int layer, struct moments_accum *a, floa
     }
     size_t first = (size_t)t->windows * (size_t)t->window;
     for (int i = 0; i < t->n_long && !rc; i++) {
+        residual_energy(s, first + (size_t)i * (size_t)t->long_len, t->long_len);
         rc = run_group(s, layer, first + (size_t)i * (size_t)t->long_len, 1, t->long_len,
                        "calibrating", p, e);
         if (!rc)

@@ -3,10 +3,10 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "core/metrics.h"
 #include "sessions/chat_private.h"
+#include "sessions/clock.h"
 
 struct turn_run {
     struct chat *c;
@@ -25,13 +25,6 @@ struct turn_run {
     bool same;    /* both sides have the same tokens behind them */
     bool forced;
 };
-
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static bool go_on(const struct turn_run *r)
 {
@@ -79,7 +72,7 @@ static int prefill(struct turn_run *r, int s, struct err *e)
         keep++;
     if (keep == p->n) /* the last token is computed again: its logits are needed */
         keep--;
-    double start = seconds();
+    double start = clock_now();
     infer_rewind(l->timeline, (int)keep);
     l->cached.n = keep;
     int rc = infer_prefill(l->timeline, p->v + keep, (int)(p->n - keep), INFER_LAST, l->logits,
@@ -88,7 +81,7 @@ static int prefill(struct turn_run *r, int s, struct err *e)
         rc = err_nomem(e, p->n * sizeof *p->v, "the conversation");
     if (rc)
         line_reset(l);
-    r->stats[s].ttft_sec = seconds() - start;
+    r->stats[s].ttft_sec = clock_now() - start;
     r->stats[s].prompt_tokens = (int)p->n;
     return rc;
 }
@@ -137,11 +130,11 @@ static int advance(struct turn_run *r, int s, int32_t id, struct err *e)
         stop(r, s, "context");
         return OK;
     }
-    double start = seconds();
+    double start = clock_now();
     int rc = infer_step(l->timeline, id, l->logits, e);
     if (!rc && !ids_push(&l->cached, &id, 1))
         rc = err_nomem(e, sizeof id, "the conversation");
-    r->decode_sec[s] += seconds() - start;
+    r->decode_sec[s] += clock_now() - start;
     return rc;
 }
 
@@ -193,11 +186,11 @@ static int round_of_tokens(struct turn_run *r, struct err *e)
     for (int s = 0; s < 2; s++) {
         if (!r->live[s])
             continue;
-        double start = seconds();
+        double start = clock_now();
         id[s] = r->forced && s == SIDE_CONVERTED
                     ? id[0]
                     : sampler_next(r->sampler[s], r->c->line[s].logits, limit);
-        r->decode_sec[s] += seconds() - start;
+        r->decode_sec[s] += clock_now() - start;
         if (id[s] >= 0 && tokenizer_is_eos(r->tokenizer, id[s]))
             id[s] = -1;
     }

@@ -5,11 +5,11 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "core/file.h"
 #include "core/metrics.h"
 #include "kernels/pool.h"
+#include "sessions/clock.h"
 
 #define EVAL_MAX_TEXT ((size_t)1 << 30)
 #define EVAL_BLOCK_MAX 256
@@ -28,13 +28,6 @@ struct eval_run {
     long long same;
     int32_t target[EVAL_BLOCK_MAX]; /* of the block's rows; -1: the window's last */
 };
-
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* The data set's rows joined by blank lines: see eval.h. Fresh memory. */
 static char *join_rows(const char *text, size_t size, size_t *out_size)
@@ -262,14 +255,14 @@ int eval_ppl(const struct engine *model, const struct engine *against, const str
 {
     struct eval_run r = {.engine = {model, against}, .o = o, .progress = p};
     struct ids ids = {0};
-    double start = seconds();
+    double start = clock_now();
     *out = (struct eval_result){0};
     int rc = prepare(&r, t, &ids, e);
     if (!rc)
         rc = run_windows(&r, t, ids.v, e);
     if (!rc) {
         summarise(&r, out);
-        out->seconds = seconds() - start;
+        out->seconds = clock_now() - start;
     }
     run_done(&r);
     ids_free(&ids);

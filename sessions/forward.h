@@ -54,7 +54,6 @@ struct engine {
     struct weight *embed, *head;
     bool embed_borrowed, head_borrowed;
     float *final_norm;
-    size_t owned;
 };
 
 /* One layer's cache of one sequence: GQA a = K rows, b = V rows [ctx][G·d]; MLA a [ctx][r+R]. */

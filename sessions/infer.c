@@ -25,9 +25,7 @@ static int load_weight(struct engine *g, const struct tensor *t, struct weight *
 {
     struct matrix m = tensor_matrix(t);
     size_t owned = 0;
-    int rc = g->backend->ops->weight_load(g->backend, &m, out, &owned, e);
-    g->owned += owned;
-    return rc;
+    return g->backend->ops->weight_load(g->backend, &m, out, &owned, e);
 }
 
 static int load_norm(struct engine *g, const struct tensor *t, float **out, struct err *e)
@@ -187,11 +185,6 @@ const struct model *engine_model(const struct engine *g)
 struct backend *engine_backend(const struct engine *g)
 {
     return g->backend;
-}
-
-size_t engine_owned_bytes(const struct engine *g)
-{
-    return g->owned;
 }
 
 struct infer {

@@ -14,7 +14,6 @@ int engine_new(struct engine **out, const struct model *m, struct backend *b,
 void engine_free(struct engine *g);
 const struct model *engine_model(const struct engine *g);
 struct backend *engine_backend(const struct engine *g);
-size_t engine_owned_bytes(const struct engine *g); /* weights the backend copied or repacked */
 
 struct infer;
 /* A timeline of at most n_ctx tokens; kv: F32 or F16. The cache is kvmem_bytes() exactly. */

@@ -1,6 +1,7 @@
 /* The worker thread, its queue, its outbox and the wake pipe. Knows no job kind and no model: it
  * moves ownership between two threads and refuses to do anything else. */
 #include "sessions/worker.h"
+#include "sessions/clock.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -12,7 +13,6 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Progress alone wakes the screen at most this often: more could not be read anyway. */
@@ -42,13 +42,6 @@ struct worker {
     struct event *last_event;
     struct worker_batch out;
 };
-
-double worker_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* Call with the lock held. */
 static void wake(struct worker *w)
@@ -130,7 +123,7 @@ static struct job *next_job(struct worker *w)
         w->running = j;
         struct job_status *s = &w->out.status;
         *s = (struct job_status){.active = true, .job = j->id, .kind = j->kind};
-        s->started_sec = s->now_sec = worker_now();
+        s->started_sec = s->now_sec = clock_now();
         wake(w);
     }
     pthread_mutex_unlock(&w->lock);
@@ -150,7 +143,7 @@ static void *worker_main(void *arg)
         pthread_mutex_lock(&w->lock);
         w->running = NULL;
         w->out.status.active = false;
-        w->out.status.now_sec = worker_now();
+        w->out.status.now_sec = clock_now();
         if (v) {
             v->job = j->id;
             v->job_kind = j->kind;
@@ -354,7 +347,7 @@ static bool report(void *user, const char *phase, double done, double total)
 {
     struct job *j = user;
     struct worker *w = j->worker;
-    double now = worker_now();
+    double now = clock_now();
     pthread_mutex_lock(&w->lock);
     struct job_status *s = &w->out.status;
     bool same = strncmp(s->phase, phase, sizeof s->phase - 1) == 0;

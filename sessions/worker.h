@@ -93,6 +93,5 @@ void job_post(struct job *j, int kind, void *data, void (*data_free)(void *));
 void job_text(struct job *j, int side, const char *bytes, size_t n, int token, double lost);
 void job_stats(struct job *j, const struct chat_stats stats[2], const struct chat_compare *c);
 
-double worker_now(void); /* CLOCK_MONOTONIC in seconds */
 
 #endif

@@ -15,6 +15,7 @@
 #include "sessions/calibrate.h"
 #include "sessions/conversion.h"
 #include "sessions/stats.h"
+#include "sessions/clock.h"
 
 #define DEFAULT_TOKENS_FILES 32768
 #define DEFAULT_TOKENS_SELF 8192
@@ -34,13 +35,6 @@ struct workspace {
     struct conversion *conv;
     struct engine *conv_engine;
 };
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 int workspace_new(struct workspace **out, const struct workspace_options *o, struct err *e)
 {
@@ -446,7 +440,7 @@ int workspace_calibrate(struct workspace *w, const struct calib_options *o, cons
 {
     if (!w->base)
         return err_set(e, ERR_ARG, "no model is open");
-    double start = now();
+    double start = clock_now();
     int L = w->base->hp.n_layer;
     struct calib_text text = {0};
     char *prefix = NULL;
@@ -472,7 +466,7 @@ int workspace_calibrate(struct workspace *w, const struct calib_options *o, cons
     calib_text_done(&w->text);
     w->moments = m;
     w->text = text;
-    w->seconds_calibrate = now() - start;
+    w->seconds_calibrate = clock_now() - start;
     return OK;
 }
 
@@ -524,7 +518,7 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
         .base = w->base, .layer = w->moments, .pool = w->backend->pool, .measure = true};
     struct conversion *c = NULL;
     struct engine *g = NULL;
-    double **second = NULL, start = now();
+    double **second = NULL, start = clock_now();
     int rc = refuse_conversion(w, e);
     if (!rc && plan->method == METHOD_TRANSMLA) {
         second = mem_calloc((size_t)L, sizeof *second);
@@ -542,7 +536,7 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
     if (!rc) {
         workspace_stamp_plan(w, &c->plan);
         c->report.seconds_calibrate = w->seconds_calibrate;
-        c->report.seconds_solve = now() - start;
+        c->report.seconds_solve = clock_now() - start;
         if (out)
             rc = report_copy(out, &c->report, e);
     }

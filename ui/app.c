@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "core/file.h"
+#include "sessions/clock.h"
 
 #define SAVE_AFTER_SEC 0.4
 #define SAVE_STREAM_SEC 2.0
@@ -38,7 +39,7 @@ void app_message(struct app *a, enum role role, const char *fmt, ...)
 void app_changed(struct app *a)
 {
     if (a->save_due_sec == 0)
-        a->save_due_sec = worker_now() + (a->chat.answering ? SAVE_STREAM_SEC : SAVE_AFTER_SEC);
+        a->save_due_sec = clock_now() + (a->chat.answering ? SAVE_STREAM_SEC : SAVE_AFTER_SEC);
 }
 
 const char *app_seconds(const struct app *a, double sec, char text[32])
@@ -188,7 +189,7 @@ double app_save(struct app *a, bool now)
 {
     if (a->save_due_sec == 0 || a->lock < 0)
         return -1;
-    double left = a->save_due_sec - worker_now();
+    double left = a->save_due_sec - clock_now();
     if (left > 0 && !now)
         return left;
     a->save_due_sec = 0;
@@ -324,7 +325,7 @@ void app_collect(struct app *a)
     for (struct event *v = b.events; v; v = v->next)
         take_event(a, v);
     worker_batch_done(&b);
-    double now = worker_now();
+    double now = clock_now();
     if (now - a->memory_sec > 1) {
         a->memory_sec = now;
         a->memory_bytes = resident_bytes();

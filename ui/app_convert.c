@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/file.h"
+#include "sessions/clock.h"
 
 static void end_run(struct convert_state *c)
 {
@@ -78,7 +79,7 @@ void convert_start(struct app *a)
     c->report = mem_calloc((size_t)n, sizeof *c->report);
     c->reported = mem_calloc((size_t)n, sizeof *c->reported);
     c->n_layer = c->report && c->reported ? n : 0;
-    c->started_sec = worker_now();
+    c->started_sec = clock_now();
     c->calibrate_first = !a->calibrated;
     if (c->calibrate_first && worker_count(a->worker, &job_calibrate) == 0) {
         char *cache = path_join(a->paths.cache, "calibration");
@@ -121,7 +122,7 @@ void convert_event(struct app *a, struct event *v)
     }
     struct converted_model *m = v->data;
     c->phase = CONVERT_DONE;
-    c->ended_sec = worker_now();
+    c->ended_sec = clock_now();
     for (int l = 0; l < m->report.n_layer; l++)
         layer_event(c, &(struct layer_done){l, m->report.layer[l]});
     snprintf(c->trouble, sizeof c->trouble, "%s", m->save_error);
@@ -153,7 +154,7 @@ void convert_job_done(struct app *a, const struct event *v)
     }
     if (v->job_kind == &job_calibrate ? !c->calibrate_first : v->status == OK)
         return;
-    c->ended_sec = worker_now();
+    c->ended_sec = clock_now();
     c->phase = v->status == ERR_CANCELLED ? CONVERT_STOPPED : CONVERT_FAILED;
     if (v->status == ERR_CANCELLED) {
         app_message(a, ROLE_NORMAL, "stopped: everything is as before");

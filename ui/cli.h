@@ -102,7 +102,6 @@ int cli_open(struct cli *c, const char *model, enum cli_care care, struct worksp
 enum side cli_side(const struct cli *c, const struct workspace *w);
 int cli_cache_type(const struct cli *c, enum dtype *kv, struct err *e);
 bool cli_json_add(cJSON *obj, const char *key, double v); /* NaN: null */
-double cli_now(void);
 
 /* cli_plan.c: the plan that the options ask for; needs spectra only for --alloc energy. */
 int cli_make_plan(struct cli *c, struct workspace *w, struct rankplan *plan, struct err *e);

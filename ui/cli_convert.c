@@ -9,6 +9,7 @@
 #include "core/file.h"
 #include "core/kvmem.h"
 #include "ui/cli.h"
+#include "sessions/clock.h"
 
 static bool is_empty_dir(const char *path)
 {
@@ -134,7 +135,7 @@ int cli_convert(struct cli *c, struct err *e)
     struct rankplan plan = {0};
     struct conversion_report report = {0};
     struct convert_sink sink = {on_layer, c};
-    double start = cli_now();
+    double start = clock_now();
     if (!c->o.output)
         return cli_usage(e, "give -o DIR, the folder to write");
     int rc = check_output(c->o.output, e);
@@ -153,7 +154,7 @@ int cli_convert(struct cli *c, struct err *e)
         rc = err_set(e, ERR_CANCELLED, "stopped");
     if (!rc)
         rc = workspace_save(w, c->o.output, e);
-    double seconds = cli_now() - start;
+    double seconds = clock_now() - start;
     if (!rc && c->o.json)
         rc = cli_print_json(report_json(&report, &plan, c->o.output, seconds), e);
     else if (!rc)

@@ -4,13 +4,13 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "core/file.h"
 #include "sessions/models.h"
 #include "ui/cli.h"
 #include "ui/sanitize.h"
+#include "sessions/clock.h"
 
 #define CLI_MAX_INPUT ((size_t)1 << 30)
 #define CLI_MAX_IDS 10000000
@@ -41,13 +41,6 @@ bool cli_interrupted(void)
 void cli_interrupt_clear(void)
 {
     interrupted = 0;
-}
-
-double cli_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 int cli_usage(struct err *e, const char *fmt, ...)
@@ -81,7 +74,7 @@ void cli_say(struct cli *c, const char *fmt, ...)
 static void show_progress(struct cli *c, const char *phase, double done, double total)
 {
     char clean[160];
-    double now = cli_now();
+    double now = clock_now();
     bool terminal = isatty(STDERR_FILENO), changed = strncmp(phase, c->phase, sizeof c->phase - 1);
     if (c->o.quiet || (!terminal && !c->o.progress))
         return;

@@ -8,6 +8,7 @@
 #include "core/sampler.h"
 #include "sessions/bench.h"
 #include "ui/cli.h"
+#include "sessions/clock.h"
 
 #define LOGITS_BLOCK 64 /* positions computed at a time with --all */
 #define LOGITS_TOP 10   /* shown without --json */
@@ -236,7 +237,7 @@ static int generate(struct cli *c, struct generation *g, struct err *e)
     int rc = infer_prefill(g->timeline, g->prompt.v, (int)g->prompt.n, INFER_LAST, g->logits,
                            &c->progress, e);
     cli_progress_end(c);
-    double start = cli_now();
+    double start = clock_now();
     g->stop = "length";
     for (long long i = 0; i < c->o.predict && !rc; i++) {
         int32_t id = sampler_next(g->sampler, g->logits, limit);
@@ -254,7 +255,7 @@ static int generate(struct cli *c, struct generation *g, struct err *e)
         if (!rc && i + 1 < c->o.predict)
             rc = infer_step(g->timeline, id, g->logits, e);
     }
-    g->seconds = cli_now() - start;
+    g->seconds = clock_now() - start;
     char bytes[TOKENIZER_STREAM_OUT];
     if (g->t && !rc)
         rc = emit(c, g, bytes, tokenizer_stream_flush(&g->stream, bytes), e);

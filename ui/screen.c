@@ -171,16 +171,6 @@ void screen_fill(struct screen *s, struct rect r, enum role role)
             put_cluster(s, y, x, role, &space);
 }
 
-void screen_paint(struct screen *s, struct rect r, enum role role)
-{
-    for (int y = r.y; y < r.y + r.h; y++)
-        for (int x = r.x; x < r.x + r.w; x++) {
-            struct cell *c = at(s, y, x);
-            if (c)
-                c->role = (uint8_t)role;
-        }
-}
-
 void screen_box(struct screen *s, struct rect r, enum role border, const char *title)
 {
     if (r.h < 3 || r.w < 4)

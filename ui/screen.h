@@ -61,8 +61,6 @@ int screen_right(struct screen *s, int row, int col, int width, enum role role, 
 /* As screen_put; what does not fit is cut at the front: for paths. */
 int screen_tail(struct screen *s, int row, int col, int width, enum role role, const char *text);
 void screen_fill(struct screen *s, struct rect r, enum role role);
-/* Role only, text stays. */
-void screen_paint(struct screen *s, struct rect r, enum role role);
 void screen_box(struct screen *s, struct rect r, enum role border, const char *title);
 /* A horizontal bar of share 0…1 in eighths of a column. */
 void screen_bar(struct screen *s, int row, int col, int width, enum role role, double share);

@@ -9,6 +9,7 @@
 
 #include "core/file.h"
 #include "ui/app.h"
+#include "sessions/clock.h"
 
 struct player {
     struct app app;
@@ -52,7 +53,7 @@ static bool wait_until(struct player *p, double until, bool idle)
             if (!app_busy(&p->app))
                 return true;
         }
-        double left = until - worker_now();
+        double left = until - clock_now();
         if (left <= 0)
             return !idle;
         struct pollfd f = {worker_fd(p->app.worker), POLLIN, 0};
@@ -129,13 +130,13 @@ static int cmd_wait(struct player *p, const char *rest, struct err *e)
     double sec = 120;
     if (strncmp(rest, "idle", 4) == 0) {
         sscanf(rest + 4, " %lf", &sec);
-        if (!wait_until(p, worker_now() + sec, true))
+        if (!wait_until(p, clock_now() + sec, true))
             return fail(p, e, "still busy");
         return OK;
     }
     if (sscanf(rest, "%lf", &sec) != 1 || !(sec >= 0 && sec <= 3600))
         return fail(p, e, "wait idle [SEC], or wait SEC");
-    wait_until(p, worker_now() + sec, false);
+    wait_until(p, clock_now() + sec, false);
     return OK;
 }
 

@@ -14,6 +14,7 @@
 #include "ui/app.h"
 #include "ui/script.h"
 #include "ui/term.h"
+#include "sessions/clock.h"
 
 #define FRAME_SEC 0.033
 #define LOG_MAX (1 << 20)
@@ -77,13 +78,13 @@ static void paint(struct loop *l)
     term_paint(l->term, &l->screen, l->app->redraw_all);
     l->app->redraw_all = false;
     l->stale = false;
-    l->painted_sec = worker_now();
+    l->painted_sec = clock_now();
 }
 
 /* How long poll may sleep: until the next frame of a stream, or the next save; else for ever. */
 static int patience(struct loop *l)
 {
-    double frame = l->stale ? l->painted_sec + FRAME_SEC - worker_now() : -1;
+    double frame = l->stale ? l->painted_sec + FRAME_SEC - clock_now() : -1;
     double save = app_save(l->app, false);
     if (l->stale && frame <= 0)
         return 0;
@@ -117,7 +118,7 @@ static void run(struct loop *l)
             app_collect(a);
             l->stale = true;
         }
-        if (l->stale && worker_now() - l->painted_sec >= FRAME_SEC)
+        if (l->stale && clock_now() - l->painted_sec >= FRAME_SEC)
             paint(l);
     }
 }
