@@ -506,6 +506,7 @@ void mla_result_done(struct mla_result *r)
     free(r->q);
     free(r->kv_a);
     free(r->kv_b);
+    free(r->o);
     *r = (struct mla_result){0};
 }
 

@@ -35,8 +35,8 @@ int conversion_source(const struct model *m, int layer, struct mla_source *out, 
     const struct {
         const struct tensor *from;
         const float **to;
-    } part[] = {{&y->q, &out->wq},     {&y->k, &out->wk},      {&y->v, &out->wv},
-                {&y->o, &out->wo},     {&y->q_bias, &out->bq}, {&y->k_bias, &out->bk},
+    } part[] = {{&y->q, &out->wq},      {&y->k, &out->wk},          {&y->v, &out->wv},
+                {&y->o, &out->wo},      {&y->q_bias, &out->bq},     {&y->k_bias, &out->bk},
                 {&y->v_bias, &out->bv}, {&y->q_norm, &out->q_norm}, {&y->k_norm, &out->k_norm}};
     for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
         float *f;
@@ -165,6 +165,8 @@ static void bind_made(struct conversion *c)
             y->q = f32_view(m->q, H * (d + R), D);
         y->kv_a = f32_view(m->kv_a, r + R, m->normed ? 2 * (size_t)hp->n_kv_head * d : D);
         y->kv_b = f32_view(m->kv_b, H * 2 * d, r);
+        if (m->o)
+            y->o = f32_view(m->o, D, H * d);
         if (m->q_bias)
             y->q_bias = f32_list(m->q_bias, H * (d + R));
         if (m->kv_a_bias)
@@ -179,6 +181,7 @@ int conversion_new(struct conversion **out, const struct model *base, struct err
     *out = NULL;
     if (!c)
         return err_nomem(e, sizeof *c, "a conversion");
+    c->base = base;
     c->model = *base;
     c->model.format = MODEL_CONVERSION;
     c->model.owner = NULL;
@@ -292,18 +295,21 @@ int conversion_runtime(struct conversion *c, bool rounded, const struct model **
         return OK;
     c->small = c->model;
     c->small.layer = mem_calloc(L, sizeof *c->small.layer);
-    c->small_data = mem_calloc(3 * L, sizeof *c->small_data);
+    c->small_data = mem_calloc(CONVERSION_MATRICES * L, sizeof *c->small_data);
     if (!c->small.layer || !c->small_data)
         return err_nomem(e, L * sizeof *c->small.layer, "rounded attention weights");
     for (size_t l = 0; l < L && !rc; l++) {
         struct model_layer *y = &c->small.layer[l];
         *y = c->model.layer[l];
         struct tensor *q = y->q_rope.data ? &y->q_rope : &y->q;
-        rc = round_tensor(q, y->q_rope.data ? DTYPE_F16 : DTYPE_Q8_0, &c->small_data[3 * l], e);
+        void **data = c->small_data + CONVERSION_MATRICES * l;
+        rc = round_tensor(q, y->q_rope.data ? DTYPE_F16 : DTYPE_Q8_0, &data[0], e);
         if (!rc)
-            rc = round_tensor(&y->kv_a, DTYPE_Q8_0, &c->small_data[3 * l + 1], e);
+            rc = round_tensor(&y->kv_a, DTYPE_Q8_0, &data[1], e);
         if (!rc)
-            rc = round_tensor(&y->kv_b, DTYPE_F16, &c->small_data[3 * l + 2], e);
+            rc = round_tensor(&y->kv_b, DTYPE_F16, &data[2], e);
+        if (!rc && y->o.data != c->base->layer[l].o.data)
+            rc = round_tensor(&y->o, DTYPE_Q8_0, &data[3], e);
     }
     return rc;
 }
@@ -312,7 +318,7 @@ void conversion_free(struct conversion *c)
 {
     if (!c)
         return;
-    for (int i = 0; c->small_data && i < 3 * c->report.n_layer; i++)
+    for (int i = 0; c->small_data && i < CONVERSION_MATRICES * c->report.n_layer; i++)
         free(c->small_data[i]);
     free(c->small_data);
     free(c->small.layer);

@@ -9,7 +9,11 @@
 
 struct safetensors;
 
+/* What a conversion may replace in a layer: q (or rope rows over normed heads), kv_a, kv_b, o. */
+#define CONVERSION_MATRICES 4
+
 struct conversion {
+    const struct model *base;
     struct model model; /* hp of the base; MLA layers */
     struct rankplan plan;
     struct conversion_report report;
@@ -18,9 +22,9 @@ struct conversion {
     double **freq, **freq_long; /* [L] of a stored conversion; long: contexts beyond the original */
     char *dir;                  /* where it is saved; NULL: nowhere yet */
     struct model small; /* as model, its attention rounded for speed; layer NULL: not made */
-    void **small_data;  /* [3·L] */
+    void **small_data;  /* [CONVERSION_MATRICES·L] */
 };
-/* The model to run: as solved (fp32), or with q and kv_a rounded to Q8_0 and kv_b to F16 (made at the
+/* The model to run: as solved (fp32), or with q, kv_a and o rounded to Q8_0 and kv_b to F16 (made at the
  * first call), so that decoding reads about as many bytes as the quantised original does. Owned by
  * c. */
 int conversion_runtime(struct conversion *c, bool rounded, const struct model **out, struct err *e);

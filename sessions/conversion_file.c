@@ -17,11 +17,11 @@
 #define FOLDER_MAX_JSON ((size_t)64 << 20)
 
 /* What a layer may have in the file. */
-enum stored { Q_PROJ, KV_A, KV_B, Q_ROPE, Q_BIAS, KV_A_BIAS, STORED };
+enum stored { Q_PROJ, KV_A, KV_B, Q_ROPE, Q_BIAS, KV_A_BIAS, O_PROJ, STORED };
 static const char *const tensor_names[STORED] = {
-    "q_proj.weight",    "kv_a_proj_with_mqa.weight",
-    "kv_b_proj.weight", "q_rope.weight", /* normed heads only: not a DeepSeek tensor */
-    "q_proj.bias",      "kv_a_proj_with_mqa.bias"};
+    "q_proj.weight", "kv_a_proj_with_mqa.weight", "kv_b_proj.weight",
+    "q_rope.weight", /* normed heads only: not a DeepSeek tensor */
+    "q_proj.bias",   "kv_a_proj_with_mqa.bias",   "o_proj.weight"}; /* where it was refitted */
 
 static void tensor_name(char name[96], int layer, int which)
 {
@@ -30,13 +30,18 @@ static void tensor_name(char name[96], int layer, int which)
 
 static struct tensor *layer_tensor(struct model_layer *y, int which)
 {
-    struct tensor *all[STORED] = {&y->q, &y->kv_a, &y->kv_b, &y->q_rope, &y->q_bias, &y->kv_a_bias};
+    struct tensor *all[STORED] = {&y->q,      &y->kv_a,      &y->kv_b, &y->q_rope,
+                                  &y->q_bias, &y->kv_a_bias, &y->o};
     return all[which];
 }
 
-/* Whether layer y of a conversion owns tensor `which`: over normed heads q stays the base's. */
-static bool layer_stores(struct model_layer *y, int which)
+/* Whether layer l owns tensor `which`: over normed heads q stays the base's, and so does o where it
+ * was not refitted. */
+static bool layer_stores(const struct conversion *c, int l, int which)
 {
+    struct model_layer *y = &c->model.layer[l];
+    if (which == O_PROJ)
+        return y->o.data != c->base->layer[l].o.data;
     return layer_tensor(y, which)->data && !(which == Q_PROJ && y->q_rope.data);
 }
 
@@ -97,14 +102,14 @@ static int read_frequencies(const cJSON *item, const char *key, size_t n, int l,
     return OK;
 }
 
-/* rows 0: the layer has no such tensor; a list has cols 0 and may be absent. */
+/* rows 0: the layer has no such tensor; a list has cols 0, and both it and o may be absent. */
 static int read_tensor(struct conversion *c, int l, int which, size_t rows, size_t cols,
                        const char *where, struct err *e)
 {
     char name[96];
     struct tensor *to = layer_tensor(&c->model.layer[l], which);
     tensor_name(name, l, which);
-    if (!rows || (!cols && !safetensors_has(c->stored, name)))
+    if (!rows || ((!cols || which == O_PROJ) && !safetensors_has(c->stored, name)))
         return OK;
     int rc = safetensors_get(c->stored, name, to, e);
     if (rc)
@@ -132,8 +137,8 @@ static int open_layer(struct conversion *c, const cJSON *item, int l, const char
     size_t in = normed ? 2 * (size_t)hp->n_kv_head * d : D;
     size_t rows[STORED] = {
         normed ? 0 : H * (d + R), r + R, H * 2 * d, normed ? H * R : 0, normed ? 0 : H * (d + R),
-        normed ? 0 : r + R};
-    size_t cols[STORED] = {D, in, r, d, 0, 0};
+        normed ? 0 : r + R,       D};
+    size_t cols[STORED] = {D, in, r, d, 0, 0, H * d};
     for (int t = 0; t < STORED && !rc; t++)
         rc = read_tensor(c, l, t, rows[t], cols[t], where, e);
     return rc;
@@ -273,14 +278,14 @@ static int write_tensors(struct conversion *c, const char *path, struct err *e)
         struct model_layer *y = &c->model.layer[i / STORED];
         const struct tensor *t = layer_tensor(y, i % STORED);
         tensor_name(name, i / STORED, i % STORED);
-        if (layer_stores(y, i % STORED))
+        if (layer_stores(c, i / STORED, i % STORED))
             rc = safetensors_writer_declare(w, name, DTYPE_F32, t->rank, t->dim, e);
     }
     for (int i = 0; i < n && !rc; i++) {
         struct model_layer *y = &c->model.layer[i / STORED];
         const struct tensor *t = layer_tensor(y, i % STORED);
         float *f;
-        if (!layer_stores(y, i % STORED))
+        if (!layer_stores(c, i / STORED, i % STORED))
             continue;
         rc = tensor_to_f32(t, &f, e);
         if (!rc) {
