@@ -81,7 +81,7 @@ static int stream_init(struct stream *s, const struct engine *g, const struct ca
     int rc = scratch_reserve(&s->scratch, g, (int)group, e);
     for (size_t i = 0; i < rows && !rc; i += group) {
         int n = (int)(rows - i < group ? rows - i : group);
-        s->b->ops->embed(s->b, s->h + i * D, g->embed, text->ids + i, n);
+        forward_embed(g, s->h + i * D, text->ids + i, n);
     }
     return rc ? rc : s->b->ops->sync(s->b, e);
 }

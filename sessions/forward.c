@@ -343,3 +343,23 @@ void forward_layer(const struct engine *g, int layer, float *h, int rows, const 
     add_back(g, w->w[W_O], w->v[V_O_BIAS], w->v[V_POST_ATTN], h, s->att, rows, s);
     feed_forward(g, layer, h, rows, s);
 }
+
+void forward_embed(const struct engine *g, float *h, const int32_t *ids, int n)
+{
+    const struct model_hparams *hp = &g->model->hp;
+    g->backend->ops->embed(g->backend, h, g->embed, ids, n);
+    if (hp->embed_scale > 0)
+        g->backend->ops->scale(g->backend, h, (float)hp->embed_scale,
+                               (size_t)n * (size_t)hp->hidden);
+}
+
+void forward_head(const struct engine *g, float *logits, const float *h, int n, struct scratch *s)
+{
+    const struct backend_ops *op = g->backend->ops;
+    const struct model_hparams *hp = &g->model->hp;
+    op->rms_norm(g->backend, s->x, h, g->final_norm, (float)hp->rms_eps, n, hp->hidden);
+    op->linear(g->backend, 1, (const struct weight *const[]){g->head}, (float *const[]){logits},
+               s->x, n, false);
+    if (hp->logit_softcap > 0)
+        op->softcap(g->backend, logits, (float)hp->logit_softcap, (size_t)n * (size_t)hp->vocab);
+}

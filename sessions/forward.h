@@ -101,6 +101,11 @@ void forward_attention(const struct engine *g, int layer, const float *x, int ro
                        const struct segment *seg, int n_seg, enum dtype kv, struct scratch *s,
                        const struct forward_tap *tap);
 
+/* h[n][D] = the first layer's input of n ids; and logits[n][V] of n rows of the last one's output h
+ * (s->x must hold n rows). */
+void forward_embed(const struct engine *g, float *h, const int32_t *ids, int n);
+void forward_head(const struct engine *g, float *logits, const float *h, int n, struct scratch *s);
+
 /* The feed-forward of a layer with experts, without the shared one: h += Σ weight · expert(x), x the
  * normed input [rows][D]. (moe.c) */
 void forward_experts(const struct engine *g, int layer, float *h, const float *x, int rows,

@@ -326,12 +326,7 @@ static void head_rows(struct infer *t, int first, int n, float *out)
     size_t V = (size_t)hp->vocab, D = (size_t)hp->hidden;
     for (int i = 0; i < n; i += LOGIT_BLOCK) {
         int rows = n - i < LOGIT_BLOCK ? n - i : LOGIT_BLOCK;
-        b->ops->rms_norm(b, t->scratch.x, t->h + (size_t)(first + i) * D, t->g->final_norm,
-                         (float)hp->rms_eps, rows, hp->hidden);
-        b->ops->linear(b, 1, (const struct weight *const[]){t->g->head},
-                       (float *const[]){t->logits}, t->scratch.x, rows, false);
-        if (hp->logit_softcap > 0)
-            b->ops->softcap(b, t->logits, (float)hp->logit_softcap, (size_t)rows * V);
+        forward_head(t->g, t->logits, t->h + (size_t)(first + i) * D, rows, &t->scratch);
         b->ops->get(b, out + (size_t)i * V, t->logits, (size_t)rows * V * sizeof(float));
     }
 }
@@ -372,15 +367,6 @@ static int check_room(const struct infer *t, int n, struct err *e)
     return OK;
 }
 
-static void embed(const struct engine *g, float *h, const int32_t *ids, int n)
-{
-    const struct model_hparams *hp = &g->model->hp;
-    g->backend->ops->embed(g->backend, h, g->embed, ids, n);
-    if (hp->embed_scale > 0)
-        g->backend->ops->scale(g->backend, h, (float)hp->embed_scale,
-                               (size_t)n * (size_t)hp->hidden);
-}
-
 /* Rotated keys stay in the cache, so a timeline decides when it begins which frequencies it uses.
  */
 static bool long_rope(const struct infer *t)
@@ -393,7 +379,7 @@ static bool long_rope(const struct infer *t)
 static void run_block(struct infer *t, const int32_t *ids, int n)
 {
     scratch_new_batch(&t->scratch);
-    embed(t->g, t->h, ids, n);
+    forward_embed(t->g, t->h, ids, n);
     for (int l = 0; l < t->g->model->hp.n_layer; l++) {
         struct segment s = {
             .row = 0, .n = n, .past = t->pos, .cache = t->layer[l], .long_rope = long_rope(t)};
@@ -454,7 +440,7 @@ int infer_step_many(struct infer *const *t, const int32_t *ids, int n, float *lo
     if (rc || !seg)
         return rc ? rc : err_nomem(e, (size_t)n * sizeof *seg, "a batch");
     scratch_new_batch(&t[0]->scratch);
-    embed(g, t[0]->h, ids, n);
+    forward_embed(g, t[0]->h, ids, n);
     for (int l = 0; l < g->model->hp.n_layer; l++) {
         for (int i = 0; i < n; i++)
             seg[i] = (struct segment){i, 1, t[i]->pos, t[i]->layer[l], long_rope(t[i])};
