@@ -10,16 +10,17 @@
 #include "core/gguf.h"
 #include "core/safetensors.h"
 
-#define MAX_LAYER 1024
 #define MAX_WIDTH (1 << 20)
 #define MAX_HEAD_DIM 1024
 #define MAX_VOCAB (1 << 22)
+#define MAX_CONTEXT (1 << 28)
 
 struct binder {
     struct model *m;
     const struct family_source *src;
     const struct family_map *map;
     struct err *e;
+    bool loose;                /* GGUF before experts were stacked: one tensor an expert */
     size_t bound;              /* tensors of the file that a slot took */
     size_t bytes[DTYPE_COUNT]; /* of weights, by type */
 };
@@ -63,10 +64,14 @@ int family_check_hparams(const struct model_hparams *hp, const char *where, stru
         const char *what;
         int value, max;
     } sizes[] = {
-        {"number of layers", hp->n_layer, MAX_LAYER},   {"hidden size", hp->hidden, MAX_WIDTH},
-        {"number of query heads", hp->n_head, 4096},    {"number of KV heads", hp->n_kv_head, 4096},
-        {"head dimension", hp->head_dim, MAX_HEAD_DIM}, {"feed-forward size", hp->ffn, MAX_WIDTH},
-        {"vocabulary", hp->vocab, MAX_VOCAB},           {"context", hp->context, 1 << 28},
+        {"number of layers", hp->n_layer, MODEL_MAX_LAYERS},
+        {"hidden size", hp->hidden, MAX_WIDTH},
+        {"number of query heads", hp->n_head, 4096},
+        {"number of KV heads", hp->n_kv_head, 4096},
+        {"head dimension", hp->head_dim, MAX_HEAD_DIM},
+        {"feed-forward size", hp->ffn, MAX_WIDTH},
+        {"vocabulary", hp->vocab, MAX_VOCAB},
+        {"context", hp->context, MAX_CONTEXT},
     };
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         if (!within(sizes[i].value, sizes[i].max))
@@ -144,7 +149,7 @@ static size_t dim_of(const struct model_hparams *hp, enum family_dim dim)
 /* All experts in one tensor, as GGUF has them. */
 static bool stacked(const struct binder *b, const struct family_slot *slot)
 {
-    return b->src->gguf && (slot->flags & SLOT_EXPERTS);
+    return b->src->gguf && !b->loose && (slot->flags & SLOT_EXPERTS);
 }
 
 static int check_shape(struct binder *b, const struct family_slot *slot, const char *name,
@@ -243,7 +248,9 @@ static int bind_one(struct binder *b, const struct family_slot *slot, const char
                     struct tensor *out)
 {
     bool probe = ((struct model_owner *)b->m->owner)->probe;
-    if ((slot->flags & SLOT_OPTIONAL) && !source_has(b->src, name))
+    bool optional = (slot->flags & SLOT_OPTIONAL) ||
+                    (b->src->gguf && (slot->flags & (SLOT_ATTN_BIAS | SLOT_MLP_BIAS)));
+    if (optional && !source_has(b->src, name))
         return OK;
     int rc = b->src->gguf ? gguf_tensor(b->src->gguf, name, out, b->e)
                           : safetensors_get(b->src->st, name, out, b->e);
@@ -285,8 +292,10 @@ static bool slot_end(const struct family_slot *slot)
 static bool wanted(const struct binder *b, const struct family_slot *slot, int l)
 {
     const struct model_hparams *hp = &b->m->hp;
-    bool moe = hp->moe.n && l >= hp->moe.first_layer;
-    unsigned f = slot->flags;
+    bool moe = model_layer_moe(hp, l);
+    unsigned f = slot->flags, bias = f & (SLOT_ATTN_BIAS | SLOT_MLP_BIAS);
+    if (bias && b->src->st && !(b->map->biases & bias))
+        return false;
     return slot_name(b, slot) && !((f & SLOT_DENSE) && moe) && !((f & SLOT_MOE) && !moe) &&
            !((f & SLOT_Q_LORA) && !hp->q_lora_rank) && !((f & SLOT_Q_FULL) && hp->q_lora_rank) &&
            !((f & SLOT_SHARED) && !hp->moe.shared_ffn);
@@ -315,6 +324,21 @@ static void split(const struct binder *b, const struct family_slot *slot, struct
     }
 }
 
+/* Before experts were stacked, "ffn_up_exps.weight" was "ffn_up.#.weight". */
+static const char *loose_pattern(const char *stacked_name, char *to, size_t size)
+{
+    size_t n = strlen(stacked_name) - strlen("_exps.weight");
+    snprintf(to, size, "%.*s.#.weight", (int)n, stacked_name);
+    return to;
+}
+
+static const char *slot_pattern(const struct binder *b, const struct family_slot *slot, char *to,
+                                size_t size)
+{
+    const char *name = slot_name(b, slot);
+    return name && b->loose && (slot->flags & SLOT_EXPERTS) ? loose_pattern(name, to, size) : name;
+}
+
 /* pattern with its "#", if any, replaced. */
 static void layer_name(const struct binder *b, const char *pattern, int l, int expert, char *name,
                        size_t size)
@@ -332,19 +356,20 @@ static int bind_experts(struct binder *b, const struct family_slot *slot, int l)
 {
     struct model_layer *y = &b->m->layer[l];
     size_t n = (size_t)b->m->hp.moe.n;
-    char name[160];
+    char name[160], buffer[96];
+    const char *pattern = slot_pattern(b, slot, buffer, sizeof buffer);
     if (!y->expert && !(y->expert = family_own(b->m, n * EXPERT_PARTS, sizeof *y->expert)))
         return err_nomem(b->e, n * EXPERT_PARTS * sizeof *y->expert, "experts");
     if (!stacked(b, slot)) {
         int rc = OK;
         for (size_t i = 0; i < n && !rc; i++) {
-            layer_name(b, slot_name(b, slot), l, (int)i, name, sizeof name);
+            layer_name(b, pattern, l, (int)i, name, sizeof name);
             rc = bind_one(b, slot, name, &y->expert[i * EXPERT_PARTS + slot->at]);
         }
         return rc;
     }
     struct tensor all;
-    layer_name(b, slot_name(b, slot), l, 0, name, sizeof name);
+    layer_name(b, pattern, l, 0, name, sizeof name);
     int rc = bind_one(b, slot, name, &all);
     for (size_t i = 0; i < n && !rc; i++) {
         struct tensor one = {.dtype = all.dtype, .rank = 2, .dim = {all.dim[1], all.dim[2]}};
@@ -384,8 +409,9 @@ static bool ends_with(const char *s, const char *end)
 static bool takes(const struct binder *b, const struct family_slot *slot, int l, const char *name)
 {
     const char *prefix = b->src->gguf ? b->map->gguf_layer : b->map->hf_layer;
-    const char *pattern = slot_name(b, slot), *hash = pattern ? strchr(pattern, '#') : NULL;
-    char want[160];
+    char want[160], buffer[96];
+    const char *pattern = slot_pattern(b, slot, buffer, sizeof buffer);
+    const char *hash = pattern ? strchr(pattern, '#') : NULL;
     int expert = 0;
     if (!wanted(b, slot, l))
         return false;
@@ -468,10 +494,20 @@ static int rope_width(const struct model_hparams *hp, const struct rope_spec *ro
     return hp->kv_lora_rank ? hp->qk_rope_head_dim : rope->dim ? rope->dim : hp->head_dim;
 }
 
+/* The context that yarn stretches is often stated before the stretching. */
+static void scale_context(struct model_hparams *hp, const struct rope_spec *rope)
+{
+    double whole = rope->kind == ROPE_YARN ? rope->factor * rope->original_context : 0;
+    if (whole > hp->context)
+        hp->context = whole < MAX_CONTEXT ? (int)whole : MAX_CONTEXT;
+    if (rope->magnitude > 0)
+        hp->rope_magnitude = rope->magnitude;
+}
+
 static int new_layers(struct binder *b, const struct rope_spec *rope)
 {
     struct model *m = b->m;
-    const struct model_hparams *hp = &m->hp;
+    struct model_hparams *hp = &m->hp;
     int dim = rope_width(hp, rope);
     /* The file must hold the layers before memory for them is asked for. */
     if ((size_t)hp->n_layer > source_count(b->src))
@@ -480,6 +516,7 @@ static int new_layers(struct binder *b, const struct rope_spec *rope)
     if (dim < 2 || dim % 2 || dim > hp->head_dim)
         return err_set(b->e, ERR_FORMAT, "%s: %d of %d numbers of a head are rotated",
                        b->src->where, dim, hp->head_dim);
+    scale_context(hp, rope);
     m->layer = mem_calloc((size_t)hp->n_layer, sizeof *m->layer);
     double *freq = family_own(m, (size_t)dim / 2, sizeof *freq);
     if (!m->layer || !freq)
@@ -516,6 +553,9 @@ int family_bind(struct model *m, const struct family_source *src, const struct f
 {
     struct binder b = {.m = m, .src = src, .map = map, .e = e};
     int rc = family_check_hparams(&m->hp, src->where, e);
+    char first[64];
+    snprintf(first, sizeof first, "blk.%d.ffn_gate.0.weight", m->hp.moe.first_layer);
+    b.loose = src->gguf && m->hp.moe.n && gguf_has_tensor(src->gguf, first);
     if (!rc)
         rc = new_layers(&b, rope);
     for (const struct family_slot *slot = map->global; !slot_end(slot) && !rc; slot++)

@@ -1,6 +1,5 @@
-/* family: what the files core/family_*.c share. A family gives tables (which tensor is called what
- * in which format) and reads its own configuration; binding, shape checks, row orders and ownership
- * happen here, once. */
+/* family: what the files core/family_*.c share. A family gives tables of names and reads its own
+ * configuration; binding, shape checks, row orders and ownership happen here, once. */
 #ifndef MLATHE_CORE_FAMILY_H
 #define MLATHE_CORE_FAMILY_H
 
@@ -49,6 +48,9 @@ enum {
     SLOT_Q_LORA = 512,  /* only in models with q_lora_rank */
     SLOT_Q_FULL = 1024, /* only in models without */
     SLOT_SHARED = 2048, /* only in models with a shared expert */
+    /* Biases: where GGUF has them; in safetensors where config.json says so (family_map.biases). */
+    SLOT_ATTN_BIAS = 4096,
+    SLOT_MLP_BIAS = 8192,
 };
 
 /* A tensor: its name in both formats (NULL: not in this one) and where its view goes (offset in
@@ -67,13 +69,14 @@ struct family_map {
     const char *const *ignored;               /* name endings that carry no weights, or NULL */
     const char *const *left_out;              /* beginnings of names that nothing runs, or NULL */
     bool half_split;                          /* SLOT_MLA_ROPE rows are in order already */
+    unsigned biases;                          /* SLOT_ATTN_BIAS, SLOT_MLP_BIAS */
 };
 
 /* hp makes sense (positive, under sane limits, G divides H …) or a sentence. Sets nothing. */
 int family_check_hparams(const struct model_hparams *hp, const char *where, struct err *e);
 /* Allocates m->layer (attn, rope_dim, rope_freq, attn_scale filled) and binds every tensor of the
  * map; refuses misshapen tensors, non-finite 1-D tensors and tensors that the map does not know.
- * A GGUF's rope_freqs.weight divides the frequencies of rope. hp.tied is read for safetensors (the
+ * A GGUF's rope_freqs.weight divides the frequencies of rope, whose magnitude goes to hp. hp.tied is read for safetensors (the
  * file may hold a head all the same) and set for GGUF; hp.dtype and parameters are set. */
 int family_bind(struct model *m, const struct family_source *src, const struct family_map *map,
                 const struct rope_spec *rope, struct err *e);
@@ -88,18 +91,20 @@ struct family_defaults {
     const char *act_key; /* "hidden_act" */
     bool own_heads;      /* the family sets head_dim itself */
     bool biases;         /* attention_bias is understood by the family's slots */
+    bool mlp_biases;     /* and mlp_bias */
 };
 /* Sizes, epsilon, activation, tying, attention scale; refuses quantised weights. */
 int family_hf_base(struct model *m, const cJSON *config, const struct family_defaults *d,
                    const char *where, struct err *e);
 /* sliding_window: fallback when the key is absent, 0 for null. */
 int family_hf_window(const cJSON *config, int fallback, int *out, const char *where, struct err *e);
-/* Sets the window of the layers that layer_types calls sliding; false when there is no such list
- * (then the family's own rule holds), ERR_FORMAT for a bad one. */
+/* Windows from layer_types; *found false when there is none (then the family's own rule holds). */
 int family_hf_layer_types(struct model *m, const cJSON *config, int window, bool *found,
                           const char *where, struct err *e);
-/* rope_theta with rope_scaling or rope_parameters; types other than default, linear and llama3 are
- * refused by name, and so is a partial rotation. */
+/* attention_bias and mlp_bias as SLOT_ATTN_BIAS and SLOT_MLP_BIAS. */
+int family_hf_biases(const cJSON *config, unsigned *biases, const char *where, struct err *e);
+/* rope_theta with rope_scaling or rope_parameters; unknown types are refused by name, and so is a
+ * partial rotation. */
 int family_rope_hf(const cJSON *config, double theta, struct rope_spec *out, const char *where,
                    struct err *e);
 /* The same from one set of parameters (may be NULL); the partial rotation comes back. */
@@ -109,13 +114,9 @@ const cJSON *family_rope_parameters(const cJSON *config);
 int family_rope_refuse(const char *kind, const char *where, struct err *e);
 /* ARCH.rope.*; as above. */
 int family_rope_gguf(const struct gguf *g, const char *arch, struct rope_spec *out, struct err *e);
-/* GGUF: sizes, epsilon and attention scale. handled: keys of what may be on and what off. */
-enum {
-    GGUF_WINDOW = 1,
-    GGUF_SOFTCAP = 2,
-    GGUF_EXPERTS = 4,
-    GGUF_PARTIAL = 8, /* a rotation of part of a head, and a magnitude */
-};
+/* GGUF: sizes, epsilon and attention scale. handled: keys of what may be on and what off (PARTIAL:
+ * a rotation of part of a head). */
+enum { GGUF_WINDOW = 1, GGUF_SOFTCAP = 2, GGUF_EXPERTS = 4, GGUF_PARTIAL = 8 };
 int family_gguf_base(struct model *m, const struct gguf *g, const char *arch, unsigned handled,
                      struct err *e);
 /* "ARCH.name" as an int within [min, max]; absent: fallback, or an error when fallback < 0. */
@@ -137,10 +138,11 @@ struct model_owner {
 #define GLOBAL_AT(field) offsetof(struct model, field)
 #define LAYER_AT(field) offsetof(struct model_layer, field)
 extern const struct family_slot family_global_slots[]; /* embedding, norm, head */
+extern const struct family_slot family_llama_slots[];
 extern const char *const family_ignored[];             /* tables of frequencies */
 
-extern const struct family family_llama, family_mistral, family_mixtral;
-extern const struct family family_qwen2, family_qwen3, family_mimo;
+extern const struct family family_llama, family_smollm3, family_mistral, family_mixtral;
+extern const struct family family_qwen2, family_qwen3, family_qwen3_moe, family_mimo;
 extern const struct family family_phi3, family_gemma2, family_gemma3, family_deepseek;
 
 #endif

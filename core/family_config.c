@@ -23,6 +23,16 @@ const char *const family_ignored[] = {"rotary_emb.inv_freq", "rope_freqs.weight"
 
 /* --- config.json --- */
 
+int family_hf_biases(const cJSON *config, unsigned *biases, const char *where, struct err *e)
+{
+    bool attention = false, mlp = false;
+    int rc = json_bool_opt(config, "attention_bias", &attention, where, e);
+    if (!rc)
+        rc = json_bool_opt(config, "mlp_bias", &mlp, where, e);
+    *biases = (attention ? SLOT_ATTN_BIAS : 0u) | (mlp ? SLOT_MLP_BIAS : 0u);
+    return rc;
+}
+
 static int hf_sizes(struct model_hparams *hp, const cJSON *config, bool own_heads,
                     const char *where, struct err *e)
 {
@@ -64,15 +74,14 @@ static int hf_sizes(struct model_hparams *hp, const cJSON *config, bool own_head
 static int hf_refuse(const cJSON *config, const struct family_defaults *d, const char *where,
                      struct err *e)
 {
-    bool attention_bias = false, mlp_bias = false;
-    int rc = json_bool_opt(config, "attention_bias", &attention_bias, where, e);
-    if (!rc)
-        rc = json_bool_opt(config, "mlp_bias", &mlp_bias, where, e);
+    unsigned biases;
+    int rc = family_hf_biases(config, &biases, where, e);
     if (rc)
         return rc;
-    if ((attention_bias && !d->biases) || mlp_bias)
+    bool attention = (biases & SLOT_ATTN_BIAS) && !d->biases;
+    if (attention || ((biases & SLOT_MLP_BIAS) && !d->mlp_biases))
         return err_set(e, ERR_UNSUPPORTED, "%s: %s is true; biases there cannot be computed yet",
-                       where, mlp_bias ? "mlp_bias" : "attention_bias");
+                       where, attention ? "attention_bias" : "mlp_bias");
     const char *act = json_str_or(config, d->act_key, d->act);
     if (strcmp(act, d->act) && !(!strcmp(d->act, "silu") && !strcmp(act, "swish")))
         return err_set(e, ERR_UNSUPPORTED, "%s: activation \"%.40s\"; %s can be computed", where,
@@ -174,7 +183,6 @@ static int gguf_refuse(const struct gguf *g, const char *arch, unsigned handled,
         {"embedding_scale", 1, "scaled embeddings", 0},
         {"residual_scale", 1, "a scaled residual", 0},
         {"logit_scale", 1, "scaled logits", 0},
-        {"rope.scaling.attn_factor", 1, "a rope magnitude", GGUF_PARTIAL},
         {"attn_logit_softcapping", 0, "a soft cap", GGUF_SOFTCAP},
         {"final_logit_softcapping", 0, "a soft cap", GGUF_SOFTCAP},
     };

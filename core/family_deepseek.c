@@ -3,8 +3,8 @@
  * of its own, rotated rows in interleaved pairs; experts beside a shared one after the first dense
  * layers. Multi-token prediction layers are left out and counted.
  *
- * Refuses yarn and the other types of rope scaling, routers it does not know, an attention_bias
- * that the tensors contradict, and FP8 weights. */
+ * Refuses rope scaling that family_rope.c does not know, routers it does not know, an
+ * attention_bias that the tensors contradict, and FP8 weights. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -183,6 +183,8 @@ static int deepseek_hf(struct model *m, const struct cJSON *config, const char *
         return rc;
     map.half_split = !interleaved;
     m->hp.rope_theta = rope.theta;
+    if (rope.logit_scale > 0)
+        m->hp.attn_scale *= rope.logit_scale;
     rc = family_bind(m, &(struct family_source){.where = where, .st = st}, &map, &rope, e);
     for (int l = 0; !rc && l < m->hp.n_layer; l++)
         m->layer[l].latent_eps = LATENT_EPS;

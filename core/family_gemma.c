@@ -157,7 +157,8 @@ static int gemma3_rope(const cJSON *config, struct rope_spec *global, struct rop
     if (!rc && partial != 1)
         rc = err_set(e, ERR_UNSUPPORTED, "%s: partial rotary embedding (%g of a head)", where,
                      partial);
-    return rc;
+    /* One magnitude serves all layers. */
+    return !rc && global->magnitude != local->magnitude ? family_rope_refuse("yarn", where, e) : rc;
 }
 
 static int gemma3_hf(struct model *m, const struct cJSON *config, const char *where,

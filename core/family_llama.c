@@ -9,7 +9,7 @@
 #include "core/family.h"
 #include "core/gguf.h"
 
-static const struct family_slot layer_slots[] = {
+const struct family_slot family_llama_slots[] = {
     {"attn_norm.weight", "input_layernorm.weight", LAYER_AT(attn_norm), DIM_HIDDEN, DIM_NONE, 0},
     {"attn_q.weight", "self_attn.q_proj.weight", LAYER_AT(q), DIM_Q, DIM_HIDDEN, SLOT_ROPE_ROWS},
     {"attn_k.weight", "self_attn.k_proj.weight", LAYER_AT(k), DIM_KV, DIM_HIDDEN, SLOT_ROPE_ROWS},
@@ -20,6 +20,19 @@ static const struct family_slot layer_slots[] = {
     {"ffn_gate.weight", "mlp.gate_proj.weight", LAYER_AT(gate), DIM_FFN, DIM_HIDDEN, SLOT_DENSE},
     {"ffn_up.weight", "mlp.up_proj.weight", LAYER_AT(up), DIM_FFN, DIM_HIDDEN, SLOT_DENSE},
     {"ffn_down.weight", "mlp.down_proj.weight", LAYER_AT(down), DIM_HIDDEN, DIM_FFN, SLOT_DENSE},
+    {"attn_q.bias", "self_attn.q_proj.bias", LAYER_AT(q_bias), DIM_Q, DIM_NONE,
+     SLOT_ROPE_ROWS | SLOT_ATTN_BIAS},
+    {"attn_k.bias", "self_attn.k_proj.bias", LAYER_AT(k_bias), DIM_KV, DIM_NONE,
+     SLOT_ROPE_ROWS | SLOT_ATTN_BIAS},
+    {"attn_v.bias", "self_attn.v_proj.bias", LAYER_AT(v_bias), DIM_KV, DIM_NONE, SLOT_ATTN_BIAS},
+    {"attn_output.bias", "self_attn.o_proj.bias", LAYER_AT(o_bias), DIM_HIDDEN, DIM_NONE,
+     SLOT_ATTN_BIAS},
+    {"ffn_gate.bias", "mlp.gate_proj.bias", LAYER_AT(gate_bias), DIM_FFN, DIM_NONE,
+     SLOT_DENSE | SLOT_MLP_BIAS},
+    {"ffn_up.bias", "mlp.up_proj.bias", LAYER_AT(up_bias), DIM_FFN, DIM_NONE,
+     SLOT_DENSE | SLOT_MLP_BIAS},
+    {"ffn_down.bias", "mlp.down_proj.bias", LAYER_AT(down_bias), DIM_HIDDEN, DIM_NONE,
+     SLOT_DENSE | SLOT_MLP_BIAS},
     {"ffn_gate_inp.weight", "block_sparse_moe.gate.weight", LAYER_AT(router), DIM_EXPERTS,
      DIM_HIDDEN, SLOT_MOE},
     {"ffn_gate_exps.weight", "block_sparse_moe.experts.#.w1.weight", EXPERT_GATE, DIM_EXPERT_FFN,
@@ -33,7 +46,7 @@ static const struct family_slot layer_slots[] = {
 
 static const struct family_map map = {
     .global = family_global_slots,
-    .layer = layer_slots,
+    .layer = family_llama_slots,
     .gguf_layer = "blk.",
     .hf_layer = "model.layers.",
     .ignored = family_ignored,
@@ -42,22 +55,29 @@ static const struct family_map map = {
 static const struct family_defaults defaults = {
     .theta = 10000, .eps = 1e-6, .act = "silu", .act_key = "hidden_act"};
 
-static int bind_hf(struct model *m, const cJSON *config, double theta, const char *where,
-                   const struct safetensors *st, struct err *e)
+static int bind_hf(struct model *m, const cJSON *config, double theta, unsigned biases,
+                   const char *where, const struct safetensors *st, struct err *e)
 {
     struct rope_spec rope;
+    struct family_map with = map;
     int rc = family_rope_hf(config, theta, &rope, where, e);
     if (rc)
         return rc;
+    with.biases = biases;
     m->hp.rope_theta = rope.theta;
-    return family_bind(m, &(struct family_source){.where = where, .st = st}, &map, &rope, e);
+    return family_bind(m, &(struct family_source){.where = where, .st = st}, &with, &rope, e);
 }
 
 static int llama_hf(struct model *m, const struct cJSON *config, const char *where,
                     const struct safetensors *st, struct err *e)
 {
-    int rc = family_hf_base(m, config, &defaults, where, e);
-    return rc ? rc : bind_hf(m, config, defaults.theta, where, st, e);
+    struct family_defaults biased = defaults;
+    unsigned biases = 0;
+    biased.biases = biased.mlp_biases = true;
+    int rc = family_hf_base(m, config, &biased, where, e);
+    if (!rc)
+        rc = family_hf_biases(config, &biases, where, e);
+    return rc ? rc : bind_hf(m, config, defaults.theta, biases, where, st, e);
 }
 
 static void slide(struct model *m, int window)
@@ -73,7 +93,7 @@ static int mistral_hf(struct model *m, const struct cJSON *config, const char *w
     if (!rc)
         rc = family_hf_window(config, 4096, &window, where, e);
     if (!rc)
-        rc = bind_hf(m, config, defaults.theta, where, st, e);
+        rc = bind_hf(m, config, defaults.theta, 0, where, st, e);
     if (!rc)
         slide(m, window);
     return rc;
@@ -100,7 +120,7 @@ static int mixtral_hf(struct model *m, const struct cJSON *config, const char *w
     if (rc)
         return rc;
     set_experts(&m->hp, (int)n, (int)used);
-    rc = bind_hf(m, config, 1e6, where, st, e);
+    rc = bind_hf(m, config, 1e6, 0, where, st, e);
     if (!rc)
         slide(m, window);
     return rc;

@@ -1,23 +1,108 @@
-/* How configurations describe their rope. Refuses what changes with the length of a text (dynamic)
- * or mixes two rules (yarn); longrope is read by the family that has it. */
+/* How configurations describe their rope. Refuses types it does not know, by name; longrope is read
+ * by the family that has it.
+ *
+ * Dynamic scaling changes the base with every token beyond the trained context and nothing within
+ * it: it is read as no scaling at all, and since no timeline is longer than the trained context,
+ * that is exact. */
 #include <stdio.h>
 #include <string.h>
 
 #include "core/family.h"
 #include "core/gguf.h"
 
+#define BETA_FAST 32 /* yarn, where nothing else is said */
+#define BETA_SLOW 1
+
 int family_rope_refuse(const char *kind, const char *where, struct err *e)
 {
-    return err_set(e, ERR_UNSUPPORTED,
-                   "%s: rope scaling of type \"%.40s\" cannot be computed yet; default, linear and "
-                   "llama3 can",
-                   where, kind);
+    return err_set(
+        e, ERR_UNSUPPORTED,
+        "%s: rope scaling of type \"%.40s\" cannot be computed; default, linear, llama3, "
+        "yarn and dynamic can, and longrope in Phi models",
+        where, kind);
 }
 
 const cJSON *family_rope_parameters(const cJSON *config)
 {
     const cJSON *set = json_get(config, "rope_scaling");
     return set ? set : json_get(config, "rope_parameters");
+}
+
+/* Numbers for which 0, null and absence mean the same. */
+static int number_or(const cJSON *set, const char *key, double fallback, double *out,
+                     const char *where, struct err *e)
+{
+    int rc = json_num_opt(set, key, out, where, e);
+    if (!rc && *out == 0)
+        *out = fallback;
+    return rc;
+}
+
+/* transformers, modeling_rope_utils: the magnitude is given, or follows from mscale and
+ * mscale_all_dim where both are given, or from the factor. */
+static int yarn_hf(const cJSON *config, const cJSON *set, struct rope_spec *r, const char *where,
+                   struct err *e)
+{
+    double mscale = 0, all = 0, context = 2048;
+    bool truncate = true;
+    const struct {
+        const cJSON *from;
+        const char *key;
+        double *out;
+    } numbers[] = {
+        {set, "beta_fast", &r->high},
+        {set, "beta_slow", &r->low},
+        {set, "mscale", &mscale},
+        {set, "mscale_all_dim", &all},
+        {set, "attention_factor", &r->magnitude},
+        {config, "max_position_embeddings", &context},
+        {set, "original_max_position_embeddings", &r->original_context},
+        {config, "original_max_position_embeddings", &r->original_context},
+    };
+    int rc = json_bool_opt(set, "truncate", &truncate, where, e);
+    r->factor = 0;
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers && !rc; i++)
+        rc = number_or(numbers[i].from, numbers[i].key, *numbers[i].out, numbers[i].out, where, e);
+    if (!rc && r->original_context == 0)
+        r->original_context = context;
+    if (!rc)
+        rc = number_or(set, "factor", context / r->original_context, &r->factor, where, e);
+    r->smooth_edges = !truncate;
+    if (!rc && r->magnitude == 0)
+        r->magnitude = mscale != 0 && all != 0
+                           ? ropefreq_mscale(r->factor, mscale) / ropefreq_mscale(r->factor, all)
+                           : ropefreq_mscale(r->factor, 1);
+    double m = ropefreq_mscale(r->factor, all);
+    r->logit_scale = m * m;
+    return rc;
+}
+
+static int scaling_hf(const cJSON *config, const cJSON *set, const char *kind, struct rope_spec *r,
+                      const char *where, struct err *e)
+{
+    int rc = OK;
+    if (!strcmp(kind, "llama3")) {
+        r->kind = ROPE_LLAMA3;
+        if (!(rc = json_num(set, "low_freq_factor", &r->low, where, e)) &&
+            !(rc = json_num(set, "high_freq_factor", &r->high, where, e)))
+            rc = json_num(set, "original_max_position_embeddings", &r->original_context, where, e);
+        return rc ? rc : json_num(set, "factor", &r->factor, where, e);
+    }
+    if (!strcmp(kind, "linear")) {
+        r->kind = ROPE_LINEAR;
+        return json_num(set, "factor", &r->factor, where, e);
+    }
+    if (!strcmp(kind, "yarn")) {
+        r->kind = ROPE_YARN;
+        r->high = BETA_FAST;
+        r->low = BETA_SLOW;
+        return yarn_hf(config, set, r, where, e);
+    }
+    if (!strcmp(kind, "dynamic") && json_get(set, "alpha"))
+        return err_set(e, ERR_UNSUPPORTED,
+                       "%s: dynamic rope scaling by \"alpha\" cannot be computed", where);
+    return strcmp(kind, "default") && strcmp(kind, "dynamic") ? family_rope_refuse(kind, where, e)
+                                                              : OK;
 }
 
 int family_rope_set(const cJSON *config, const cJSON *set, double theta, struct rope_spec *out,
@@ -33,18 +118,8 @@ int family_rope_set(const cJSON *config, const cJSON *set, double theta, struct 
         rc = json_num_opt(config, "partial_rotary_factor", partial, where, e);
     if (!rc)
         rc = json_num_opt(set, "partial_rotary_factor", partial, where, e);
-    if (!rc && !strcmp(kind, "llama3")) {
-        r.kind = ROPE_LLAMA3;
-        if (!(rc = json_num(set, "low_freq_factor", &r.low, where, e)) &&
-            !(rc = json_num(set, "high_freq_factor", &r.high, where, e)))
-            rc = json_num(set, "original_max_position_embeddings", &r.original_context, where, e);
-    } else if (!rc && !strcmp(kind, "linear")) {
-        r.kind = ROPE_LINEAR;
-    } else if (!rc && strcmp(kind, "default")) {
-        rc = family_rope_refuse(kind, where, e);
-    }
-    if (!rc && r.kind != ROPE_DEFAULT)
-        rc = json_num(set, "factor", &r.factor, where, e);
+    if (!rc)
+        rc = scaling_hf(config, set, kind, &r, where, e);
     *out = r;
     return rc ? rc : ropefreq_check(&r, where, e);
 }
@@ -59,6 +134,44 @@ int family_rope_hf(const cJSON *config, double theta, struct rope_spec *out, con
         rc = err_set(e, ERR_UNSUPPORTED, "%s: partial rotary embedding (%g of a head)", where,
                      partial);
     return rc;
+}
+
+static double number_of(const struct gguf *g, const char *arch, const char *name, double fallback)
+{
+    char key[96];
+    snprintf(key, sizeof key, "%s.rope.scaling.%s", arch, name);
+    return gguf_num_or(g, key, fallback);
+}
+
+/* As llama.cpp computes it, with the keys that its converter writes and it reads only for some
+ * architectures: yarn_beta_fast and yarn_beta_slow, and yarn_attn_factor, the whole magnitude.
+ * attn_factor multiplies. yarn_log_multiplier is mscale_all_dim, which DeepSeek files hold times
+ * 0.1; there it equals mscale and scales the logits. */
+static int yarn_gguf(const struct gguf *g, const char *arch, struct rope_spec *r, struct err *e)
+{
+    bool deepseek = !strcmp(arch, "deepseek2");
+    double all = number_of(g, arch, "yarn_log_multiplier", 0) * (deepseek ? 10 : 1);
+    double extra = number_of(g, arch, "yarn_ext_factor", 1), context;
+    char key[96];
+    snprintf(key, sizeof key, "%s.context_length", arch);
+    context = gguf_num_or(g, key, 0);
+    r->kind = ROPE_YARN;
+    r->factor = number_of(g, arch, "factor", 0);
+    r->original_context = number_of(g, arch, "original_context_length", context);
+    r->high = number_of(g, arch, "yarn_beta_fast", BETA_FAST);
+    r->low = number_of(g, arch, "yarn_beta_slow", BETA_SLOW);
+    if (extra >= 0 && extra != 1) /* negative: not set */
+        return err_set(e, ERR_UNSUPPORTED,
+                       "%s: \"%s.rope.scaling.yarn_ext_factor\" is %g; 1 can be computed",
+                       gguf_path(g), arch, extra);
+    double usual = ropefreq_mscale(r->factor, 1);
+    if (all != 0)
+        usual = deepseek ? 1 : usual / ropefreq_mscale(r->factor, all);
+    r->magnitude = number_of(g, arch, "yarn_attn_factor", usual);
+    r->magnitude *= number_of(g, arch, "attn_factor", 1);
+    double m = r->magnitude * ropefreq_mscale(r->factor, all);
+    r->logit_scale = deepseek ? m * m : 1;
+    return OK;
 }
 
 int family_rope_gguf(const struct gguf *g, const char *arch, struct rope_spec *out, struct err *e)
@@ -78,14 +191,20 @@ int family_rope_gguf(const struct gguf *g, const char *arch, struct rope_spec *o
     if (rc)
         return rc;
     snprintf(key, sizeof key, "%s.rope.scaling.factor", arch);
-    if (kind.n == 6 && !memcmp(kind.s, "linear", 6)) {
+    if (kind.n == 8 && !memcmp(kind.s, "longrope", 8) && !strcmp(arch, "phi3")) {
+        /* the family has the lists */
+    } else if (kind.n == 4 && !memcmp(kind.s, "yarn", 4)) {
+        rc = yarn_gguf(g, arch, &r, e);
+    } else if (kind.n == 6 && !memcmp(kind.s, "linear", 6)) {
         rc = gguf_num(g, key, &r.factor, e);
     } else if (kind.n != 4 || memcmp(kind.s, "none", 4)) {
         snprintf(key, sizeof key, "%.*s", kind.n < 40 ? (int)kind.n : 40, kind.s);
         rc = family_rope_refuse(key, gguf_path(g), e);
     }
-    if (r.factor != 1)
-        r.kind = ROPE_LINEAR;
+    if (r.kind == ROPE_DEFAULT) {
+        r.kind = r.factor != 1 ? ROPE_LINEAR : ROPE_DEFAULT;
+        r.magnitude = number_of(g, arch, "attn_factor", 0);
+    }
     *out = r;
     return rc ? rc : ropefreq_check(&r, gguf_path(g), e);
 }

@@ -111,7 +111,7 @@ static void nope_form(const struct solve *s, int h, double *B)
 
 static int build_forms(struct solve *s, const struct mla_options *o, struct err *e)
 {
-    bool fitted = o->method == METHOD_MLATHE && s->m->phase;
+    bool fitted = o->method == METHOD_MLATHE && s->m->phase && !s->src->shape.still;
     int rc = phase_fit_init(&s->fit, s->m, &s->rope, fitted ? s->shrink : NULL, e);
     if (!rc && fitted && !o->no_joint_fit)
         rc = phase_fit_joint(&s->fit, s->m, &s->rope, e);
@@ -372,9 +372,17 @@ static void identity_latent(struct solve *s)
 static int choose_rope(struct solve *s, const struct mla_options *o, double **rest, struct err *e)
 {
     *rest = NULL;
+    const struct moments_shape *p = &s->src->shape;
+    if (p->still && o->method == METHOD_TRANSMLA)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "transmla: this layer has no rotary part to fold; use the method mlathe");
+    if (p->still && o->layout == LAYOUT_STOCK) /* the engines' own frequencies would turn it */
+        return mla_rope_none(s->m, o->rope_dim, &s->rope, e);
     if (o->method == METHOD_TRANSMLA)
         return mla_rope_transmla(s->m, o->rope_dim, o->freqfold, &s->rope, rest, e);
     mla_shrink(s->m, s->shrink, s->r2);
+    for (int i = 0; p->still && i < s->H * (p->rope_dim / 2); i++)
+        s->r2[i] = 0; /* what never turns is explained without a loss, but worth its key's energy */
     if (o->layout == LAYOUT_STOCK)
         return mla_rope_stock(s->m, s->r2, o->rope_dim, &s->rope, e);
     return mla_rope_own(s->m, s->r2, o->rope_dim, &s->rope, e);

@@ -45,6 +45,8 @@ int mla_rope_own(const struct moments *m, const double *r2, int R, struct rope_c
 /* The best component at each of the R/2 fastest frequencies (stock layout). */
 int mla_rope_stock(const struct moments *m, const double *r2, int R, struct rope_choice *out,
                    struct err *e);
+/* Rows of zeros, for a layer without rope in a layout whose rope rows must turn. */
+int mla_rope_none(const struct moments *m, int R, struct rope_choice *out, struct err *e);
 /* TransMLA's RoRoPE with FreqFold M (method: section 2); rest (may be NULL): the basis of the
  * components that lose their rotation, real [G·d − R][G·d]. */
 int mla_rope_transmla(const struct moments *m, int R, int fold, struct rope_choice *out,

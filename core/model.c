@@ -16,8 +16,9 @@
 #define CONFIG_MAX ((size_t)4 << 20)
 
 const struct family *const family_table[] = {
-    &family_llama, &family_mistral, &family_mixtral, &family_qwen2,    &family_qwen3, &family_mimo,
-    &family_phi3,  &family_gemma2,  &family_gemma3,  &family_deepseek, NULL};
+    &family_llama, &family_smollm3,   &family_mistral, &family_mixtral, &family_qwen2,
+    &family_qwen3, &family_qwen3_moe, &family_mimo,    &family_phi3,    &family_gemma2,
+    &family_gemma3, &family_deepseek, NULL};
 
 static void owner_free(void *owner)
 {
@@ -296,6 +297,9 @@ int model_each_tensor(const struct model *m,
         FIELD(q_norm),
         FIELD(k_norm),
         FIELD(o_bias),
+        FIELD(gate_bias),
+        FIELD(up_bias),
+        FIELD(down_bias),
         FIELD(q_a),
         FIELD(q_a_bias),
         FIELD(q_a_norm),
@@ -397,6 +401,10 @@ int model_fingerprint(const struct model *m, char hex[65], struct err *e)
     sha256_add(&s, line, (size_t)n);
     if (model_convertible(m)) /* what converts keeps the fingerprint it has always had */
         fingerprint_features(&s, hp);
+    if (hp->rope_magnitude > 0) {
+        n = snprintf(line, sizeof line, "%.9g\n", hp->rope_magnitude);
+        sha256_add(&s, line, (size_t)n);
+    }
     /* Nine digits: the last bits of pow() differ between C libraries. */
     for (int l = 0; l < hp->n_layer; l++)
         for (int j = 0; j < m->layer[l].rope_dim / 2; j++) {

@@ -15,8 +15,9 @@ enum attn_kind { ATTN_GQA, ATTN_MLA };
 
 #define MODEL_MAX_EOS 16
 #define MODEL_MAX_EXPERTS 1024
+#define MODEL_MAX_LAYERS 1024
 
-/* Experts of the layers from first_layer on. */
+/* Experts of the layers from first_layer on, but for those marked as dense. */
 struct model_moe {
     int n, used;             /* experts, and how many of them a token takes; n 0: none */
     int ffn;                 /* width of an expert */
@@ -25,6 +26,7 @@ struct model_moe {
     bool sigmoid;            /* scores by sigmoid; else softmax over all experts */
     bool renormalise;        /* the weights of the taken ones add up to one */
     double scale;            /* multiplies the weights */
+    bool dense[MODEL_MAX_LAYERS];
 };
 
 struct model_hparams {
@@ -65,6 +67,7 @@ struct model_layer {
     int kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim, v_head_dim; /* MLA: r R P Vd */
     int rope_dim;                         /* rotary width: d for GQA, R for MLA */
     const double *rope_freq;              /* [rope_dim/2] rad/token, pairs (j, j+rope_dim/2) */
+    bool no_rope;                         /* nothing rotates: rope_freq is zero, no magnitude */
     double attn_scale;                    /* multiplies q·k */
     struct tensor o;                      /* [D][H·d] */
     struct tensor ffn_norm;               /* [D] */
@@ -74,6 +77,7 @@ struct model_layer {
     const double *rope_freq_long;         /* see rope_original */
     struct tensor q_norm, k_norm;         /* [d], each head, before the rotation */
     struct tensor o_bias;                 /* [D] */
+    struct tensor gate_bias, up_bias, down_bias; /* [F], [F], [D]; dense layers only */
     /* MLA over normed heads (own runtime): q, k, v, q_norm and k_norm as in GQA; the latent is taken
      * from z = [k; v] after the norm, kv_a [r+R][2·G·d], and the rope query from each normed head. */
     struct tensor q_rope;                 /* [H·R][d] */
@@ -112,6 +116,8 @@ int model_probe(const char *path, struct model_hparams *hp, size_t *file_bytes,
                 size_t *parameters, struct err *e);
 /* NULL when the model can be converted, else a sentence that says why not (static memory). */
 const char *model_convertible(const struct model *m);
+/* Whether layer l has experts. */
+bool model_layer_moe(const struct model_hparams *hp, int l);
 /* Numbers that a token leaves in the KV cache, all layers together. */
 long long model_kv_numbers(const struct model_hparams *hp);
 /* Reads every weight; ERR_NUMERIC names the first tensor and index that is NaN or infinite. */

@@ -19,6 +19,11 @@ const char *model_convertible(const struct model *m)
     return NULL;
 }
 
+bool model_layer_moe(const struct model_hparams *hp, int l)
+{
+    return hp->moe.n && l >= hp->moe.first_layer && !hp->moe.dense[l];
+}
+
 long long model_kv_numbers(const struct model_hparams *hp)
 {
     int one = hp->kv_lora_rank ? kvmem_mla_numbers(hp->kv_lora_rank, hp->qk_rope_head_dim)

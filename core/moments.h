@@ -20,6 +20,7 @@ struct moments_shape {
     int window;       /* keys a token sees, itself included */
     double softcap;   /* of the logit */
     double magnitude; /* of cos and sin; 0: 1 */
+    bool still;       /* nothing rotates: the frequencies are zero */
 };
 /* What a rotated query times a rotated key is scaled by: magnitude². */
 double moments_magnitude2(const struct moments_shape *s);

@@ -209,6 +209,13 @@ int mla_rope_stock(const struct moments *m, const double *r2, int R, struct rope
     return rc;
 }
 
+int mla_rope_none(const struct moments *m, int R, struct rope_choice *out, struct err *e)
+{
+    int G = m->shape.G, half = m->shape.rope_dim / 2, rc = check_width(m, R, 2 * half, e);
+    *out = (struct rope_choice){0};
+    return rc ? rc : choice_init(out, R / 2, (size_t)(G * half), e);
+}
+
 /* Eigenvectors (rows of U [m][m], ascending) of the pooled real second moment of one group: M
  * neighbouring frequencies from j0, all G heads, entries ordered (g, j). */
 static int fold_components(const struct moments *m, int j0, int fold, double *U, double *val,

@@ -21,7 +21,8 @@ struct moments_shape conversion_shape(const struct model *m, int layer)
                                   .rope_dim = y->rope_dim,
                                   .window = y->window,
                                   .softcap = m->hp.attn_softcap,
-                                  .magnitude = m->hp.rope_magnitude};
+                                  .still = y->no_rope,
+                                  .magnitude = y->no_rope ? 0 : m->hp.rope_magnitude};
 }
 
 int conversion_source(const struct model *m, int layer, struct mla_source *out, struct err *e)

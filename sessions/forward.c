@@ -108,7 +108,7 @@ static void rope_table(struct scratch *s, const struct model_layer *y, const str
                        int n_seg, double magnitude)
 {
     int pairs = y->rope_dim / 2;
-    if (magnitude == 0)
+    if (magnitude == 0 || y->no_rope)
         magnitude = 1;
     if (s->table_freq == y->rope_freq && s->table_pairs == pairs)
         return;
@@ -139,7 +139,7 @@ static void attention_gqa(const struct engine *g, int layer, int rows, const str
     const struct model_hparams *hp = &g->model->hp;
     const struct model_layer *y = &g->model->layer[layer];
     int H = hp->n_head, G = hp->n_kv_head, d = hp->head_dim, kd = G * d;
-    if (y->rope_dim) {
+    if (y->rope_dim && !y->no_rope) {
         rope_table(s, y, seg, n_seg, hp->rope_magnitude);
         op->rope(g->backend, s->q, H * d, H, d, y->rope_dim, s->cos, s->sin, rows);
         op->rope(g->backend, s->k, kd, G, d, y->rope_dim, s->cos, s->sin, rows);
@@ -328,8 +328,12 @@ static void feed_forward(const struct engine *g, int layer, float *h, int rows, 
     float *y[] = {s->gate, s->up};
     int width = w->expert ? hp->moe.shared_ffn : hp->ffn;
     op->linear(g->backend, 2, in, y, s->x, rows, false);
+    if (w->v[V_GATE_BIAS])
+        op->add_bias(g->backend, s->gate, w->v[V_GATE_BIAS], rows, width);
+    if (w->v[V_UP_BIAS])
+        op->add_bias(g->backend, s->up, w->v[V_UP_BIAS], rows, width);
     op->glu(g->backend, s->gate, s->gate, s->up, hp->act, (size_t)rows * (size_t)width);
-    add_back(g, w->w[W_DOWN], NULL, w->v[V_POST_FFN], h, s->gate, rows, s);
+    add_back(g, w->w[W_DOWN], w->v[V_DOWN_BIAS], w->v[V_POST_FFN], h, s->gate, rows, s);
 }
 
 void forward_layer(const struct engine *g, int layer, float *h, int rows, const struct segment *seg,

@@ -35,6 +35,9 @@ enum forward_vector {
     V_KV_A_NORM,
     V_POST_ATTN,
     V_POST_FFN,
+    V_GATE_BIAS,
+    V_UP_BIAS,
+    V_DOWN_BIAS,
     V_COUNT
 };
 

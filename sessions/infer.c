@@ -59,6 +59,9 @@ static int load_vectors(struct engine *g, int l, struct err *e)
         [V_KV_A_NORM] = &y->kv_a_norm,
         [V_POST_ATTN] = &y->post_attn_norm,
         [V_POST_FFN] = &y->post_ffn_norm,
+        [V_GATE_BIAS] = &y->gate_bias,
+        [V_UP_BIAS] = &y->up_bias,
+        [V_DOWN_BIAS] = &y->down_bias,
     };
     int rc = OK;
     for (int i = 0; i < V_COUNT && !rc; i++)

@@ -51,12 +51,12 @@ static void test_refused(void)
         {"{\"model_type\":\"olmo2\"}", "\"olmo2\"", ERR_UNSUPPORTED},
         {"{\"model_type\":null}", "model_type", ERR_FORMAT},
         {"{\"model_type\":7}", "model_type", ERR_FORMAT},
-        {"{\"attention_bias\":true}", "attention_bias", ERR_UNSUPPORTED},
-        {"{\"mlp_bias\":true}", "mlp_bias", ERR_UNSUPPORTED},
+        {"{\"attention_bias\":true}", "q_proj.bias is missing", ERR_FORMAT},
+        {"{\"mlp_bias\":true}", "gate_proj.bias is missing", ERR_FORMAT},
         {"{\"hidden_act\":\"gelu\"}", "gelu", ERR_UNSUPPORTED},
         {"{\"quantization_config\":{\"quant_method\":\"gptq\"}}", "gptq", ERR_UNSUPPORTED},
-        {"{\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2}}", "dynamic", ERR_UNSUPPORTED},
-        {"{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2}}", "yarn", ERR_UNSUPPORTED},
+        {"{\"rope_scaling\":{\"type\":\"mrope\",\"factor\":2}}", "mrope", ERR_UNSUPPORTED},
+        {"{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":0.5}}", "factor", ERR_FORMAT},
         {"{\"rope_parameters\":{\"rope_type\":\"longrope\"}}", "longrope", ERR_UNSUPPORTED},
         {"{\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8}}", "low_freq", ERR_FORMAT},
         {"{\"rope_scaling\":{\"rope_type\":\"linear\"}}", "factor", ERR_FORMAT},
@@ -294,9 +294,9 @@ static void test_gguf_added(void)
         put_free(&extra);
     }
     struct bytes extra = {0};
-    put_key_string(&extra, "llama.rope.scaling.type", "yarn");
+    put_key_string(&extra, "llama.rope.scaling.type", "longrope");
     CHECK(open_gguf_changed(&m, &extra, NULL, 0, &e) == ERR_UNSUPPORTED, "%s", e.text);
-    CHECK(strstr(e.text, "yarn"), "%s", e.text);
+    CHECK(strstr(e.text, "longrope"), "%s", e.text);
     put_free(&extra);
 }
 
