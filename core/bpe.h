@@ -11,6 +11,10 @@ void bpe_free(struct bpe *b);
 /* left+right become id; a lower rank goes first. Of equal pairs the first one added counts. No
  * more than n calls. */
 void bpe_add(struct bpe *b, int32_t left, int32_t right, uint32_t rank, int32_t id);
+/* Must be told for every merge added: the last symbol of its left side and the first one of its
+ * right side, in the ids that words begin with. Where no merge ever joins two neighbours, a word is
+ * cut in two without changing a thing, and short words merge in the cache of the processor. */
+void bpe_add_joint(struct bpe *b, int32_t last, int32_t first);
 
 /* Working memory that calls may share; zero-initialise. */
 struct bpe_scratch {

@@ -33,6 +33,16 @@ const char pretok_qwen2[] =
 const char pretok_tekken[] = "[^\\r\\n\\p{L}\\p{N}]?[" UPPER "]*[" LOWER "]+"
                              "|[^\\r\\n\\p{L}\\p{N}]?[" UPPER "]+[" LOWER "]*"
                              "|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" SPACES;
+const char pretok_o200k[] = "[^\\r\\n\\p{L}\\p{N}]?[" UPPER "]*[" LOWER "]+" CONTRACTIONS "?"
+                            "|[^\\r\\n\\p{L}\\p{N}]?[" UPPER "]+[" LOWER "]*" CONTRACTIONS "?"
+                            "|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" SPACES;
+const char pretok_falcon_marks[] = "[\\p{P}$+<=>^~|`]+";
+const char pretok_old_marks[] = "[\\p{P}$+<=>^~|]+";
+const char pretok_deepseek_han[] = "[\\x{4e00}-\\x{9fa5}\\x{3040}-\\x{309f}\\x{30a0}-\\x{30ff}]+";
+const char pretok_deepseek[] =
+    "[!\"#$%&'()*+,\\-./"
+    ":;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+    "| ?[\\p{P}\\p{S}]+[\\r\\n]*|" SPACES;
 
 enum step_kind { STEP_SPLIT, STEP_DIGITS, STEP_SPACE, STEP_METASPACE };
 
@@ -180,7 +190,12 @@ int pretok_add_metaspace(struct pretok *p, const char *mark, enum pretok_scheme 
     if (!step)
         return ERR_LIMIT;
     step->n_mark = strlen(mark);
-    if (!step->n_mark || step->n_mark > 4)
+    uint32_t cp;
+    size_t len = 0;
+    if (step->n_mark)
+        utf8_next(mark, step->n_mark, &cp, &len);
+    /* One character, as in the reference; so no chain of steps can make a text grow and grow. */
+    if (!step->n_mark || len != step->n_mark)
         return err_set(e, ERR_UNSUPPORTED, "pre-tokenizer: Metaspace replacement \"%.20s\"", mark);
     memcpy(step->mark, mark, step->n_mark + 1);
     step->scheme = scheme;

@@ -15,8 +15,11 @@ enum pretok_behavior {
 };
 enum pretok_scheme { PRETOK_NEVER, PRETOK_FIRST, PRETOK_ALWAYS };
 
-/* Regexes of the well-known families (Hugging Face spelling). */
-extern const char pretok_gpt2[], pretok_llama3[], pretok_qwen2[], pretok_tekken[];
+/* Regexes of the well-known families (Hugging Face spelling); llama3 is cl100k's as well. */
+extern const char pretok_gpt2[], pretok_llama3[], pretok_qwen2[], pretok_tekken[], pretok_o200k[];
+/* Steps of families that cut in several. */
+extern const char pretok_falcon_marks[], pretok_old_marks[], pretok_deepseek_han[],
+    pretok_deepseek[];
 
 struct pretok;
 int pretok_new(struct pretok **out, struct err *e);

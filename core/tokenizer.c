@@ -1,9 +1,9 @@
 /* The tokenizer's doors: open by what the path is, encode, decode, streaming decode.
  *
- * Refused by name: Unigram and WordPiece models, normalizers, pre-tokenizers and decoders that we
- * do not know, GGUF pre-tokenizers that we do not know, files without a vocabulary.
- * Known differences to the Hugging Face library: special tokens are looked for in the raw text even
- * when they are marked "normalized"; letters newer than PCRE2's Unicode tables split as symbols;
+ * Refused by name: WordPiece and word-level models, normalizers, pre-tokenizers and decoders that
+ * we do not know, GGUF pre-tokenizers that we do not know, files without a vocabulary. Known
+ * differences to the Hugging Face library: special tokens are looked for in the raw text even when
+ * they are marked "normalized"; letters newer than PCRE2's Unicode tables split as symbols;
  * ill-formed bytes decode to one U+FFFD a maximal subpart for every algorithm; a trailing EOS of
  * the post-processor and clean_up_tokenization_spaces are ignored. */
 #include "core/tokenizer_impl.h"
@@ -16,27 +16,44 @@
 
 static int open_folder(struct tokenizer *t, const char *dir, struct err *e)
 {
-    char *path = path_join(dir, "tokenizer.json");
-    if (!path)
-        return err_nomem(e, strlen(dir), "a path");
-    int rc = file_exists(path)
-                 ? tok_read_json(t, path, e)
-                 : err_set(e, ERR_UNSUPPORTED,
-                           "%s: no tokenizer.json (a SentencePiece tokenizer.model alone is not "
-                           "read; convert it with transformers)",
-                           dir);
-    free(path);
+    char *json = path_join(dir, "tokenizer.json"), *proto = path_join(dir, "tokenizer.model");
+    int rc = json && proto ? OK : err_nomem(e, strlen(dir), "a path");
+    if (!rc && file_exists(json))
+        rc = tok_read_json(t, json, e);
+    else if (!rc && file_exists(proto))
+        rc = tok_read_proto_folder(t, dir, proto, e);
+    else if (!rc)
+        rc = err_set(e, ERR_UNSUPPORTED,
+                     "%s: no tokenizer (tokenizer.json or tokenizer.model): put the model's own "
+                     "there to work with text",
+                     dir);
+    free(json);
+    free(proto);
     return rc ? rc : tok_read_folder(t, dir, e);
 }
 
-static bool is_gguf(const char *path)
+/* By its first bytes. A SentencePiece model begins with the field of its first piece, which is a
+ * line feed to a reader of JSON: what follows decides. */
+static int open_file(struct tokenizer *t, const char *path, struct err *e)
 {
     struct file_map map;
-    if (file_map_open(&map, path, NULL))
-        return false;
-    bool yes = map.size >= 4 && !memcmp(map.data, "GGUF", 4);
+    size_t i = 0;
+    int rc = file_map_open(&map, path, e);
+    if (rc)
+        return rc;
+    while (i < map.size && strchr(" \t\r\n", map.data[i]) && map.data[i])
+        i++;
+    bool gguf = map.size >= 4 && !memcmp(map.data, "GGUF", 4);
+    bool json = i == map.size || map.data[i] == '{' || map.data[i] == '[';
+    bool proto =
+        !json && map.size > 4 && (map.data[0] == '\n' || tok_is_rank_list(map.data, map.size));
     file_map_close(&map);
-    return yes;
+    if (gguf)
+        return tok_read_gguf(t, path, e);
+    if (!proto)
+        return tok_read_json(t, path, e);
+    rc = tok_read_proto(t, path, 0, e);
+    return rc ? rc : tok_index_texts(t, e);
 }
 
 int tokenizer_open(struct tokenizer **out, const char *path, struct err *e)
@@ -54,9 +71,7 @@ int tokenizer_open(struct tokenizer **out, const char *path, struct err *e)
     if (!rc)
         rc = pretok_new(&t->pretok, e);
     if (!rc)
-        rc = file_is_dir(path) ? open_folder(t, path, e)
-             : is_gguf(path)   ? tok_read_gguf(t, path, e)
-                               : tok_read_json(t, path, e);
+        rc = file_is_dir(path) ? open_folder(t, path, e) : open_file(t, path, e);
     if (!rc)
         rc = tok_add_known_eos(t, e);
     if (rc) {
@@ -164,7 +179,7 @@ static int encode_gap(struct encoder *c, const char *text, size_t n, bool at_sta
     size_t size;
     if (!c->t->n_norm)
         return encode_normal(c, text, n, at_start, e);
-    int rc = tok_normalize(c->t, text, n, &normal, &size, e);
+    int rc = tok_normalize(c->t, text, n, at_start, &normal, &size, e);
     if (rc)
         return rc;
     rc = encode_normal(c, normal, size, at_start, e);
@@ -223,8 +238,7 @@ int tokenizer_encode_parts(const struct tokenizer *t, const char *text, size_t n
         rc = ids_push(out, t->bos, e);
     if (!rc)
         rc = utf8_valid(text, n) ? encode_text(&c, text, n, e) : encode_repaired(&c, text, n, e);
-    free(c.scratch.ids);
-    bpe_scratch_free(&c.scratch.bpe);
+    tok_scratch_free(&c.scratch);
     if (rc)
         out->n = before;
     return rc;

@@ -1,5 +1,6 @@
-/* What a model folder says beside tokenizer.json: BOS and EOS, the end-of-generation list and the
- * chat template. Every file is optional; a present one that is broken is an error. */
+/* What a model folder says beside its tokenizer: BOS and EOS, the end-of-generation list, the chat
+ * template and, where there is only a SentencePiece model, the tokens added to it. Every file is
+ * optional; a present one that is broken is an error. */
 #include "core/tokenizer_impl.h"
 
 #include <stdlib.h>
@@ -111,4 +112,80 @@ int tok_read_folder(struct tokenizer *t, const char *dir, struct err *e)
         cJSON_Delete(config);
     }
     return rc ? rc : use_template_file(t, dir, e);
+}
+
+/* An id that may be written as a number or as a key; -1: none of ours. */
+static int32_t added_id(const cJSON *item, bool by_key)
+{
+    double v = cJSON_IsNumber(item) ? item->valuedouble : -1;
+    if (by_key) {
+        char *end = NULL;
+        v = item->string && *item->string ? strtod(item->string, &end) : -1;
+        v = end && !*end ? v : -1;
+    }
+    return v >= 0 && v < TOK_MAX_IDS ? (int32_t)v : -1;
+}
+
+static size_t ids_needed(const cJSON *list, bool by_key)
+{
+    size_t most = 0;
+    const cJSON *item;
+    cJSON_ArrayForEach(item, list)
+    {
+        size_t need = (size_t)(added_id(item, by_key) + 1);
+        most = need > most ? need : most;
+    }
+    return most;
+}
+
+static bool is_true(const cJSON *obj, const char *key)
+{
+    return cJSON_IsTrue(json_get(obj, key));
+}
+
+/* tokenizer_config.json: {"32000": {"content": …, "special": …}}; added_tokens.json: {text: id},
+ * all special (it is how the chat formats came into the world). */
+static int add_tokens(struct tokenizer *t, const cJSON *list, bool by_key, struct err *e)
+{
+    const cJSON *item;
+    cJSON_ArrayForEach(item, list)
+    {
+        const char *text = by_key ? json_str_or(item, "content", NULL) : item->string;
+        struct added_token token = {.text = text,
+                                    .n = text ? strlen(text) : 0,
+                                    .id = added_id(item, by_key),
+                                    .special = by_key ? is_true(item, "special") : true,
+                                    .lstrip = is_true(item, "lstrip"),
+                                    .rstrip = is_true(item, "rstrip"),
+                                    .single_word = is_true(item, "single_word")};
+        if (!token.n || token.id < 0)
+            continue;
+        int rc = tok_add_token(t, &token, is_true(item, "normalized"), e);
+        if (rc)
+            return rc;
+    }
+    return OK;
+}
+
+int tok_read_proto_folder(struct tokenizer *t, const char *dir, const char *path, struct err *e)
+{
+    cJSON *config = NULL, *more = NULL;
+    int rc = read_optional(&config, dir, "tokenizer_config.json", e);
+    if (!rc)
+        rc = read_optional(&more, dir, "added_tokens.json", e);
+    const cJSON *added = json_get(config, "added_tokens_decoder");
+    size_t a = ids_needed(added, true), b = ids_needed(more, false);
+    if (!rc)
+        rc = tok_read_proto(t, path, a > b ? a : b, e);
+    /* Without "legacy" a prefix is not put anew after every special token. */
+    t->prefix_first = cJSON_IsFalse(json_get(config, "legacy"));
+    if (!rc)
+        rc = add_tokens(t, more, false, e);
+    if (!rc)
+        rc = add_tokens(t, added, true, e);
+    if (!rc)
+        rc = tok_index_texts(t, e);
+    cJSON_Delete(config);
+    cJSON_Delete(more);
+    return rc;
 }

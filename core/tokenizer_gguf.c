@@ -6,34 +6,60 @@
 #include <string.h>
 
 #include "core/gguf.h"
-#include "core/utf8.h"
 
 #define KEY "tokenizer.ggml."
 
 /* token_type values of the format. */
 enum { TYPE_NORMAL = 1, TYPE_UNKNOWN, TYPE_CONTROL, TYPE_USER, TYPE_UNUSED, TYPE_BYTE };
 
+/* What a name of the format stands for. Splits go one after the other, each inside the pieces of
+ * the one before. */
 struct family {
     const char *pre;
-    const char *regex;
+    const char *split[3];
     bool digits; /* every digit cut out first */
     bool nfc, ignore_merges, adds_bos;
 };
 
+#define DIGITS_GPT2 {pretok_gpt2}, true, false, false, false
 static const struct family families[] = {
-    {"gpt-2", pretok_gpt2, false, false, false, false},
-    {"smollm", pretok_gpt2, true, false, false, false},
-    {"starcoder", pretok_gpt2, true, false, false, false},
-    {"refact", pretok_gpt2, true, false, false, false},
-    {"command-r", pretok_gpt2, true, false, false, false},
-    {"qwen2", pretok_qwen2, false, true, false, false},
-    {"deepseek-r1-qwen", pretok_qwen2, false, true, false, false},
-    {"llama-bpe", pretok_llama3, false, false, true, true},
-    {"llama3", pretok_llama3, false, false, true, true},
-    {"llama-v3", pretok_llama3, false, false, true, true},
-    {"dbrx", pretok_llama3, false, false, false, false},
-    {"smaug-bpe", pretok_llama3, false, false, false, false},
-    {"tekken", pretok_tekken, false, false, true, true},
+    {"gpt-2", {pretok_gpt2}, false, false, false, false},
+    {"phi-2", {pretok_gpt2}, false, false, false, false},
+    {"mpt", {pretok_gpt2}, false, false, false, false},
+    {"olmo", {pretok_gpt2}, false, false, false, false},
+    {"smollm", DIGITS_GPT2},
+    {"starcoder", DIGITS_GPT2},
+    {"refact", DIGITS_GPT2},
+    {"command-r", DIGITS_GPT2},
+    {"codeshell", DIGITS_GPT2},
+    {"exaone", DIGITS_GPT2},
+    {"qwen2", {pretok_qwen2}, false, true, false, false},
+    {"deepseek-r1-qwen", {pretok_qwen2}, false, true, false, false},
+    {"stablelm2", {pretok_qwen2}, false, false, false, false},
+    {"llama-bpe", {pretok_llama3}, false, false, true, true},
+    {"llama3", {pretok_llama3}, false, false, true, true},
+    {"llama-v3", {pretok_llama3}, false, false, true, true},
+    {"falcon3", {pretok_llama3}, false, false, true, true},
+    {"dbrx", {pretok_llama3}, false, false, false, false},
+    {"smaug-bpe", {pretok_llama3}, false, false, false, false},
+    {"glm4", {pretok_llama3}, false, false, false, false},
+    {"chatglm-bpe", {pretok_llama3}, false, false, false, false},
+    {"tekken", {pretok_tekken}, false, false, true, true},
+    {"gpt-4o", {pretok_o200k}, false, false, false, false},
+    {"llama4", {pretok_o200k}, false, false, false, false},
+    {"falcon", {pretok_falcon_marks, pretok_gpt2, "[0-9][0-9][0-9]"}, false, false, false, false},
+    {"default",
+     {pretok_old_marks, pretok_gpt2, "\\p{N}+|[0-9][0-9][0-9]"},
+     false,
+     false,
+     false,
+     false},
+    {"deepseek-v3",
+     {"\\p{N}{1,3}", pretok_deepseek_han, pretok_deepseek},
+     false,
+     false,
+     false,
+     true},
 };
 
 struct reader {
@@ -147,10 +173,12 @@ static int use_family(struct reader *r)
         t->ignore_merges = f->ignore_merges;
         t->adds_bos = f->adds_bos;
         if (f->nfc)
-            t->norm[t->n_norm++].kind = NORM_NFC;
+            t->norm[t->n_norm++] = tok_norm_nfc();
         if (f->digits)
             rc = pretok_add_digits(t->pretok, true, r->e);
-        return rc ? rc : pretok_add_split(t->pretok, f->regex, false, PRETOK_ISOLATED, false, r->e);
+        for (int k = 0; !rc && k < 3 && f->split[k]; k++)
+            rc = pretok_add_split(t->pretok, f->split[k], false, PRETOK_ISOLATED, false, r->e);
+        return rc;
     }
     return err_set(r->e, ERR_UNSUPPORTED, "%s: pre-tokenizer \"%.*s\" is not supported", r->path,
                    pre.n > 60 ? 60 : (int)pre.n, pre.s);
@@ -167,71 +195,15 @@ static int read_byte_level(struct reader *r)
     return rc;
 }
 
-struct scored {
-    float score;
-    int32_t id;
-};
-
-static int by_score(const void *a, const void *b)
-{
-    const struct scored *x = a, *y = b;
-    if (x->score != y->score)
-        return x->score > y->score ? -1 : 1;
-    return x->id < y->id ? -1 : x->id > y->id;
-}
-
-/* Every way to make piece id of two pieces; without a table they are only counted. */
-static size_t add_splits(const struct tokenizer *t, int32_t id, uint32_t rank, struct bpe *table)
-{
-    const struct piece *p = &t->pieces[id];
-    size_t found = 0, len;
-    uint32_t cp;
-    if (!p->key || !p->n_key)
-        return 0;
-    utf8_next(p->key, p->n_key, &cp, &len);
-    for (size_t at = len; at < p->n_key; at += len) {
-        int32_t left = tok_key_id(t, p->key, at);
-        int32_t right = left < 0 ? -1 : tok_key_id(t, p->key + at, p->n_key - at);
-        utf8_next(p->key + at, p->n_key - at, &cp, &len);
-        if (right < 0)
-            continue;
-        found++;
-        if (table)
-            bpe_add(table, left, right, rank, id);
-    }
-    return found;
-}
-
-/* SentencePiece merges whatever pair has the best score; equal scores share a rank, so that the
- * leftmost goes first. */
+/* The file's scores lie unaligned. */
 static int merges_from_scores(struct reader *r)
 {
-    struct tokenizer *t = r->t;
-    struct scored *order = mem_calloc((size_t)t->n, sizeof *order);
-    size_t count = 0;
-    uint32_t rank = 0;
-    if (!order)
-        return err_nomem(r->e, (size_t)t->n * sizeof *order, "scores");
-    int rc = OK;
-    for (int32_t id = 0; id < t->n; id++) {
-        memcpy(&order[id].score, r->scores + (size_t)id * 4, 4);
-        order[id].id = id;
-        if (!(order[id].score == order[id].score))
-            rc =
-                err_set(r->e, ERR_FORMAT, "%s: the score of token %d is not a number", r->path, id);
-        count += add_splits(t, id, 0, NULL);
-    }
-    if (!rc)
-        rc = bpe_new(&t->bpe, count, r->e);
-    if (!rc) {
-        qsort(order, (size_t)t->n, sizeof *order, by_score);
-        for (int32_t i = 0; i < t->n; i++) {
-            if (i && order[i].score < order[i - 1].score)
-                rank++;
-            add_splits(t, order[i].id, rank, t->bpe);
-        }
-    }
-    free(order);
+    float *score = mem_calloc((size_t)r->t->n, sizeof *score);
+    if (!score)
+        return err_nomem(r->e, (size_t)r->t->n * sizeof *score, "scores");
+    memcpy(score, r->scores, (size_t)r->t->n * sizeof *score);
+    int rc = tok_merges_from_scores(r->t, score, r->path, r->e);
+    free(score);
     return rc;
 }
 

@@ -1,10 +1,12 @@
-/* Reader of Hugging Face tokenizer.json: model BPE, with the normalizers, pre-tokenizers and
- * decoders that byte-level and SentencePiece-like vocabularies use. Everything else is refused by
- * its name. Dropout is ignored, as it belongs to training. */
+/* Reader of Hugging Face tokenizer.json: models BPE and Unigram, with the normalizers,
+ * pre-tokenizers and decoders that byte-level and SentencePiece-like vocabularies use. Everything
+ * else is refused by its name. Dropout is ignored, as it belongs to training. */
 #include "core/tokenizer_impl.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+#include <utf8proc.h>
 
 struct reader {
     struct tokenizer *t;
@@ -43,31 +45,61 @@ static int each_item(struct reader *r, const cJSON *obj, const char *list, item_
     return OK;
 }
 
-static int add_norm(struct reader *r, int kind, const char *from, const char *to)
+/* *step is the new last one. */
+static int add_norm(struct reader *r, int kind, const char *from, const char *to,
+                    struct norm_step **step)
 {
     struct tokenizer *t = r->t;
     if (t->n_norm == TOK_MAX_NORM)
         return err_set(r->e, ERR_LIMIT, "%s: more than %d normalizers", r->path, TOK_MAX_NORM);
-    struct norm_step *step = &t->norm[t->n_norm];
-    step->kind = kind;
-    step->from = from ? tok_keep(t, from, strlen(from)) : NULL;
-    step->to = to ? tok_keep(t, to, strlen(to)) : NULL;
-    if ((from && !step->from) || (to && !step->to))
+    *step = &t->norm[t->n_norm];
+    (*step)->kind = kind;
+    (*step)->from = from ? tok_keep(t, from, strlen(from)) : NULL;
+    (*step)->to = to ? tok_keep(t, to, strlen(to)) : NULL;
+    if ((from && !(*step)->from) || (to && !(*step)->to))
         return err_nomem(r->e, 64, "a normalizer");
     t->n_norm++;
     return OK;
 }
 
+static const struct {
+    const char *type;
+    int form;
+} forms[] = {{"NFC", UTF8PROC_STABLE | UTF8PROC_COMPOSE},
+             {"NFD", UTF8PROC_STABLE | UTF8PROC_DECOMPOSE},
+             {"NFKC", UTF8PROC_STABLE | UTF8PROC_COMPOSE | UTF8PROC_COMPAT},
+             {"NFKD", UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT}};
+
 static int read_norm(struct reader *r, const cJSON *item, const char *type)
 {
     const char *pattern = json_str_or(json_get(item, "pattern"), "String", NULL);
     const char *content = json_str_or(item, "content", NULL);
-    if (!strcmp(type, "NFC"))
-        return add_norm(r, NORM_NFC, NULL, NULL);
+    struct norm_step *step = NULL;
+    int rc;
+    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
+        if (strcmp(type, forms[i].type))
+            continue;
+        rc = add_norm(r, NORM_UNICODE, NULL, NULL, &step);
+        if (!rc)
+            step->form = forms[i].form;
+        return rc;
+    }
+    if (!strcmp(type, "Lowercase"))
+        return add_norm(r, NORM_LOWER, NULL, NULL, &step);
+    if (!strcmp(type, "Strip")) {
+        rc = add_norm(r, NORM_STRIP, NULL, NULL, &step);
+        if (!rc) {
+            step->left = flag(item, "strip_left", true);
+            step->right = flag(item, "strip_right", true);
+        }
+        return rc;
+    }
+    if (!strcmp(type, "Precompiled") && !*json_str_or(item, "precompiled_charsmap", ""))
+        return OK; /* an empty table changes nothing */
     if (!strcmp(type, "Prepend"))
-        return add_norm(r, NORM_PREPEND, NULL, json_str_or(item, "prepend", ""));
+        return add_norm(r, NORM_PREPEND, NULL, json_str_or(item, "prepend", ""), &step);
     if (!strcmp(type, "Replace") && pattern && content)
-        return add_norm(r, NORM_REPLACE, pattern, content);
+        return add_norm(r, NORM_REPLACE, pattern, content, &step);
     return refuse(r, "normalizer", type);
 }
 
@@ -150,10 +182,25 @@ static int read_decoder(struct reader *r, const cJSON *item, const char *type)
     return refuse(r, "decoder", type);
 }
 
+/* The highest id of the added tokens, -1: none; a broken one gives -2. */
+static double top_added(const cJSON *added)
+{
+    double top = -1;
+    const cJSON *item;
+    cJSON_ArrayForEach(item, added)
+    {
+        const cJSON *id = json_get(item, "id");
+        if (!cJSON_IsNumber(id) || !(id->valuedouble >= 0 && id->valuedouble < TOK_MAX_IDS))
+            return -2;
+        top = id->valuedouble > top ? id->valuedouble : top;
+    }
+    return top;
+}
+
 /* The number of ids: one more than the largest of vocabulary and added tokens. */
 static int count_ids(struct reader *r, const cJSON *vocab, const cJSON *added)
 {
-    double top = -1;
+    double top = top_added(added);
     const cJSON *item;
     cJSON_ArrayForEach(item, vocab)
     {
@@ -162,13 +209,8 @@ static int count_ids(struct reader *r, const cJSON *vocab, const cJSON *added)
                            item->string);
         top = item->valuedouble > top ? item->valuedouble : top;
     }
-    cJSON_ArrayForEach(item, added)
-    {
-        const cJSON *id = json_get(item, "id");
-        if (!cJSON_IsNumber(id) || !(id->valuedouble >= 0 && id->valuedouble < TOK_MAX_IDS))
-            return err_set(r->e, ERR_FORMAT, "%s: an added token has no usable id", r->path);
-        top = id->valuedouble > top ? id->valuedouble : top;
-    }
+    if (top_added(added) < -1)
+        return err_set(r->e, ERR_FORMAT, "%s: an added token has no usable id", r->path);
     return tok_reserve(r->t, (size_t)(top + 1), r->e);
 }
 
@@ -208,22 +250,16 @@ static int read_merge(struct reader *r, const cJSON *item, uint32_t rank)
     return tok_add_merge(r->t, text, (size_t)(gap - text), gap + 1, strlen(gap + 1), rank, r->e);
 }
 
-static int read_model(struct reader *r, const cJSON *model, const cJSON *added)
+static int read_merges(struct reader *r, const cJSON *model, const cJSON *added)
 {
-    const char *type = json_str_or(model, "type", "BPE");
     const cJSON *merges = json_get(model, "merges"), *item;
     struct tokenizer *t = r->t;
     uint32_t rank = 0;
-    if (!cJSON_IsObject(model))
-        return err_set(r->e, ERR_FORMAT, "%s: no \"model\": not a tokenizer.json", r->path);
-    if (strcmp(type, "BPE"))
-        return refuse(r, "tokenizer model", type);
     if (*json_str_or(model, "continuing_subword_prefix", "") ||
         *json_str_or(model, "end_of_word_suffix", ""))
         return refuse(r, "BPE option", "continuing_subword_prefix / end_of_word_suffix");
     if (!cJSON_IsArray(merges))
         return err_set(r->e, ERR_FORMAT, "%s: the model has no merges", r->path);
-    t->byte_fallback = flag(model, "byte_fallback", false);
     t->fuse_unk = flag(model, "fuse_unk", false);
     t->ignore_merges = flag(model, "ignore_merges", false);
     int rc = read_vocab(r, model, added);
@@ -236,6 +272,63 @@ static int read_model(struct reader *r, const cJSON *model, const cJSON *added)
         rc = read_merge(r, item, rank++);
     }
     return rc;
+}
+
+/* A list of [piece, score]; the place is the id. */
+static int read_unigram(struct reader *r, const cJSON *model, const cJSON *added)
+{
+    struct tokenizer *t = r->t;
+    const cJSON *vocab = json_get(model, "vocab"), *item;
+    const cJSON *unk = json_get(model, "unk_id");
+    double n = cJSON_IsArray(vocab) ? cJSON_GetArraySize(vocab) : 0, top = top_added(added);
+    int32_t id = 0;
+    if (top < -1)
+        return err_set(r->e, ERR_FORMAT, "%s: an added token has no usable id", r->path);
+    if (!(n > 0))
+        return err_set(r->e, ERR_FORMAT, "%s: the model has no vocabulary", r->path);
+    int rc = tok_reserve(t, (size_t)(n > top + 1 ? n : top + 1), r->e);
+    cJSON_ArrayForEach(item, added)
+    {
+        if (rc)
+            break;
+        int32_t at = (int32_t)json_get(item, "id")->valuedouble;
+        t->pieces[at].special = flag(item, "special", false);
+    }
+    if (!rc)
+        rc = unigram_new(&t->unigram, false, r->e);
+    cJSON_ArrayForEach(item, vocab)
+    {
+        const cJSON *piece = cJSON_IsArray(item) ? item->child : NULL;
+        const cJSON *score = piece ? piece->next : NULL;
+        if (rc)
+            break;
+        if (!cJSON_IsString(piece) || !cJSON_IsNumber(score))
+            return err_set(r->e, ERR_FORMAT, "%s: piece %d is no piece with a score", r->path, id);
+        const char *s = piece->valuestring;
+        rc = tok_set_piece(t, id, s, strlen(s), t->byte_fallback, r->e);
+        const struct piece *p = &t->pieces[id];
+        /* A special token is none of the model's own: nobody can type it. */
+        if (!rc && p->key && p->n_key && !p->special)
+            rc = unigram_add(t->unigram, p->key, p->n_key, id, score->valuedouble, false, r->e);
+        id++;
+    }
+    t->fuse_unk = true;
+    if (cJSON_IsNumber(unk) && unk->valuedouble >= 0 && unk->valuedouble < n)
+        t->unk = (int32_t)unk->valuedouble;
+    return rc ? rc : tok_index_keys(t, r->e);
+}
+
+static int read_model(struct reader *r, const cJSON *model, const cJSON *added)
+{
+    const char *type = json_str_or(model, "type", "BPE");
+    if (!cJSON_IsObject(model))
+        return err_set(r->e, ERR_FORMAT, "%s: no \"model\": not a tokenizer.json", r->path);
+    r->t->byte_fallback = flag(model, "byte_fallback", false);
+    if (!strcmp(type, "BPE"))
+        return read_merges(r, model, added);
+    if (!strcmp(type, "Unigram") && !r->t->byte_level)
+        return read_unigram(r, model, added);
+    return refuse(r, "tokenizer model", type);
 }
 
 static int read_added(struct reader *r, const cJSON *added)

@@ -61,6 +61,8 @@ void tokenizer_free(struct tokenizer *t)
     added_free(t->normal);
     pretok_free(t->pretok);
     bpe_free(t->bpe);
+    unigram_free(t->unigram);
+    charsmap_free(t->charsmap);
     free(t->eos);
     free(t);
 }
@@ -259,7 +261,7 @@ int tok_add_token(struct tokenizer *t, const struct added_token *token, bool nor
     if (!normalized || own.special)
         return added_add(t->raw, &own, e);
     char *pattern;
-    rc = tok_normalize(t, own.text, own.n, &pattern, &own.n, e);
+    rc = tok_normalize(t, own.text, own.n, true, &pattern, &own.n, e);
     if (rc)
         return rc;
     own.text = tok_keep(t, pattern, own.n);
@@ -280,6 +282,32 @@ static int32_t spelled_id(const struct tokenizer *t, const char *s, size_t n, ch
     return tok_key_id(t, key, n);
 }
 
+/* The id that a word begins with for one end of a piece, -1: none, so no word reaches the piece. */
+static int32_t end_symbol(const struct tokenizer *t, int32_t id, bool last)
+{
+    const struct piece *p = &t->pieces[id];
+    size_t at = last ? p->n_key - 1 : 0, n = 1;
+    uint32_t cp;
+    if (t->byte_level)
+        return t->bytes[(uint8_t)p->key[at]];
+    while (at > 0 && ((uint8_t)p->key[at] & 0xc0) == 0x80)
+        at--;
+    utf8_next(p->key + at, p->n_key - at, &cp, &n);
+    return tok_key_id(t, p->key + at, n);
+}
+
+void tok_join(struct tokenizer *t, int32_t left, int32_t right, uint32_t rank, int32_t id)
+{
+    if (!t->pieces[left].n_key || !t->pieces[right].n_key)
+        return;
+    int32_t last = end_symbol(t, left, true), first = end_symbol(t, right, false);
+    bpe_add(t->bpe, left, right, rank, id);
+    bpe_add_joint(t->bpe, last, first);
+    /* The unknown token is a symbol itself, whatever it is written like. */
+    if (left == t->unk || right == t->unk)
+        bpe_add_joint(t->bpe, left == t->unk ? left : last, right == t->unk ? right : first);
+}
+
 int tok_add_merge(struct tokenizer *t, const char *left, size_t n_left, const char *right,
                   size_t n_right, uint32_t rank, struct err *e)
 {
@@ -296,7 +324,7 @@ int tok_add_merge(struct tokenizer *t, const char *left, size_t n_left, const ch
                        "not together",
                        rank, n_left > 40 ? 40 : (int)n_left, left, n_right > 40 ? 40 : (int)n_right,
                        right);
-    bpe_add(t->bpe, a, b, rank, both);
+    tok_join(t, a, b, rank, both);
     return OK;
 }
 

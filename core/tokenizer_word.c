@@ -1,10 +1,8 @@
-/* From a normalized word to ids, and the normalizers. */
+/* From a normalized word to ids. */
 #include "core/tokenizer_impl.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#include <utf8proc.h>
 
 #include "core/utf8.h"
 
@@ -64,9 +62,50 @@ static size_t from_chars(const struct tokenizer *t, const char *word, size_t n, 
     return used;
 }
 
+void tok_scratch_free(struct tok_scratch *s)
+{
+    bpe_scratch_free(&s->bpe);
+    free(s->unigram.nodes);
+    free(s->ids);
+    *s = (struct tok_scratch){0};
+}
+
+/* Merges go on inside one word; what is cut by score goes out piece by piece. */
+struct unigram_run {
+    const struct tokenizer *t;
+    const char *word;
+    struct ids *out;
+    bool unk; /* the last one was the unknown token */
+    struct err *e;
+};
+
+static int put_cut(void *user, size_t begin, size_t end, int32_t id)
+{
+    struct unigram_run *r = user;
+    const struct tokenizer *t = r->t;
+    bool was_unk = r->unk;
+    int32_t bytes[4];
+    r->unk = false;
+    if (id >= 0)
+        return ids_push(r->out, id, r->e);
+    if (t->byte_fallback && all_bytes_known(t, r->word + begin, end - begin)) {
+        size_t n = from_bytes(t, r->word + begin, end - begin, bytes);
+        int rc = OK;
+        for (size_t i = 0; !rc && i < n; i++)
+            rc = ids_push(r->out, bytes[i], r->e);
+        return rc;
+    }
+    r->unk = true;
+    return t->unk < 0 || (was_unk && t->fuse_unk) ? OK : ids_push(r->out, t->unk, r->e);
+}
+
 int tok_word(const struct tokenizer *t, struct tok_scratch *s, const char *word, size_t n,
              struct ids *out, struct err *e)
 {
+    if (t->unigram) {
+        struct unigram_run r = {.t = t, .word = word, .out = out, .e = e};
+        return unigram_cut(t->unigram, &s->unigram, word, n, put_cut, &r, e);
+    }
     int32_t whole = t->ignore_merges || n == 1 ? tok_key_id(t, word, n) : -1;
     if (whole >= 0)
         return ids_push(out, whole, e);
@@ -82,85 +121,5 @@ int tok_word(const struct tokenizer *t, struct tok_scratch *s, const char *word,
     if (count)
         memcpy(out->v + out->n, ids, count * sizeof *ids);
     out->n += count;
-    return OK;
-}
-
-/* Takes *s over: frees it or returns it as it is. */
-static char *nfc(char *s, size_t *n)
-{
-    uint8_t *out = NULL;
-    size_t i = 0;
-    while (i < *n && (uint8_t)s[i] < 0x80)
-        i++;
-    if (i == *n)
-        return s;
-    utf8proc_ssize_t size = utf8proc_map((const uint8_t *)s, (utf8proc_ssize_t)*n, &out,
-                                         UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-    free(s);
-    *n = size < 0 ? 0 : (size_t)size;
-    return size < 0 ? NULL : (char *)out;
-}
-
-static char *prepend(char *s, size_t *n, const char *what)
-{
-    size_t m = strlen(what);
-    char *out = *n ? realloc(s, *n + m + 1) : s;
-    if (!out) {
-        free(s);
-        return NULL;
-    }
-    if (*n) {
-        memmove(out + m, out, *n);
-        memcpy(out, what, m);
-        *n += m;
-    }
-    return out;
-}
-
-static char *replace(char *s, size_t *n, const char *from, const char *to)
-{
-    size_t n_from = strlen(from), n_to = strlen(to), count = 0, room, used = 0, done = 0;
-    const char *at = s, *end = s + *n;
-    if (!n_from)
-        return s;
-    for (; (at = memmem(at, (size_t)(end - at), from, n_from)); at += n_from)
-        count++;
-    if (!count)
-        return s;
-    char *out = size_mul(count, n_to, &room) && size_add(room, *n + 1, &room) ? malloc(room) : NULL;
-    while (out && (at = memmem(s + done, *n - done, from, n_from))) {
-        size_t gap = (size_t)(at - (s + done));
-        memcpy(out + used, s + done, gap);
-        memcpy(out + used + gap, to, n_to);
-        used += gap + n_to;
-        done += gap + n_from;
-    }
-    if (out) {
-        memcpy(out + used, s + done, *n - done);
-        *n = used + *n - done;
-    }
-    free(s);
-    return out;
-}
-
-int tok_normalize(const struct tokenizer *t, const char *s, size_t n, char **out, size_t *size,
-                  struct err *e)
-{
-    char *text = malloc(n + 1);
-    *out = NULL;
-    *size = n;
-    if (text && n)
-        memcpy(text, s, n);
-    for (int i = 0; text && i < t->n_norm; i++) {
-        const struct norm_step *step = &t->norm[i];
-        switch (step->kind) {
-        case NORM_NFC: text = nfc(text, size); break;
-        case NORM_PREPEND: text = prepend(text, size, step->to); break;
-        case NORM_REPLACE: text = replace(text, size, step->from, step->to); break;
-        }
-    }
-    if (!text)
-        return err_nomem(e, n, "normalizing text");
-    *out = text;
     return OK;
 }

@@ -346,8 +346,8 @@ static void test_refusals(void)
 {
     refuse_json(&(struct tiny_vocab){.pretok = "{\"type\":\"BertPreTokenizer\"}"}, ERR_UNSUPPORTED,
                 "pre-tokenizer \"BertPreTokenizer\"");
-    refuse_json(&(struct tiny_vocab){.normalizer = "{\"type\":\"Lowercase\"}"}, ERR_UNSUPPORTED,
-                "normalizer \"Lowercase\"");
+    refuse_json(&(struct tiny_vocab){.normalizer = "{\"type\":\"StripAccents\"}"}, ERR_UNSUPPORTED,
+                "normalizer \"StripAccents\"");
     refuse_json(&(struct tiny_vocab){.pretok = "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(\"},"
                                                "\"behavior\":\"Isolated\"}"},
                 ERR_UNSUPPORTED, "pattern (");
@@ -358,7 +358,7 @@ static void test_refusals(void)
     refuse_json(&(struct tiny_vocab){.added = "[{\"id\":1e9,\"content\":\"x\"}]"}, ERR_FORMAT,
                 "no usable id");
     refuse_json(&(struct tiny_vocab){.added = "[{\"id\":300}]"}, ERR_FORMAT, "no content");
-    refuse_text("{\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}", ERR_UNSUPPORTED, "\"Unigram\"");
+    refuse_text("{\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}", ERR_FORMAT, "no vocabulary");
     refuse_text("{\"model\":{\"type\":\"WordPiece\"}}", ERR_UNSUPPORTED, "\"WordPiece\"");
     refuse_text("{\"model\":{\"type\":\"BPE\",\"merges\":[],\"vocab\":{}}}", ERR_FORMAT,
                 "no vocabulary");
