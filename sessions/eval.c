@@ -3,6 +3,7 @@
 #include "sessions/eval.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,6 +16,10 @@
 #define EVAL_BLOCK_MAX 256
 #define EVAL_BLOCK_BYTES ((size_t)64 << 20) /* logits of one model kept at a time */
 
+struct bin_sum {
+    long long tokens, rows;
+    double nll, nll_against, kl;
+};
 struct eval_run {
     const struct engine *engine[2]; /* model, original or NULL */
     struct infer *timeline[2];
@@ -24,8 +29,14 @@ struct eval_run {
     const struct eval_options *o;
     const struct progress *progress;
     int window, windows;
-    struct sample nll, nll_original, kl;
+    struct sample nll, nll_original, diff, kl;
+    struct sample window_nll, window_diff; /* means of whole windows */
+    size_t window_start;                   /* samples before the window in work */
+    struct bin_sum bin[EVAL_BINS];
+    int n_bin;
     long long same;
+    double start_sec;
+    struct file_writer *csv;
     int32_t target[EVAL_BLOCK_MAX]; /* of the block's rows; -1: the window's last */
 };
 
@@ -93,24 +104,59 @@ static void compare_row(void *arg, int i, int thread)
     }
 }
 
-static int reduce_block(struct eval_run *r, int rows, struct err *e)
+/* Position at feeds the row and predicts the token after it. */
+static bool add_row(struct eval_run *r, int at, const struct metrics_pair *m, bool scored)
 {
+    struct bin_sum *bin = &r->bin[(int)((long long)at * r->n_bin / r->o->ctx)];
+    bool ok = true, two = r->engine[1] != NULL;
+    bin->rows++;
+    if (scored) {
+        bin->tokens++;
+        bin->nll += m->nll_q;
+        ok = sample_add(&r->nll, m->nll_q);
+    }
+    if (scored && two) {
+        bin->nll_against += m->nll_p;
+        ok = ok && sample_add(&r->nll_original, m->nll_p) &&
+             sample_add(&r->diff, m->nll_q - m->nll_p);
+    }
+    if (two) {
+        bin->kl += m->kl;
+        ok = ok && sample_add(&r->kl, m->kl);
+        r->same += m->top_p == m->top_q;
+    }
+    return ok;
+}
+
+static int csv_row(struct eval_run *r, int at, const struct metrics_pair *m, int32_t id,
+                   struct err *e)
+{
+    char line[200];
+    int n = snprintf(line, sizeof line, "%d,%d,%d,%.6f", r->window, at + 1, id, m->nll_q);
+    if (r->engine[1])
+        n += snprintf(line + n, sizeof line - (size_t)n, ",%.6f,%.7g,%d", m->nll_p, m->kl,
+                      m->top_p == m->top_q);
+    line[n++] = '\n';
+    return file_writer_write(r->csv, line, (size_t)n, e);
+}
+
+/* Rows of the window's positions at, at + 1, … */
+static int reduce_block(struct eval_run *r, int at, int rows, struct err *e)
+{
+    int rc = OK;
     pool_for(engine_backend(r->engine[0])->pool, rows, compare_row, r);
-    for (int i = 0; i < rows; i++) {
+    for (int i = 0; i < rows && !rc; i++) {
         const struct metrics_pair *m = &r->pair[i];
+        bool scored = r->target[i] >= 0;
         if (!isfinite(m->nll_q) || !isfinite(m->nll_p) || !isfinite(m->kl))
             return err_set(e, ERR_NUMERIC, "%s: logits of window %d are no numbers", r->o->file,
                            r->window + 1);
-        bool ok = r->target[i] < 0 || sample_add(&r->nll, m->nll_q);
-        if (r->engine[1]) {
-            ok = ok && sample_add(&r->kl, m->kl);
-            ok = ok && (r->target[i] < 0 || sample_add(&r->nll_original, m->nll_p));
-            r->same += m->top_p == m->top_q;
-        }
-        if (!ok)
+        if (!add_row(r, at + i, m, scored))
             return err_nomem(e, r->kl.n * sizeof(double), "the samples");
+        if (r->csv && scored)
+            rc = csv_row(r, at + i, m, r->target[i], e);
     }
-    return OK;
+    return rc;
 }
 
 /* Progress of a prefill, told in tokens of the whole evaluation. */
@@ -127,6 +173,63 @@ static bool relay_report(void *user, const char *phase, double done, double tota
                            (double)r->windows * r->o->ctx);
 }
 
+static double binomial_err(double p, size_t n)
+{
+    return n > 1 ? sqrt(p * (1 - p) / (double)(n - 1)) : NAN;
+}
+
+static void summarise_pair(struct eval_run *r, struct eval_result *out)
+{
+    out->ppl_against = exp(sample_mean(&r->nll_original));
+    out->ppl_against_err = out->ppl_against * sample_stderr(&r->nll_original);
+    out->nll_diff = sample_mean(&r->diff);
+    out->nll_diff_err = sample_stderr(&r->diff);
+    out->nll_diff_err_windows = sample_stderr(&r->window_diff);
+    out->kl_mean = sample_mean(&r->kl);
+    out->kl_err = sample_stderr(&r->kl);
+    out->kl_p50 = sample_percentile(&r->kl, 50);
+    out->kl_p90 = sample_percentile(&r->kl, 90);
+    out->kl_p95 = sample_percentile(&r->kl, 95);
+    out->kl_p99 = sample_percentile(&r->kl, 99);
+    out->kl_max = sample_percentile(&r->kl, 100);
+    out->same_top1 = (double)r->same / (double)r->kl.n;
+    out->same_top1_err = binomial_err(out->same_top1, r->kl.n);
+}
+
+static void summarise_bins(const struct eval_run *r, struct eval_result *out)
+{
+    out->n_bin = r->n_bin;
+    for (int i = 0; i < r->n_bin; i++) {
+        const struct bin_sum *b = &r->bin[i];
+        double n = b->tokens ? (double)b->tokens : NAN, rows = b->rows ? (double)b->rows : NAN;
+        bool two = r->engine[1] != NULL;
+        /* The first position whose bin is i, and of i + 1. */
+        long long ctx = r->o->ctx, from = (i * ctx + r->n_bin - 1) / r->n_bin;
+        long long to = ((i + 1) * ctx + r->n_bin - 1) / r->n_bin;
+        out->bin[i] = (struct eval_bin){.from = (int)from + 1,
+                                        .to = (int)to + 1,
+                                        .tokens = b->tokens,
+                                        .nll = b->nll / n,
+                                        .nll_against = two ? b->nll_against / n : NAN,
+                                        .kl = two ? b->kl / rows : NAN};
+    }
+}
+
+static void summarise(struct eval_run *r, struct eval_result *out)
+{
+    *out = (struct eval_result){.tokens = (long long)r->nll.n,
+                                .windows = r->window < r->windows ? r->window + 1 : r->windows,
+                                .windows_total = r->windows,
+                                .compared = r->engine[1] != NULL,
+                                .seconds = clock_now() - r->start_sec};
+    out->ppl = exp(sample_mean(&r->nll));
+    out->ppl_err = out->ppl * sample_stderr(&r->nll);
+    out->ppl_err_windows = out->ppl * sample_stderr(&r->window_nll);
+    if (out->compared)
+        summarise_pair(r, out);
+    summarise_bins(r, out);
+}
+
 /* One block of n tokens on both models; scored: logits are wanted. */
 static int run_block(struct eval_run *r, const int32_t *ids, int at, int n, bool scored,
                      struct err *e)
@@ -140,7 +243,14 @@ static int run_block(struct eval_run *r, const int32_t *ids, int at, int n, bool
         rc = infer_prefill(r->timeline[m], ids + at, n, scored ? INFER_ALL : INFER_NONE,
                            scored ? r->logits[m] : NULL, &p, e);
     }
-    return rc || !scored ? rc : reduce_block(r, n, e);
+    if (!rc && scored)
+        rc = reduce_block(r, at, n, e);
+    if (!rc && scored && r->o->partial) {
+        struct eval_result now;
+        summarise(r, &now);
+        r->o->partial(r->o->user, &now);
+    }
+    return rc;
 }
 
 /* ids: the window's ctx tokens; position i predicts token i+1. Rows first … end−1 are looked at. */
@@ -160,19 +270,45 @@ static int run_window(struct eval_run *r, const int32_t *ids, int first, int end
     return OK;
 }
 
+/* The mean of v[from …), into a sample of means. */
+static bool add_mean(struct sample *to, const struct sample *v, size_t from)
+{
+    struct sample part = {.v = v->v + from, .n = v->n - from};
+    return part.n == 0 || sample_add(to, sample_mean(&part));
+}
+
+static int end_window(struct eval_run *r, struct err *e)
+{
+    bool ok = add_mean(&r->window_nll, &r->nll, r->window_start);
+    if (r->engine[1])
+        ok = ok && add_mean(&r->window_diff, &r->diff, r->window_start);
+    r->window_start = r->nll.n;
+    return ok ? OK : err_nomem(e, r->window_nll.n * sizeof(double), "the samples");
+}
+
 static int run_windows(struct eval_run *r, const struct tokenizer *t, int32_t *ids, struct err *e)
 {
     bool llamacpp = r->o->protocol == EVAL_LLAMACPP;
     int ctx = r->o->ctx, rc = OK;
-    for (r->window = 0; r->window < r->windows && !rc; r->window++) {
+    for (r->window = 0; r->window < r->windows; r->window++) {
         int32_t *w = ids + (size_t)r->window * (size_t)ctx;
         if (llamacpp && tokenizer_adds_bos(t))
             w[0] = tokenizer_bos(t);
         rc = run_window(r, w, llamacpp ? ctx / 2 : 0, llamacpp ? ctx - 1 : ctx, e);
+        if (!rc)
+            rc = end_window(r, e);
         if (rc)
             break;
     }
     return rc;
+}
+
+static int open_csv(struct eval_run *r, struct err *e)
+{
+    const char *head = r->engine[1] ? "window,position,token,nll,original_nll,kl,same_top1\n"
+                                    : "window,position,token,nll\n";
+    int rc = file_writer_open(&r->csv, r->o->csv, e);
+    return rc ? rc : file_writer_write(r->csv, head, strlen(head), e);
 }
 
 static int run_alloc(struct eval_run *r, struct err *e)
@@ -199,25 +335,12 @@ static void run_done(struct eval_run *r)
         free(r->logits[m]);
     }
     free(r->pair);
-    sample_free(&r->nll);
-    sample_free(&r->nll_original);
-    sample_free(&r->kl);
-}
-
-static void summarise(struct eval_run *r, struct eval_result *out)
-{
-    out->tokens = (long long)r->nll.n;
-    out->windows = r->windows;
-    out->ppl = exp(sample_mean(&r->nll));
-    out->ppl_err = out->ppl * sample_stderr(&r->nll);
-    out->compared = r->engine[1] != NULL;
-    if (!out->compared)
-        return;
-    out->ppl_against = exp(sample_mean(&r->nll_original));
-    out->kl_mean = sample_mean(&r->kl);
-    out->kl_err = sample_stderr(&r->kl);
-    out->kl_p99 = sample_percentile(&r->kl, 99);
-    out->same_top1 = (double)r->same / (double)r->kl.n;
+    struct sample *all[] = {&r->nll, &r->nll_original, &r->diff,
+                            &r->kl,  &r->window_nll,   &r->window_diff};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        sample_free(all[i]);
+    if (r->csv)
+        file_writer_abort(r->csv);
 }
 
 static int prepare(struct eval_run *r, const struct tokenizer *t, struct ids *ids, struct err *e)
@@ -246,24 +369,28 @@ static int prepare(struct eval_run *r, const struct tokenizer *t, struct ids *id
             return err_set(e, ERR_MISMATCH, "the tokenizer gives id %d, the model has %d tokens",
                            ids->v[i], r->vocab);
     r->windows = o->windows && (size_t)o->windows < whole ? o->windows : (int)whole;
-    return run_alloc(r, e);
+    r->n_bin = o->ctx < EVAL_BINS ? o->ctx : EVAL_BINS;
+    rc = run_alloc(r, e);
+    return rc || !o->csv ? rc : open_csv(r, e);
 }
 
 int eval_ppl(const struct engine *model, const struct engine *against, const struct tokenizer *t,
              const struct eval_options *o, const struct progress *p, struct eval_result *out,
              struct err *e)
 {
-    struct eval_run r = {.engine = {model, against}, .o = o, .progress = p};
+    struct eval_run r = {
+        .engine = {model, against}, .o = o, .progress = p, .start_sec = clock_now()};
     struct ids ids = {0};
-    double start = clock_now();
     *out = (struct eval_result){0};
     int rc = prepare(&r, t, &ids, e);
     if (!rc)
         rc = run_windows(&r, t, ids.v, e);
-    if (!rc) {
-        summarise(&r, out);
-        out->seconds = clock_now() - start;
+    if (!rc && r.csv) {
+        rc = file_writer_commit(r.csv, e);
+        r.csv = NULL;
     }
+    if (!rc)
+        summarise(&r, out);
     run_done(&r);
     ids_free(&ids);
     return rc;

@@ -14,23 +14,43 @@ enum eval_protocol {
      * wants one; the second half is scored. */
     EVAL_LLAMACPP,
 };
+struct eval_result;
 struct eval_options {
     const char *file;
     enum eval_protocol protocol;
     int ctx;
     int windows; /* 0: all; otherwise the first N */
     enum dtype kv; /* cache type: F32 (0) or F16 */
+    const char *csv; /* NULL, or a file for a row a scored token */
+    void (*partial)(void *user, const struct eval_result *r); /* after each block; may be NULL */
+    void *user;
 };
+#define EVAL_BINS 32 /* stretches of equal length that a window is seen in */
+struct eval_bin {
+    int from, to;            /* tokens before the one predicted: from … to − 1 */
+    long long tokens;        /* scored there, in all windows */
+    double nll, nll_against, kl; /* means, nats; NaN where there is nothing */
+};
+/* Errors are one standard error. A difference of two models is paired: token by token. */
 struct eval_result {
-    double ppl, ppl_err;     /* of the model: exp of the mean NLL, one standard error */
-    double ppl_against;      /* of the original, when given */
+    double ppl, ppl_err;     /* of the model: exp of the mean NLL */
+    double ppl_against, ppl_against_err; /* of the original, when given */
+    /* As ppl_err, from the spread of whole windows: tokens of one window hang together, so this is
+     * the honest one where there are many windows. NaN below two. */
+    double ppl_err_windows;
+    double nll_diff, nll_diff_err, nll_diff_err_windows; /* NLL of the model − the original's */
     /* Over the positions that feed a scored token and, in HF windows, the last. */
-    double kl_mean, kl_err, kl_p99, same_top1;
+    double kl_mean, kl_err, kl_p50, kl_p90, kl_p95, kl_p99, kl_max;
+    double same_top1, same_top1_err;
     long long tokens;        /* scored */
-    int windows;
+    int windows, windows_total; /* done (a begun one counts in partial results), and asked for */
     double seconds;
     bool compared;
+    int n_bin;
+    struct eval_bin bin[EVAL_BINS];
 };
+/* 95 % of a normal distribution lie within so many standard errors. */
+#define EVAL_CI95 1.959964
 /* Refuses a text shorter than a window, and logits that are no numbers.
  * against: NULL, or the original's engine (same tokenizer). Logits are made in blocks; memory does
  * not grow with the text. */

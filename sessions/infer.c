@@ -456,3 +456,167 @@ int infer_step_many(struct infer *const *t, const int32_t *ids, int n, float *lo
     rc = b->ops->sync(b, e);
     return rc ? rc : check_logits(t[0], logits, (size_t)n * (size_t)g->model->hp.vocab, e);
 }
+
+/* ---- several timelines in one block ---- */
+
+/* Rows of a block: pieces of runs, the first of them from offset `at` of run `i`. */
+struct block {
+    int rows, n_seg, n_kept;
+    int i, at; /* the run and offset where the next block begins */
+    int32_t *ids, *kept;  /* [INFER_BLOCK] */
+    struct segment *seg;  /* [INFER_BLOCK] */
+    struct infer **owner; /* [INFER_BLOCK]: of each segment */
+};
+
+static void fill_block(struct block *k, const struct infer_run *run, int n)
+{
+    k->rows = k->n_seg = k->n_kept = 0;
+    for (; k->i < n && k->rows < INFER_BLOCK; k->n_seg++) {
+        const struct infer_run *r = &run[k->i];
+        int left = r->n - k->at, room = INFER_BLOCK - k->rows, rows = left < room ? left : room;
+        k->seg[k->n_seg] = (struct segment){
+            .row = k->rows, .n = rows, .past = r->t->pos, .long_rope = long_rope(r->t)};
+        k->owner[k->n_seg] = r->t;
+        memcpy(k->ids + k->rows, r->ids + k->at, (size_t)rows * sizeof *k->ids);
+        for (int j = 0; j < rows; j++)
+            if (k->at + j >= r->n - r->keep)
+                k->kept[k->n_kept++] = k->rows + j;
+        k->rows += rows;
+        k->at += rows;
+        if (k->at == r->n) {
+            k->i++;
+            k->at = 0;
+        }
+    }
+}
+
+/* The logits of the block's kept rows to the taker; *done: kept rows so far. */
+static int take_kept(struct infer *t, const struct block *k, const struct infer_rows *rows,
+                     float *host, int *done, struct err *e)
+{
+    struct backend *b = t->g->backend;
+    const struct model_hparams *hp = &t->g->model->hp;
+    for (int i = 0; i < k->n_kept; i += LOGIT_BLOCK) {
+        int n = k->n_kept - i < LOGIT_BLOCK ? k->n_kept - i : LOGIT_BLOCK;
+        float *x = t->scratch.x;
+        b->ops->take_rows(b, x, t->h, k->kept + i, n, hp->hidden);
+        b->ops->rms_norm(b, x, x, t->g->final_norm, (float)hp->rms_eps, n, hp->hidden);
+        b->ops->linear(b, 1, (const struct weight *const[]){t->g->head},
+                       (float *const[]){t->logits}, x, n, false);
+        if (hp->logit_softcap > 0)
+            b->ops->softcap(b, t->logits, (float)hp->logit_softcap, (size_t)n * (size_t)hp->vocab);
+        b->ops->get(b, host, t->logits, (size_t)n * (size_t)hp->vocab * sizeof *host);
+        int rc = b->ops->sync(b, e);
+        if (!rc)
+            rc = check_logits(t, host, (size_t)n * (size_t)hp->vocab, e);
+        if (rc)
+            return rc;
+        rows->take(rows->user, *done, n, host);
+        *done += n;
+    }
+    return b->ops->sync(b, e);
+}
+
+static void run_segments(struct infer *t, struct block *k)
+{
+    const struct engine *g = t->g;
+    scratch_new_batch(&t->scratch);
+    embed(g, t->h, k->ids, k->rows);
+    for (int l = 0; l < g->model->hp.n_layer; l++) {
+        for (int s = 0; s < k->n_seg; s++)
+            k->seg[s].cache = k->owner[s]->layer[l];
+        forward_layer(g, l, t->h, k->rows, k->seg, k->n_seg, t->kv, &t->scratch, NULL);
+    }
+    for (int s = 0; s < k->n_seg; s++)
+        k->owner[s]->pos += k->seg[s].n;
+}
+
+static int check_runs(const struct infer_run *run, int n, int *total, int *kept, struct err *e)
+{
+    *total = *kept = 0;
+    for (int i = 0; i < n; i++) {
+        const struct infer *t = run[i].t;
+        int rc = check_room(t, run[i].n, e);
+        if (!rc)
+            rc = check_ids(t, run[i].ids, run[i].n, e);
+        if (rc)
+            return rc;
+        if (t->g != run[0].t->g || t->kv != run[0].t->kv || run[i].n < 1 ||
+            run[i].keep > run[i].n)
+            return err_set(e, ERR_ARG, "runs of different engines, or without tokens");
+        *total += run[i].n;
+        *kept += run[i].keep;
+    }
+    return OK;
+}
+
+int infer_prefill_many(const struct infer_run *run, int n, const struct infer_rows *rows,
+                       const struct progress *p, struct err *e)
+{
+    int total, kept, done = 0, fed = 0, rc = check_runs(run, n, &total, &kept, e);
+    if (rc || n < 1)
+        return rc;
+    struct infer *t = run[0].t;
+    size_t V = (size_t)t->g->model->hp.vocab;
+    struct block k = {.ids = mem_calloc(INFER_BLOCK, sizeof *k.ids),
+                      .kept = mem_calloc(INFER_BLOCK, sizeof *k.kept),
+                      .seg = mem_calloc(INFER_BLOCK, sizeof *k.seg),
+                      .owner = mem_calloc(INFER_BLOCK, sizeof(struct infer *))};
+    float *host = kept ? mem_aligned(LOGIT_BLOCK * V, sizeof *host) : NULL;
+    int *start = mem_calloc((size_t)n, sizeof *start);
+    if (!k.ids || !k.kept || !k.seg || !k.owner || !start || (kept && !host))
+        rc = err_nomem(e, LOGIT_BLOCK * V * sizeof *host, "a batch");
+    for (int i = 0; i < n && start; i++)
+        start[i] = run[i].t->pos;
+    if (!rc)
+        rc = reserve(t, total < INFER_BLOCK ? total : INFER_BLOCK, kept > 0, e);
+    while (!rc && k.i < n) {
+        if (!progress_report(p, "reading", fed, total)) {
+            rc = err_set(e, ERR_CANCELLED, "stopped");
+            break;
+        }
+        fill_block(&k, run, n);
+        run_segments(t, &k);
+        rc = take_kept(t, &k, rows, host, &done, e);
+        fed += k.rows;
+    }
+    for (int i = 0; i < n && rc && start; i++)
+        infer_rewind(run[i].t, start[i]);
+    free(k.ids);
+    free(k.kept);
+    free(k.seg);
+    free(k.owner);
+    free(host);
+    free(start);
+    return rc;
+}
+
+static void copy_rows(struct backend *b, void *to, const void *from, void *host, size_t bytes)
+{
+    b->ops->get(b, host, from, bytes);
+    b->ops->put(b, to, host, bytes);
+}
+
+int infer_copy(struct infer *to, const struct infer *from, int pos, struct err *e)
+{
+    const struct engine *g = from->g;
+    if (to->g != g || to->kv != from->kv || pos < 0 || pos > from->pos || pos > to->n_ctx)
+        return err_set(e, ERR_ARG, "a copy of %d tokens between timelines that differ", pos);
+    size_t most = 0;
+    for (int l = 0; l < g->model->hp.n_layer; l++)
+        most = (size_t)from->numbers[l] > most ? (size_t)from->numbers[l] : most;
+    size_t size = dtype_bytes(from->kv, most * (size_t)pos);
+    void *host = mem_calloc(size ? size : 1, 1);
+    if (!host)
+        return err_nomem(e, size, "a copy of the KV cache");
+    for (int l = 0; l < g->model->hp.n_layer && pos; l++) {
+        const struct layer_cache *s = &from->layer[l], *d = &to->layer[l];
+        size_t bytes = dtype_bytes(from->kv, (size_t)from->numbers[l] * (size_t)pos);
+        copy_rows(g->backend, d->a, s->a, host, s->b ? bytes / 2 : bytes);
+        if (s->b)
+            copy_rows(g->backend, d->b, s->b, host, bytes / 2);
+    }
+    free(host);
+    to->pos = pos;
+    return g->backend->ops->sync(g->backend, e);
+}

@@ -38,4 +38,23 @@ int infer_step(struct infer *t, int32_t id, float *logits, struct err *e);
 int infer_step_many(struct infer *const *t, const int32_t *ids, int n, float *logits,
                     struct err *e);
 
+/* What infer_prefill_many does for one of its timelines: appends ids[n]; the logits of the last
+ * keep of them are wanted. */
+struct infer_run {
+    struct infer *t;
+    const int32_t *ids;
+    int n, keep;
+};
+/* The kept rows of all runs, in order, a few at a time: rows first … first+n−1, logits [n][V]. */
+struct infer_rows {
+    void (*take)(void *user, int first, int n, const float *logits);
+    void *user;
+};
+/* Different timelines of one engine read in common blocks: short texts cost what one long text of
+ * their tokens costs. rows: NULL when nothing is kept. All or nothing, as infer_prefill. */
+int infer_prefill_many(const struct infer_run *run, int n, const struct infer_rows *rows,
+                       const struct progress *p, struct err *e);
+/* Timeline to holds the first pos tokens of from (same engine and cache type), nothing else. */
+int infer_copy(struct infer *to, const struct infer *from, int pos, struct err *e);
+
 #endif

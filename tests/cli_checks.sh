@@ -219,7 +219,22 @@ want 1 eval tiny.gguf --ppl text.txt --ctx 1000000
 said "--ctx"
 want 2 eval tiny.gguf
 want 2 eval tiny.gguf --ppl text.txt --protocol other
+cat >arc.json <<'END'
+[{"instruction": "Please choose the correct answer to the question: What is wet?\n\nAnswer1: water Answer2: a stone Answer3: fire\n\nAnswer format: answer1/answer2/answer3", "answer": "answer1"},
+ {"instruction": "Please choose the correct answer to the question: What is hot?\n\nAnswer1: ice Answer2: fire\n\nAnswer format: answer1/answer2", "answer": "answer2"}]
+END
+want 0 eval conv --against tiny.gguf --task arc --file arc.json --csv arc.csv --store --json
+json 'd["task"] == "arc" and d["n"] == 2 and 0 <= d["acc_norm"] <= 1 and d["stderr"] >= 0'
+json 'len(d["diff_ci95"]) == 2 and d["tokens_read"] >= d["tokens_unique"]'
+[[ $(wc -l <arc.csv) == 3 ]] || fail "a row a question in arc.csv"
+[[ -s conv/evaluations.json ]] || fail "--store kept nothing"
+want 1 eval tiny.gguf --task arc --file arc.json --store
+want 0 eval tiny.gguf --ppl text.txt --ctx 64 --windows 2 --csv ppl.csv
+[[ $(wc -l <ppl.csv) == $((2 * 63 + 1)) ]] || fail "a row a token in ppl.csv"
 want 1 eval tiny.gguf --task arc --file x --limit 3
+want 2 eval tiny.gguf --task arc
+want 2 eval tiny.gguf --task poetry --file x
+want 2 eval tiny.gguf --task arc --file x --ppl text.txt
 want 1 eval tiny.gguf --ppl missing.txt
 
 # --- talking ----------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ code() { grep -rnE --include='*.[ch]' "$@"; }
 # Without comments at line ends and without comment lines.
 no_comments() { grep -vE '^[^:]*:[0-9]+:[[:space:]]*(/\*|\*|//)' | sed -E 's@/\*.*\*/@@'; }
 
+# Without what stands in quotes.
+no_strings() { sed -E 's/"([^"\\]|\\.)*"//g'; }
+
 # --- who may include whom ---------------------------------------------------------------------
 includes ui sessions core kernels tests | grep -vE '"(ui|sessions|core|kernels|tests)/[a-z0-9_]+\.h"' |
     none "includes are written with the folder"
@@ -44,7 +47,8 @@ code 'pthread|\bstruct (tensor|model|moments|backend|weight)\b|\btensor_[a-z]+\(
 code '\b(exit|_exit|abort|quick_exit)\(' ui sessions core kernels | grep -v '^ui/main\.c:' |
     no_comments | grep -E '\b(exit|_exit|abort|quick_exit)\(' | none "only main ends the process"
 code '\b(printf|puts|putchar|perror|vprintf)\(|\b(stdout|stderr)\b' sessions core kernels |
-    no_comments | grep -E '\b(printf|puts|putchar|perror|vprintf)\(|\b(stdout|stderr)\b' |
+    no_comments | no_strings |
+    grep -E '\b(printf|puts|putchar|perror|vprintf)\(|\b(stdout|stderr)\b' |
     none "only ui prints"
 # State at file level: a declaration at column 0 that is not const, not a function. What a signal
 # handler sets has no other place.

@@ -122,9 +122,11 @@ static const struct cli_option eval_options[] = {
     OPT_TEXT("--protocol", NULL, "P", "hf (default) or llamacpp", protocol),
     OPT_INT("--ctx", NULL, "window length (hf 2048, llamacpp 512)", context, 2, 1e7),
     OPT_INT("--windows", NULL, "only the first N windows", windows, 0, 1e9),
-    OPT_TEXT("--task", NULL, "T", "multiple choice (not in this version)", task),
-    OPT_TEXT("--file", NULL, "F", "the task's questions (not in this version)", file),
-    OPT_INT("--limit", NULL, "only the first N questions (not in this version)", limit, 1, 1e9),
+    OPT_TEXT("--task", NULL, "T", "multiple choice: arc hellaswag piqa winogrande obqa mmlu", task),
+    OPT_TEXT("--file", NULL, "F", "the task's questions, unpacked (mmlu: a CSV or a folder)", file),
+    OPT_INT("--limit", NULL, "only the first N questions", limit, 1, 1e9),
+    OPT_TEXT("--csv", NULL, "F", "also a row a scored token, or a question, as CSV", csv),
+    OPT_FLAG("--store", "keep the result with the conversion, for screen 5", store),
     OPT_KV,
     OPT_ORIGINAL,
     OPT_END};
@@ -182,9 +184,11 @@ static const struct cli_command commands[] = {
      "  mlathe convert --plan plan.json --calib wiki.txt code.txt -o converted\n"
      "  mlathe convert --rank 128 --rope 64 --method transmla -o baseline\n",
      1, true, convert_options, cli_convert},
-    {"eval", "[MODEL] --ppl F [--against ORIGINAL]", "perplexity, and KL against another model",
+    {"eval", "[MODEL] --ppl F | --task T --file F [--against ORIGINAL]",
+     "perplexity, KL against another model, multiple choice",
      "  mlathe eval --ppl wiki.test.raw --ctx 1024 --windows 12\n"
-     "  mlathe eval converted/ --against original.gguf --ppl wiki.test.raw\n",
+     "  mlathe eval converted/ --against original.gguf --ppl wiki.test.raw\n"
+     "  mlathe eval converted/ --against original.gguf --task arc --file ARC-Easy.test.json\n",
      1, true, eval_options, cli_eval},
     {"chat", "[MODEL] [OTHER]", "a conversation, line by line, with one model or two",
      "  mlathe chat\n  mlathe chat original.gguf converted/ --prompt 'What is a lathe?'\n", 2, true,
