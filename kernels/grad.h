@@ -72,7 +72,7 @@ struct grad_ops {
                  const void *sin, int rows, bool back);
     void (*glu)(struct pool *p, void *y, const void *gate, const void *up, enum glu_act act,
                 size_t n);
-    /* dgate, dup may be gate, up. */
+    /* Fastest when no two of its rows are the same memory. */
     void (*glu_back)(struct pool *p, void *dgate, void *dup, const void *dy, const void *gate,
                      const void *up, enum glu_act act, size_t n);
     void (*attn)(struct pool *p, const struct grad_attn *a);

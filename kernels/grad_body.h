@@ -520,23 +520,6 @@ static void attn_back(struct pool *p, const struct grad_attn *a)
 
 /* --- the loss ----------------------------------------------------------------------------- */
 
-/* x ← eˣ⁻ᵗᵒᵖ; the sum. */
-static double teacher_exp(float *x, int n, float top)
-{
-    double sum = 0;
-    for (int i = 0; i < n; i += GRAD_PIECE) {
-        int end = n - i < GRAD_PIECE ? n : i + GRAD_PIECE;
-        REAL s = 0;
-        for (int j = i; j < end; j++) {
-            REAL v = REAL_EXP((REAL)x[j] - (REAL)top);
-            x[j] = (float)v;
-            s += v;
-        }
-        sum += (double)s;
-    }
-    return sum;
-}
-
 static double student_exp(const REAL *x, int n, REAL top)
 {
     double sum = 0;
@@ -550,23 +533,29 @@ static double student_exp(const REAL *x, int n, REAL top)
     return sum;
 }
 
-/* Σ exp(t − top)·(t − z), from the teacher's logits before they are overwritten. */
-static double weighted_difference(const float *t, const REAL *z, int n, float top)
+/* Σ exp(t − top), and *apart = Σ exp(t − top)·(t − z). */
+static double teacher_exp(const float *t, const REAL *z, int n, float top, double *apart)
 {
-    double sum = 0;
+    double sum = 0, weighted = 0;
     for (int i = 0; i < n; i += GRAD_PIECE) {
         int end = n - i < GRAD_PIECE ? n : i + GRAD_PIECE;
-        REAL s = 0;
-        for (int j = i; j < end; j++)
-            s += REAL_EXP((REAL)t[j] - (REAL)top) * ((REAL)t[j] - z[j]);
+        REAL s = 0, w = 0;
+        for (int j = i; j < end; j++) {
+            REAL v = REAL_EXP((REAL)t[j] - (REAL)top);
+            s += v;
+            w += v * ((REAL)t[j] - z[j]);
+        }
         sum += (double)s;
+        weighted += (double)w;
     }
+    *apart = weighted;
     return sum;
 }
 
 static void kl_row(const struct grad_kl *a, int row)
 {
-    float *t = a->teacher + (size_t)row * a->V, t_top = t[0];
+    const float *t = a->teacher + (size_t)row * a->V;
+    float t_top = t[0];
     REAL *z = at(a->student, (size_t)row * a->V), cap = (REAL)a->softcap;
     for (int i = 0; cap > 0 && i < a->V; i++)
         z[i] = cap * REAL_TANH(z[i] / cap);
@@ -575,8 +564,8 @@ static void kl_row(const struct grad_kl *a, int row)
         t_top = t[i] > t_top ? t[i] : t_top;
     for (int i = 0; i < a->V; i++)
         z_top = z[i] > z_top ? z[i] : z_top;
-    double apart = weighted_difference(t, z, a->V, t_top);
-    double t_sum = teacher_exp(t, a->V, t_top), z_sum = student_exp(z, a->V, z_top);
+    double apart, t_sum = teacher_exp(t, z, a->V, t_top, &apart);
+    double z_sum = student_exp(z, a->V, z_top);
     int target = a->target ? a->target[row] : -1;
     double log_z = (double)z_top + log(z_sum);
     a->kl[row] = apart / t_sum - ((double)t_top + log(t_sum)) + log_z;
@@ -588,7 +577,8 @@ static void kl_row(const struct grad_kl *a, int row)
     REAL fz = (REAL)(a->weight / z_sum), ft = (REAL)(a->weight * (1 - mix) / t_sum);
     REAL at_target = target >= 0 ? z[target] : 0, inverse = cap > 0 ? 1 / cap : 0;
     for (int i = 0; i < a->V; i++)
-        z[i] = (fz * REAL_EXP(z[i] - z_top) - ft * t[i]) * (1 - z[i] * inverse * (z[i] * inverse));
+        z[i] = (fz * REAL_EXP(z[i] - z_top) - ft * REAL_EXP((REAL)t[i] - (REAL)t_top)) *
+               (1 - z[i] * inverse * (z[i] * inverse));
     if (target >= 0)
         z[target] -= (REAL)(a->weight * mix) * (1 - at_target * inverse * (at_target * inverse));
 }

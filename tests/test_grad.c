@@ -186,11 +186,9 @@ static const int32_t targets[KL_ROWS] = {3, -1, 36, 0};
 
 static void run_loss(struct loss *l, double *z, double weight)
 {
-    float teacher[KL_ROWS * VOCAB];
-    memcpy(teacher, l->teacher, sizeof teacher);
     struct grad_kl a = {.rows = KL_ROWS,
                         .V = VOCAB,
-                        .teacher = teacher,
+                        .teacher = l->teacher,
                         .student = z,
                         .softcap = l->softcap,
                         .mix = l->mix,
