@@ -500,11 +500,7 @@ static int take_kept(struct infer *t, const struct block *k, const struct infer_
         int n = k->n_kept - i < LOGIT_BLOCK ? k->n_kept - i : LOGIT_BLOCK;
         float *x = t->scratch.x;
         b->ops->take_rows(b, x, t->h, k->kept + i, n, hp->hidden);
-        b->ops->rms_norm(b, x, x, t->g->final_norm, (float)hp->rms_eps, n, hp->hidden);
-        b->ops->linear(b, 1, (const struct weight *const[]){t->g->head},
-                       (float *const[]){t->logits}, x, n, false);
-        if (hp->logit_softcap > 0)
-            b->ops->softcap(b, t->logits, (float)hp->logit_softcap, (size_t)n * (size_t)hp->vocab);
+        forward_head(t->g, t->logits, x, n, &t->scratch);
         b->ops->get(b, host, t->logits, (size_t)n * (size_t)hp->vocab * sizeof *host);
         int rc = b->ops->sync(b, e);
         if (!rc)
@@ -521,7 +517,7 @@ static void run_segments(struct infer *t, struct block *k)
 {
     const struct engine *g = t->g;
     scratch_new_batch(&t->scratch);
-    embed(g, t->h, k->ids, k->rows);
+    forward_embed(g, t->h, k->ids, k->rows);
     for (int l = 0; l < g->model->hp.n_layer; l++) {
         for (int s = 0; s < k->n_seg; s++)
             k->seg[s].cache = k->owner[s]->layer[l];
