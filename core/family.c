@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/fp8.h"
 #include "core/gguf.h"
 #include "core/safetensors.h"
 
@@ -142,6 +143,8 @@ static size_t dim_of(const struct model_hparams *hp, enum family_dim dim)
     case DIM_EXPERTS: return (size_t)hp->moe.n;
     case DIM_EXPERT_FFN: return (size_t)hp->moe.ffn;
     case DIM_SHARED_FFN: return (size_t)hp->moe.shared_ffn;
+    case DIM_NOPE: return P;
+    case DIM_VALUE: return Vd;
     }
     return 0;
 }
@@ -160,6 +163,8 @@ static int check_shape(struct binder *b, const struct family_slot *slot, const c
     int rank = 0;
     if (stacked(b, slot))
         want[rank++] = (size_t)hp->moe.n;
+    if (slot->flags & SLOT_KV_SPLIT)
+        want[rank++] = (size_t)hp->n_head;
     want[rank++] = dim_of(hp, slot->rows);
     if (slot->cols != DIM_NONE)
         want[rank++] = dim_of(hp, slot->cols);
@@ -244,6 +249,36 @@ static size_t source_count(const struct family_source *src)
     return src->gguf ? gguf_tensor_count(src->gguf) : safetensors_count(src->st);
 }
 
+/* A matrix in FP8 becomes a matrix in fp32: product of two numbers of the file, nothing is lost. */
+static int fetch_fp8(struct binder *b, const char *name, struct tensor *out)
+{
+    const struct model_owner *o = b->m->owner;
+    struct fp8_matrix q;
+    int rc = fp8_find(&q, b->src->st, name, o->fp8_block, b->src->where, b->e);
+    if (rc)
+        return rc;
+    b->bound++; /* the scales */
+    *out = (struct tensor){.data = q.data, .rank = 2, .dim = {q.rows, q.cols}};
+    if (o->probe)
+        return OK;
+    float *all = family_own(b->m, q.rows * q.cols, sizeof *all);
+    if (!all)
+        return err_nomem(b->e, q.rows * q.cols * sizeof *all, name);
+    fp8_read(&q, all);
+    out->data = all;
+    return OK;
+}
+
+static int fetch(struct binder *b, const char *name, struct tensor *out)
+{
+    const char *type;
+    if (b->src->gguf)
+        return gguf_tensor(b->src->gguf, name, out, b->e);
+    type = safetensors_dtype(b->src->st, name);
+    return type && !strcmp(type, "F8_E4M3") ? fetch_fp8(b, name, out)
+                                            : safetensors_get(b->src->st, name, out, b->e);
+}
+
 static int bind_one(struct binder *b, const struct family_slot *slot, const char *name,
                     struct tensor *out)
 {
@@ -252,8 +287,7 @@ static int bind_one(struct binder *b, const struct family_slot *slot, const char
                     (b->src->gguf && (slot->flags & (SLOT_ATTN_BIAS | SLOT_MLP_BIAS)));
     if (optional && !source_has(b->src, name))
         return OK;
-    int rc = b->src->gguf ? gguf_tensor(b->src->gguf, name, out, b->e)
-                          : safetensors_get(b->src->st, name, out, b->e);
+    int rc = fetch(b, name, out);
     if (!rc)
         rc = check_shape(b, slot, name, out);
     if (rc)
@@ -298,7 +332,9 @@ static bool wanted(const struct binder *b, const struct family_slot *slot, int l
         return false;
     return slot_name(b, slot) && !((f & SLOT_DENSE) && moe) && !((f & SLOT_MOE) && !moe) &&
            !((f & SLOT_Q_LORA) && !hp->q_lora_rank) && !((f & SLOT_Q_FULL) && hp->q_lora_rank) &&
-           !((f & SLOT_SHARED) && !hp->moe.shared_ffn);
+           !((f & SLOT_SHARED) && !hp->moe.shared_ffn) &&
+           !((f & SLOT_KV_WHOLE) && b->map->split_kv) &&
+           !((f & SLOT_KV_SPLIT) && !b->map->split_kv);
 }
 
 /* Rows [from, from + rows) of a matrix. */
@@ -426,6 +462,17 @@ static bool takes(const struct binder *b, const struct family_slot *slot, int l,
     return !strcmp(name, want);
 }
 
+/* Scales belong to the matrix of the same name, which is bound with them. */
+static bool is_scale(const struct binder *b, const char *name)
+{
+    char matrix[512];
+    size_t n = strlen(name), k = strlen(FP8_SCALE);
+    if (!b->src->st || !ends_with(name, FP8_SCALE) || n - k >= sizeof matrix)
+        return false;
+    snprintf(matrix, sizeof matrix, "%.*s", (int)(n - k), name);
+    return safetensors_has(b->src->st, matrix);
+}
+
 /* A tensor that some slot of the map would take, or one that carries no weights. */
 static bool known(const struct binder *b, const char *name)
 {
@@ -458,7 +505,7 @@ static int refuse_strangers(struct binder *b)
     for (size_t i = 0; i < n; i++) {
         const char *name =
             b->src->gguf ? gguf_tensor_name(b->src->gguf, i) : safetensors_name(b->src->st, i);
-        if (!known(b, name))
+        if (!known(b, name) && !is_scale(b, name))
             return err_set(b->e, ERR_UNSUPPORTED,
                            "%s: tensor %s has no place in the %s family with %d layers",
                            b->src->where, name, b->m->hp.family, b->m->hp.n_layer);

@@ -3,6 +3,7 @@
 #ifndef MLATHE_CORE_FAMILY_H
 #define MLATHE_CORE_FAMILY_H
 
+#include "core/family_map.h"
 #include "core/json.h"
 #include "core/model.h"
 #include "core/ropefreq.h"
@@ -14,70 +15,13 @@ struct family_source {
     const struct safetensors *st;
 };
 
-enum family_dim {
-    DIM_NONE,
-    DIM_HIDDEN,
-    DIM_Q,  /* H·d */
-    DIM_KV, /* G·d */
-    DIM_FFN,
-    DIM_VOCAB,
-    DIM_HEAD,    /* d */
-    DIM_QKV,     /* (H + 2G)·d */
-    DIM_GATE_UP, /* 2F */
-    DIM_Q_LORA,
-    DIM_MLA_Q,   /* H·(P+R) */
-    DIM_LATENT,  /* r */
-    DIM_KV_A,    /* r+R */
-    DIM_KV_B,    /* H·(P+Vd) */
-    DIM_MLA_OUT, /* H·Vd */
-    DIM_EXPERTS,
-    DIM_EXPERT_FFN,
-    DIM_SHARED_FFN,
-};
-
-enum {
-    SLOT_OPTIONAL = 1,
-    SLOT_ROPE_ROWS = 2, /* GGUF keeps the rows of a head as interleaved pairs: undo it */
-    SLOT_MLA_ROPE = 4,  /* so does DeepSeek with the last R rows of a head */
-    SLOT_ADD_ONE = 8,   /* safetensors hold w of a norm that multiplies by 1 + w */
-    SLOT_QKV = 16,      /* rows of q, k and v; the slot names q */
-    SLOT_GATE_UP = 32,  /* rows of gate and up; the slot names gate */
-    SLOT_DENSE = 64,    /* only in layers without experts */
-    SLOT_MOE = 128,     /* only in layers with experts */
-    SLOT_EXPERTS = 256, /* one a expert ("#" is its number), in GGUF all of them in one tensor */
-    SLOT_Q_LORA = 512,  /* only in models with q_lora_rank */
-    SLOT_Q_FULL = 1024, /* only in models without */
-    SLOT_SHARED = 2048, /* only in models with a shared expert */
-    /* Biases: where GGUF has them; in safetensors where config.json says so (family_map.biases). */
-    SLOT_ATTN_BIAS = 4096,
-    SLOT_MLP_BIAS = 8192,
-};
-
-/* A tensor: its name in both formats (NULL: not in this one) and where its view goes (offset in
- * struct model for global slots, in struct model_layer for layer slots, index of the part for
- * experts). cols DIM_NONE: one dimension. */
-struct family_slot {
-    const char *gguf, *hf;
-    size_t at;
-    enum family_dim rows, cols;
-    unsigned flags;
-};
-
-struct family_map {
-    const struct family_slot *global, *layer; /* ended by a slot without names */
-    const char *gguf_layer, *hf_layer;        /* prefixes, "blk." and "model.layers." */
-    const char *const *ignored;               /* name endings that carry no weights, or NULL */
-    const char *const *left_out;              /* beginnings of names that nothing runs, or NULL */
-    bool half_split;                          /* SLOT_MLA_ROPE rows are in order already */
-    unsigned biases;                          /* SLOT_ATTN_BIAS, SLOT_MLP_BIAS */
-};
-
 /* hp makes sense (positive, under sane limits, G divides H …) or a sentence. Sets nothing. */
 int family_check_hparams(const struct model_hparams *hp, const char *where, struct err *e);
 /* Allocates m->layer (attn, rope_dim, rope_freq, attn_scale filled) and binds every tensor of the
  * map; refuses misshapen tensors, non-finite 1-D tensors and tensors that the map does not know.
- * A GGUF's rope_freqs.weight divides the frequencies of rope, whose magnitude goes to hp. hp.tied is read for safetensors (the
- * file may hold a head all the same) and set for GGUF; hp.dtype and parameters are set. */
+ * A GGUF's rope_freqs.weight divides the frequencies of rope, whose magnitude goes to hp. hp.tied
+ * is read for safetensors (the file may hold a head all the same) and set for GGUF; hp.dtype and
+ * parameters are set. */
 int family_bind(struct model *m, const struct family_source *src, const struct family_map *map,
                 const struct rope_spec *rope, struct err *e);
 /* Zeroed memory that lives as long as the model. */
@@ -115,8 +59,8 @@ int family_rope_refuse(const char *kind, const char *where, struct err *e);
 /* ARCH.rope.*; as above. */
 int family_rope_gguf(const struct gguf *g, const char *arch, struct rope_spec *out, struct err *e);
 /* GGUF: sizes, epsilon and attention scale. handled: keys of what may be on and what off (PARTIAL:
- * a rotation of part of a head). */
-enum { GGUF_WINDOW = 1, GGUF_SOFTCAP = 2, GGUF_EXPERTS = 4, GGUF_PARTIAL = 8 };
+ * a rotation of part of a head; MLA: the sizes of heads are the family's). */
+enum { GGUF_WINDOW = 1, GGUF_SOFTCAP = 2, GGUF_EXPERTS = 4, GGUF_PARTIAL = 8, GGUF_MLA = 16 };
 int family_gguf_base(struct model *m, const struct gguf *g, const char *arch, unsigned handled,
                      struct err *e);
 /* "ARCH.name" as an int within [min, max]; absent: fallback, or an error when fallback < 0. */
@@ -131,15 +75,17 @@ struct model_owner {
     struct safetensors *st;
     void **own;
     size_t n_own, cap_own;
-    bool probe; /* only looking: no weight bytes are touched, so rope rows stay as they are */
+    int fp8_block[2]; /* rows and columns that share a scale; 0: no FP8 weights */
+    bool probe;       /* only looking: no weight bytes are touched, so rope rows stay as they are */
 };
 
 /* For the tables: offsets in struct model or layer, and what most families share. */
 #define GLOBAL_AT(field) offsetof(struct model, field)
 #define LAYER_AT(field) offsetof(struct model_layer, field)
 extern const struct family_slot family_global_slots[]; /* embedding, norm, head */
-extern const struct family_slot family_llama_slots[];
-extern const char *const family_ignored[];             /* tables of frequencies */
+extern const struct family_slot family_llama_slots[], family_deepseek_slots[];
+int family_deepseek_gguf(struct model *m, const struct gguf *g, struct err *e);
+extern const char *const family_ignored[]; /* tables of frequencies */
 
 extern const struct family family_llama, family_smollm3, family_mistral, family_mixtral;
 extern const struct family family_qwen2, family_qwen3, family_qwen3_moe, family_mimo;

@@ -1,6 +1,7 @@
 /* What every family reads from its configuration in the same way, in both formats. Refuses by
- * name: biases, quantised safetensors, other activations, scaled embeddings, residuals and logits,
- * and whatever else of GGUF the family has not said that it handles. */
+ * name: biases, safetensors quantised other than in FP8 blocks, other activations, scaled
+ * embeddings, residuals and logits, and whatever else of GGUF the family has not said that it
+ * handles. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -86,13 +87,29 @@ static int hf_refuse(const cJSON *config, const struct family_defaults *d, const
     if (strcmp(act, d->act) && !(!strcmp(d->act, "silu") && !strcmp(act, "swish")))
         return err_set(e, ERR_UNSUPPORTED, "%s: activation \"%.40s\"; %s can be computed", where,
                        act, d->act);
-    const cJSON *quant = json_get(config, "quantization_config");
-    if (quant)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "%s: weights quantised by \"%.40s\"; take the model in "
-                       "BF16 or F16, or a GGUF file",
-                       where, json_str_or(quant, "quant_method", "an unnamed method"));
     return OK;
+}
+
+/* DeepSeek's FP8: blocks of E4M3 numbers under one scale each. Anything else is refused by name. */
+static int read_quantisation(struct model *m, const cJSON *config, const char *where, struct err *e)
+{
+    const cJSON *quant = json_get(config, "quantization_config"), *item;
+    int *block = ((struct model_owner *)m->owner)->fp8_block, n = 0;
+    const char *method = json_str_or(quant, "quant_method", "an unnamed method");
+    if (!quant)
+        return OK;
+    item = json_get(quant, "weight_block_size");
+    for (item = cJSON_IsArray(item) ? item->child : NULL; item; item = item->next, n++)
+        if (n < 2 && cJSON_IsNumber(item) && item->valuedouble >= 1 && item->valuedouble <= 65536)
+            block[n] = (int)item->valuedouble;
+    if (!strcmp(method, "fp8") && !strcmp(json_str_or(quant, "fmt", "e4m3"), "e4m3") && n == 2 &&
+        block[0] && block[1])
+        return OK;
+    return err_set(
+        e, ERR_UNSUPPORTED,
+        "%s: weights quantised by \"%.40s\"; FP8 in E4M3 with a weight_block_size can be "
+        "read, else take the model in BF16 or F16, or a GGUF file",
+        where, method);
 }
 
 int family_hf_base(struct model *m, const cJSON *config, const struct family_defaults *d,
@@ -100,6 +117,8 @@ int family_hf_base(struct model *m, const cJSON *config, const struct family_def
 {
     struct model_hparams *hp = &m->hp;
     int rc = hf_refuse(config, d, where, e);
+    if (!rc)
+        rc = read_quantisation(m, config, where, e);
     if (!rc)
         rc = hf_sizes(hp, config, d->own_heads, where, e);
     hp->rms_eps = d->eps;
@@ -246,7 +265,8 @@ static int gguf_sizes(struct model_hparams *hp, const struct gguf *g, const char
         rc = family_gguf_int(g, arch, "attention.value_length", 1, SIZE_LIMIT, key, &value, e);
     if (!rc)
         rc = family_gguf_int(g, arch, "rope.dimension_count", 1, SIZE_LIMIT, key, &rotary, e);
-    if (!rc && (value != key || (rotary != key && !(handled & GGUF_PARTIAL))))
+    if (!rc && !(handled & GGUF_MLA) &&
+        (value != key || (rotary != key && !(handled & GGUF_PARTIAL))))
         rc = err_set(e, ERR_UNSUPPORTED,
                      "%s: keys of %d, values of %d and a rotary part of %d "
                      "numbers a head; they must be equal",

@@ -1,7 +1,7 @@
-/* DeepSeek V2 and V3 from safetensors: attention that is MLA from the start, with a norm on the
- * latent (whose epsilon is fixed, whatever rms_norm_eps says), an optional narrow query with a norm
- * of its own, rotated rows in interleaved pairs; experts beside a shared one after the first dense
- * layers. Multi-token prediction layers are left out and counted.
+/* DeepSeek V2 and V3 (from safetensors; GGUF is family_deepseek_gguf.c): attention that is MLA from
+ * the start, with a norm on the latent (whose epsilon is fixed, whatever rms_norm_eps says), an
+ * optional narrow query with a norm of its own, rotated rows in interleaved pairs; experts beside a
+ * shared one after the first dense layers. Multi-token prediction layers are left out and counted.
  *
  * Refuses rope scaling that family_rope.c does not know, routers it does not know, an
  * attention_bias that the tensors contradict, and FP8 weights. */
@@ -13,43 +13,51 @@
 
 #define LATENT_EPS 1e-6
 
-static const struct family_slot layer_slots[] = {
-    {NULL, "input_layernorm.weight", LAYER_AT(attn_norm), DIM_HIDDEN, DIM_NONE, 0},
-    {NULL, "self_attn.q_proj.weight", LAYER_AT(q), DIM_MLA_Q, DIM_HIDDEN,
+const struct family_slot family_deepseek_slots[] = {
+    {"attn_norm.weight", "input_layernorm.weight", LAYER_AT(attn_norm), DIM_HIDDEN, DIM_NONE, 0},
+    {"attn_q.weight", "self_attn.q_proj.weight", LAYER_AT(q), DIM_MLA_Q, DIM_HIDDEN,
      SLOT_MLA_ROPE | SLOT_Q_FULL},
-    {NULL, "self_attn.q_a_proj.weight", LAYER_AT(q_a), DIM_Q_LORA, DIM_HIDDEN, SLOT_Q_LORA},
+    {"attn_q_a.weight", "self_attn.q_a_proj.weight", LAYER_AT(q_a), DIM_Q_LORA, DIM_HIDDEN,
+     SLOT_Q_LORA},
     {NULL, "self_attn.q_a_proj.bias", LAYER_AT(q_a_bias), DIM_Q_LORA, DIM_NONE,
      SLOT_Q_LORA | SLOT_OPTIONAL},
-    {NULL, "self_attn.q_a_layernorm.weight", LAYER_AT(q_a_norm), DIM_Q_LORA, DIM_NONE, SLOT_Q_LORA},
-    {NULL, "self_attn.q_b_proj.weight", LAYER_AT(q), DIM_MLA_Q, DIM_Q_LORA,
+    {"attn_q_a_norm.weight", "self_attn.q_a_layernorm.weight", LAYER_AT(q_a_norm), DIM_Q_LORA,
+     DIM_NONE, SLOT_Q_LORA},
+    {"attn_q_b.weight", "self_attn.q_b_proj.weight", LAYER_AT(q), DIM_MLA_Q, DIM_Q_LORA,
      SLOT_MLA_ROPE | SLOT_Q_LORA},
-    {NULL, "self_attn.kv_a_proj_with_mqa.weight", LAYER_AT(kv_a), DIM_KV_A, DIM_HIDDEN,
-     SLOT_MLA_ROPE},
+    {"attn_kv_a_mqa.weight", "self_attn.kv_a_proj_with_mqa.weight", LAYER_AT(kv_a), DIM_KV_A,
+     DIM_HIDDEN, SLOT_MLA_ROPE},
     {NULL, "self_attn.kv_a_proj_with_mqa.bias", LAYER_AT(kv_a_bias), DIM_KV_A, DIM_NONE,
      SLOT_MLA_ROPE | SLOT_OPTIONAL},
-    {NULL, "self_attn.kv_a_layernorm.weight", LAYER_AT(kv_a_norm), DIM_LATENT, DIM_NONE, 0},
-    {NULL, "self_attn.kv_b_proj.weight", LAYER_AT(kv_b), DIM_KV_B, DIM_LATENT, 0},
-    {NULL, "self_attn.o_proj.weight", LAYER_AT(o), DIM_HIDDEN, DIM_MLA_OUT, 0},
+    {"attn_kv_a_norm.weight", "self_attn.kv_a_layernorm.weight", LAYER_AT(kv_a_norm), DIM_LATENT,
+     DIM_NONE, 0},
+    {"attn_kv_b.weight", "self_attn.kv_b_proj.weight", LAYER_AT(kv_b), DIM_KV_B, DIM_LATENT,
+     SLOT_KV_WHOLE},
+    /* A head's key rows transposed, and its value rows; they become kv_b. */
+    {"attn_k_b.weight", NULL, LAYER_AT(k), DIM_LATENT, DIM_NOPE, SLOT_KV_SPLIT},
+    {"attn_v_b.weight", NULL, LAYER_AT(v), DIM_VALUE, DIM_LATENT, SLOT_KV_SPLIT},
+    {"attn_output.weight", "self_attn.o_proj.weight", LAYER_AT(o), DIM_HIDDEN, DIM_MLA_OUT, 0},
     {NULL, "self_attn.o_proj.bias", LAYER_AT(o_bias), DIM_HIDDEN, DIM_NONE, SLOT_OPTIONAL},
-    {NULL, "post_attention_layernorm.weight", LAYER_AT(ffn_norm), DIM_HIDDEN, DIM_NONE, 0},
-    {NULL, "mlp.gate_proj.weight", LAYER_AT(gate), DIM_FFN, DIM_HIDDEN, SLOT_DENSE},
-    {NULL, "mlp.up_proj.weight", LAYER_AT(up), DIM_FFN, DIM_HIDDEN, SLOT_DENSE},
-    {NULL, "mlp.down_proj.weight", LAYER_AT(down), DIM_HIDDEN, DIM_FFN, SLOT_DENSE},
-    {NULL, "mlp.gate.weight", LAYER_AT(router), DIM_EXPERTS, DIM_HIDDEN, SLOT_MOE},
-    {NULL, "mlp.gate.e_score_correction_bias", LAYER_AT(router_bias), DIM_EXPERTS, DIM_NONE,
-     SLOT_MOE | SLOT_OPTIONAL},
-    {NULL, "mlp.experts.#.gate_proj.weight", EXPERT_GATE, DIM_EXPERT_FFN, DIM_HIDDEN,
+    {"ffn_norm.weight", "post_attention_layernorm.weight", LAYER_AT(ffn_norm), DIM_HIDDEN, DIM_NONE,
+     0},
+    {"ffn_gate.weight", "mlp.gate_proj.weight", LAYER_AT(gate), DIM_FFN, DIM_HIDDEN, SLOT_DENSE},
+    {"ffn_up.weight", "mlp.up_proj.weight", LAYER_AT(up), DIM_FFN, DIM_HIDDEN, SLOT_DENSE},
+    {"ffn_down.weight", "mlp.down_proj.weight", LAYER_AT(down), DIM_HIDDEN, DIM_FFN, SLOT_DENSE},
+    {"ffn_gate_inp.weight", "mlp.gate.weight", LAYER_AT(router), DIM_EXPERTS, DIM_HIDDEN, SLOT_MOE},
+    {"exp_probs_b.bias", "mlp.gate.e_score_correction_bias", LAYER_AT(router_bias), DIM_EXPERTS,
+     DIM_NONE, SLOT_MOE | SLOT_OPTIONAL},
+    {"ffn_gate_exps.weight", "mlp.experts.#.gate_proj.weight", EXPERT_GATE, DIM_EXPERT_FFN,
+     DIM_HIDDEN, SLOT_MOE | SLOT_EXPERTS},
+    {"ffn_up_exps.weight", "mlp.experts.#.up_proj.weight", EXPERT_UP, DIM_EXPERT_FFN, DIM_HIDDEN,
      SLOT_MOE | SLOT_EXPERTS},
-    {NULL, "mlp.experts.#.up_proj.weight", EXPERT_UP, DIM_EXPERT_FFN, DIM_HIDDEN,
-     SLOT_MOE | SLOT_EXPERTS},
-    {NULL, "mlp.experts.#.down_proj.weight", EXPERT_DOWN, DIM_HIDDEN, DIM_EXPERT_FFN,
-     SLOT_MOE | SLOT_EXPERTS},
-    {NULL, "mlp.shared_experts.gate_proj.weight", LAYER_AT(gate), DIM_SHARED_FFN, DIM_HIDDEN,
-     SLOT_MOE | SLOT_SHARED},
-    {NULL, "mlp.shared_experts.up_proj.weight", LAYER_AT(up), DIM_SHARED_FFN, DIM_HIDDEN,
-     SLOT_MOE | SLOT_SHARED},
-    {NULL, "mlp.shared_experts.down_proj.weight", LAYER_AT(down), DIM_HIDDEN, DIM_SHARED_FFN,
-     SLOT_MOE | SLOT_SHARED},
+    {"ffn_down_exps.weight", "mlp.experts.#.down_proj.weight", EXPERT_DOWN, DIM_HIDDEN,
+     DIM_EXPERT_FFN, SLOT_MOE | SLOT_EXPERTS},
+    {"ffn_gate_shexp.weight", "mlp.shared_experts.gate_proj.weight", LAYER_AT(gate), DIM_SHARED_FFN,
+     DIM_HIDDEN, SLOT_MOE | SLOT_SHARED},
+    {"ffn_up_shexp.weight", "mlp.shared_experts.up_proj.weight", LAYER_AT(up), DIM_SHARED_FFN,
+     DIM_HIDDEN, SLOT_MOE | SLOT_SHARED},
+    {"ffn_down_shexp.weight", "mlp.shared_experts.down_proj.weight", LAYER_AT(down), DIM_HIDDEN,
+     DIM_SHARED_FFN, SLOT_MOE | SLOT_SHARED},
     {0},
 };
 
@@ -162,7 +170,7 @@ static int deepseek_hf(struct model *m, const struct cJSON *config, const char *
     static const struct family_defaults defaults = {
         .eps = 1e-6, .act = "silu", .act_key = "hidden_act", .own_heads = true, .biases = true};
     struct family_map map = {.global = family_global_slots,
-                             .layer = layer_slots,
+                             .layer = family_deepseek_slots,
                              .hf_layer = "model.layers.",
                              .ignored = family_ignored};
     struct rope_spec rope;
@@ -194,6 +202,7 @@ static int deepseek_hf(struct model *m, const struct cJSON *config, const char *
 const struct family family_deepseek = {
     .name = "deepseek",
     .hf_model_types = (const char *const[]){"deepseek_v2", "deepseek_v3", NULL},
-    .gguf_archs = (const char *const[]){NULL},
+    .gguf_archs = (const char *const[]){"deepseek2", NULL},
     .open_hf = deepseek_hf,
+    .open_gguf = family_deepseek_gguf,
 };

@@ -1,5 +1,5 @@
 /* Qwen3-MoE: Qwen 3 with experts in all layers but those that config.json counts or lists out (in
- * GGUF in all). Softmax over all experts; the weights of the chosen ones are renormalised where
+ * GGUF: that have a plain gate). Softmax over all experts; the weights of the chosen ones are renormalised where
  * norm_topk_prob says so, in GGUF always, as llama.cpp does.
  *
  * Refuses biases, windows of GGUF, and what family_config.c and family_rope.c refuse. */
@@ -120,6 +120,11 @@ static int qwen3_moe_gguf(struct model *m, const struct gguf *g, struct err *e)
         rc = family_gguf_int(g, arch, "expert_used_count", 1, moe->n, -1, &moe->used, e);
     if (!rc)
         rc = family_gguf_int(g, arch, "expert_feed_forward_length", 1, 1 << 20, -1, &moe->ffn, e);
+    for (int l = 0; l < MODEL_MAX_LAYERS; l++) {
+        char name[64];
+        snprintf(name, sizeof name, "blk.%d.ffn_gate.weight", l);
+        moe->dense[l] = gguf_has_tensor(g, name);
+    }
     if (!rc)
         rc = family_rope_gguf(g, arch, &rope, e);
     if (rc)

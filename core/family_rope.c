@@ -143,14 +143,14 @@ static double number_of(const struct gguf *g, const char *arch, const char *name
     return gguf_num_or(g, key, fallback);
 }
 
-/* As llama.cpp computes it, with the keys that its converter writes and it reads only for some
- * architectures: yarn_beta_fast and yarn_beta_slow, and yarn_attn_factor, the whole magnitude.
- * attn_factor multiplies. yarn_log_multiplier is mscale_all_dim, which DeepSeek files hold times
- * 0.1; there it equals mscale and scales the logits. */
+/* As llama.cpp computes it, and with the keys that its converter writes from the model's own
+ * configuration though it reads them for few architectures: yarn_beta_fast and yarn_beta_slow, and
+ * yarn_attn_factor, the whole magnitude. attn_factor multiplies. DeepSeek files hold a tenth of
+ * mscale_all_dim as yarn_log_multiplier; it equals mscale there and scales the logits. */
 static int yarn_gguf(const struct gguf *g, const char *arch, struct rope_spec *r, struct err *e)
 {
     bool deepseek = !strcmp(arch, "deepseek2");
-    double all = number_of(g, arch, "yarn_log_multiplier", 0) * (deepseek ? 10 : 1);
+    double all = deepseek ? 10 * number_of(g, arch, "yarn_log_multiplier", 0) : 0;
     double extra = number_of(g, arch, "yarn_ext_factor", 1), context;
     char key[96];
     snprintf(key, sizeof key, "%s.context_length", arch);
@@ -164,9 +164,7 @@ static int yarn_gguf(const struct gguf *g, const char *arch, struct rope_spec *r
         return err_set(e, ERR_UNSUPPORTED,
                        "%s: \"%s.rope.scaling.yarn_ext_factor\" is %g; 1 can be computed",
                        gguf_path(g), arch, extra);
-    double usual = ropefreq_mscale(r->factor, 1);
-    if (all != 0)
-        usual = deepseek ? 1 : usual / ropefreq_mscale(r->factor, all);
+    double usual = all != 0 ? 1 : ropefreq_mscale(r->factor, 1);
     r->magnitude = number_of(g, arch, "yarn_attn_factor", usual);
     r->magnitude *= number_of(g, arch, "attn_factor", 1);
     double m = r->magnitude * ropefreq_mscale(r->factor, all);

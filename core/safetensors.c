@@ -384,14 +384,31 @@ int safetensors_get(const struct safetensors *s, const char *name, struct tensor
     const char *path = s->map[t->file].path;
     if (t->type->dtype == DTYPE_COUNT)
         return err_set(e, ERR_UNSUPPORTED,
-                       "%s: tensor %s is stored as %s; F32, F16 and BF16 can be read", path, name,
-                       t->type->name);
+                       "%s: tensor %s is stored as %s; F32, F16, BF16 and FP8 blocks can be read",
+                       path, name, t->type->name);
     if (t->rank > 4)
         return err_set(e, ERR_UNSUPPORTED, "%s: tensor %s has %d dimensions; 4 are the most", path,
                        name, t->rank);
     *out = (struct tensor){.data = t->data, .dtype = t->type->dtype, .rank = t->rank};
     memcpy(out->dim, t->dim, sizeof out->dim);
     return OK;
+}
+
+int safetensors_get_raw(const struct safetensors *s, const char *name, const char *dtype,
+                        struct tensor *out, struct err *e)
+{
+    const struct entry *t = find(s, name);
+    if (!t || strcmp(t->type->name, dtype) || t->rank != 2)
+        return err_set(e, ERR_FORMAT, "%s: tensor %s is no matrix of %s", s->path, name, dtype);
+    *out = (struct tensor){.data = t->data, .dtype = DTYPE_COUNT, .rank = t->rank};
+    memcpy(out->dim, t->dim, sizeof out->dim);
+    return OK;
+}
+
+const char *safetensors_dtype(const struct safetensors *s, const char *name)
+{
+    const struct entry *t = find(s, name);
+    return t ? t->type->name : NULL;
 }
 
 size_t safetensors_file_bytes(const struct safetensors *s)

@@ -16,6 +16,12 @@ bool safetensors_has(const struct safetensors *s, const char *name);
 /* ERR_FORMAT when absent; ERR_UNSUPPORTED for dtypes we do not read. */
 int safetensors_get(const struct safetensors *s, const char *name, struct tensor *out,
                     struct err *e);
+/* A matrix whose dtype has that name ("F8_E4M3") and no readable twin: out's bytes are raw, its
+ * dtype DTYPE_COUNT. ERR_FORMAT when absent, of another type or no matrix. */
+int safetensors_get_raw(const struct safetensors *s, const char *name, const char *dtype,
+                        struct tensor *out, struct err *e);
+/* The dtype's name as the file has it; NULL when there is no such tensor. */
+const char *safetensors_dtype(const struct safetensors *s, const char *name);
 size_t safetensors_file_bytes(const struct safetensors *s);
 
 /* Writer: declare every tensor first (order = order of data), then stream the data in that order.

@@ -10,8 +10,8 @@ static const char *const families[] = {
     "arch/mistral_swa",    "arch/qwen2_bias",     "arch/mixtral_moe",     "arch/gemma2",
     "arch/phi4",           "arch/phi3_partial",   "arch/phi4mini_short",  "arch/mimo_mtp",
     "arch/qwen3_qknorm",   "arch/gemma3_text",    "arch/gemma3_v5layout", "families/llama_yarn",
-    "families/qwen2_yarn", "families/llama_bias", "families/nemo",        "families/smollm3",
-    "families/qwen3_moe",
+    "families/qwen2_yarn", "families/llama_bias", "families/nemo",        "families/llama_fp8",
+    "families/smollm3",    "families/qwen3_moe",
 };
 static const char *const refused[] = {"arch/dsv2_dense", "arch/dsv3_qlora_bias",
                                       "families/dsv3_yarn"};

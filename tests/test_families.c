@@ -1,6 +1,7 @@
 /* What the configurations of the families beyond Llama may say: one change at a time in the tiny
  * checkpoints of tests/arch, understood or refused in a sentence. */
 #include "core/file.h"
+#include "core/fp8.h"
 #include "core/json.h"
 #include "core/model.h"
 #include "sessions/infer.h"
@@ -117,6 +118,19 @@ static void test_refused(void)
          "alpha"},
         {"families/llama_bias", "{\"mlp_bias\":false}", "mlp.down_proj.bias has no place"},
         {"families/llama_bias", "{\"attention_bias\":false}", "k_proj.bias has no place"},
+        {"families/llama_fp8", "{\"quantization_config\":\"-\"}", "is in FP8"},
+        {"families/llama_fp8", "{\"quantization_config\":{\"quant_method\":\"fp8\"}}", "\"fp8\""},
+        {"families/llama_fp8",
+         "{\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[64,128]}}",
+         "q_proj.weight_scale_inv must be [3][2]"},
+        {"families/llama_fp8",
+         "{\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[-1,128]}}",
+         "weight_block_size"},
+        {"families/llama_fp8",
+         "{\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e5m2\","
+         "\"weight_block_size\":[128,128]}}",
+         "E4M3"},
+        {"families/llama_fp8", "{\"quantization_config\":{\"quant_method\":\"awq\"}}", "\"awq\""},
         {"families/nemo", "{\"attention_bias\":true}", "attention_bias"},
         {"families/nemo", "{\"head_dim\":\"-\"}", "q_proj.weight is [80][48]"},
         {"families/smollm3", "{\"no_rope_layers\":[1,1,1]}", "layer 3"},
@@ -373,8 +387,47 @@ static void test_twin(const char *arch, const char *changes)
     model_free(gguf);
 }
 
+/* E4M3 by its definition; a weight that is a product of the two numbers of its file. */
+static void test_fp8(void)
+{
+    static const struct {
+        uint8_t bits;
+        float value;
+    } known[] = {{0x00, 0},    {0x01, 0x1p-9f},     {0x07, 7 * 0x1p-9f}, {0x08, 0x1p-6f},
+                 {0x38, 1},    {0x39, 1.125f},      {0xb8, -1},          {0x7e, 448},
+                 {0xfe, -448}, {0x77, 1.875f * 128}};
+    struct err e;
+    struct model *m = NULL;
+    struct safetensors *st = NULL;
+    struct tensor q, scale;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        CHECK(fp8_e4m3(known[i].bits) == known[i].value, "%02x: %g", known[i].bits,
+              (double)fp8_e4m3(known[i].bits));
+    CHECK(isnan(fp8_e4m3(0x7f)) && isnan(fp8_e4m3(0xff)));
+    const char *name = "model.layers.0.self_attn.q_proj.weight", *folder = "families/llama_fp8";
+    CHECK_OK(model_open(&m, test_path(folder), &e), e);
+    CHECK_OK(safetensors_open(&st, test_path(folder), &e), e);
+    CHECK_OK(safetensors_get_raw(st, name, "F8_E4M3", &q, &e), e);
+    CHECK_OK(safetensors_get(st, "model.layers.0.self_attn.q_proj.weight_scale_inv", &scale, &e),
+             e);
+    const float *w = m->layer[0].q.data, *s = scale.data;
+    const uint8_t *bits = q.data;
+    for (size_t i = 0; i < q.dim[0]; i++)
+        for (size_t j = 0; j < q.dim[1]; j++) {
+            size_t at = i * q.dim[1] + j;
+            float want = fp8_e4m3(bits[at]) * s[i / 128 * scale.dim[1] + j / 128];
+            if (w[at] != want) {
+                CHECK(false, "[%zu][%zu] is %g, not %g", i, j, (double)w[at], (double)want);
+                return;
+            }
+        }
+    safetensors_close(st);
+    model_free(m);
+}
+
 int main(void)
 {
+    test_fp8();
     test_windows();
     test_refused();
     test_understood();

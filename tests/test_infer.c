@@ -36,6 +36,7 @@ static const char *const models[][2] = {
     {"families/smollm3", "families/smollm3/golden.json"},
     {"families/qwen3_moe", "families/qwen3_moe/golden.json"},
     {"families/dsv3_yarn", "families/dsv3_yarn/golden.json"},
+    {"families/llama_fp8", "families/llama_fp8/golden.json"},
     {"arch/gguf/qwen2_bias.gguf", "arch/qwen2_bias/golden.json"},
     {"arch/gguf/qwen3_qknorm.gguf", "arch/qwen3_qknorm/golden.json"},
     {"arch/gguf/gemma2.gguf", "arch/gemma2/golden.json"},
