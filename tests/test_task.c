@@ -454,9 +454,9 @@ static void test_cut(struct workspace *w)
     struct task_result r;
     CHECK_OK(eval_task(g, NULL, t, &o, NULL, &r, &e), e);
     CHECK(r.n == 1 && r.truncated == 1);
-    for (int i = 0; i < 2500; i++)
-        text[i] = 'z';
-    memcpy(text, "x\n0\n", 4); /* now the first ending is too long */
+    memset(text, 'z', 2500); /* now the first ending is too long */
+    memcpy(text, "x\n0\n", 4);
+    strcpy(text + 2500, "\nb\nc\nd\n");
     CHECK(eval_task(
               g, NULL, t,
               &(struct task_options){.file = write_file("cut.txt", text), .task = CHOICE_HELLASWAG},
