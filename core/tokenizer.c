@@ -252,6 +252,15 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, unsi
     return tokenizer_encode_parts(t, text, n, &whole, special ? 1 : 0, flags, out, e);
 }
 
+/* How many bytes at the beginning of a decoded text are not shown. */
+static size_t leading(const struct tokenizer *t, const char *s, size_t n)
+{
+    size_t skip = 0, most = t->strip_all ? n : t->strip_start;
+    while (skip < n && skip < most && s[skip] == ' ')
+        skip++;
+    return skip;
+}
+
 int tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, bool skip_special,
                      char **text, size_t *size, struct err *e)
 {
@@ -273,7 +282,7 @@ int tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, bo
         memcpy(bytes + used, p->text, p->n_text);
         used += p->n_text;
     }
-    size_t skip = used && t->strip_start && bytes[0] == ' ' ? 1 : 0;
+    size_t skip = leading(t, bytes, used);
     *text = utf8_repair(used ? bytes + skip : "", used - skip, size, NULL, 0);
     free(bytes);
     return *text ? OK : err_nomem(e, used, "decoded text");
@@ -290,12 +299,12 @@ size_t tokenizer_stream_push(const struct tokenizer *t, struct tokenizer_stream 
     if (id < 0 || id >= t->n || (t->pieces[id].special && !s->show_special))
         return 0;
     const struct piece *p = &t->pieces[id];
-    size_t skip = p->n_text && !s->started && t->strip_start && p->text[0] == ' ' ? 1 : 0;
+    size_t skip = s->started ? 0 : leading(t, p->text, p->n_text);
     memcpy(bytes, s->held, n);
     if (p->n_text)
         memcpy(bytes + n, p->text + skip, p->n_text - skip);
     n += p->n_text - skip;
-    s->started = s->started || p->n_text;
+    s->started = s->started || p->n_text > (t->strip_all ? skip : 0);
     s->n_held = 0;
     for (size_t i = 0; i < n; i += len) {
         enum utf8_verdict v = utf8_next(bytes + i, n - i, &cp, &len);

@@ -62,7 +62,8 @@ struct tokenizer {
     bool byte_level;         /* keys are bytes */
     bool byte_fallback;      /* unknown characters become <0xHH> pieces */
     bool fuse_unk, ignore_merges;
-    bool strip_start;   /* decoding drops one leading space */
+    bool strip_start;   /* decoding drops one leading space … */
+    bool strip_all;     /* … or all */
     int32_t unk;        /* -1: none */
     int32_t bytes[256]; /* id of each single byte, -1: none */
     int32_t bos;

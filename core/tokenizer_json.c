@@ -103,23 +103,29 @@ static int read_norm(struct reader *r, const cJSON *item, const char *type)
     return refuse(r, "normalizer", type);
 }
 
-static int read_split(struct reader *r, const cJSON *item)
+static int add_split(struct reader *r, const char *pattern, bool literal, const cJSON *item,
+                     const char *fallback)
 {
     static const char *const names[] = {"Isolated", "Removed", "MergedWithPrevious",
                                         "MergedWithNext", "Contiguous"};
-    const cJSON *pattern = json_get(item, "pattern");
-    const char *behavior = json_str_or(item, "behavior", "");
-    const char *regex = json_str_or(pattern, "Regex", NULL);
-    const char *text = json_str_or(pattern, "String", NULL);
+    const char *behavior = json_str_or(item, "behavior", fallback);
     size_t i = 0;
     while (i < 5 && strcmp(names[i], behavior))
         i++;
     if (i == 5)
         return refuse(r, "split behavior", behavior);
+    return pretok_add_split(r->t->pretok, pattern, literal, (enum pretok_behavior)i,
+                            flag(item, "invert", false), r->e);
+}
+
+static int read_split(struct reader *r, const cJSON *item)
+{
+    const cJSON *pattern = json_get(item, "pattern");
+    const char *regex = json_str_or(pattern, "Regex", NULL);
+    const char *text = json_str_or(pattern, "String", NULL);
     if (!regex && !text)
         return refuse(r, "split pattern", "neither Regex nor String");
-    return pretok_add_split(r->t->pretok, regex ? regex : text, !regex, (enum pretok_behavior)i,
-                            flag(item, "invert", false), r->e);
+    return add_split(r, regex ? regex : text, !regex, item, "");
 }
 
 static int read_metaspace(struct reader *r, const cJSON *item)
@@ -142,6 +148,8 @@ static int read_pretok(struct reader *r, const cJSON *item, const char *type)
         return pretok_add_digits(p, flag(item, "individual_digits", false), r->e);
     if (!strcmp(type, "Metaspace"))
         return read_metaspace(r, item);
+    if (!strcmp(type, "Punctuation"))
+        return add_split(r, "[\\p{P}!-/:-@\\[-`{-~]", false, item, "Isolated");
     if (strcmp(type, "ByteLevel"))
         return refuse(r, "pre-tokenizer", type);
     int rc = flag(item, "add_prefix_space", true) ? pretok_add_space(p, r->e) : OK;
@@ -306,10 +314,9 @@ static int read_unigram(struct reader *r, const cJSON *model, const cJSON *added
             return err_set(r->e, ERR_FORMAT, "%s: piece %d is no piece with a score", r->path, id);
         const char *s = piece->valuestring;
         rc = tok_set_piece(t, id, s, strlen(s), t->byte_fallback, r->e);
-        const struct piece *p = &t->pieces[id];
         /* A special token is none of the model's own: nobody can type it. */
-        if (!rc && p->key && p->n_key && !p->special)
-            rc = unigram_add(t->unigram, p->key, p->n_key, id, score->valuedouble, false, r->e);
+        if (!rc && *s && !t->pieces[id].special)
+            rc = unigram_add(t->unigram, s, strlen(s), id, score->valuedouble, false, r->e);
         id++;
     }
     t->fuse_unk = true;

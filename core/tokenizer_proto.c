@@ -204,6 +204,7 @@ static int use_normalizer(struct reader *r)
         t->norm[t->n_norm++] =
             (struct norm_step){.kind = NORM_REPLACE, .from = " ", .to = TOK_SPACE};
     t->strip_start = r->dummy_prefix || r->squeeze;
+    t->strip_all = r->squeeze;
     return rc;
 }
 

@@ -131,8 +131,7 @@ static void extend(const struct unigram *u, struct node *nodes, const char *word
         at = edge->to;
         if (edge->id < 0)
             continue;
-        double score =
-            edge->bonus ? (double)(float)((double)(end - pos) * u->most) - 0.1 : edge->score;
+        double score = edge->bonus ? (double)(end - pos) * u->most - 0.1 : edge->score;
         offer(u, &nodes[end], pos, edge->id, score + here);
         alone = alone || end == pos + len;
     }
