@@ -110,7 +110,9 @@ static int read_router(struct model_moe *moe, const cJSON *config, bool v3, cons
     moe->renormalise = v3;
     moe->scale = 1;
     int rc = json_num_opt(config, "routed_scaling_factor", &moe->scale, where, e);
-    if (!rc && v3)
+    /* transformers' V2 never renormalises, whatever the key says; vLLM's does. */
+    const char *made_for = json_str_or(json_get(config, "mlathe"), "made_for", "hf");
+    if (!rc && (v3 || strcmp(made_for, "hf")))
         rc = json_bool_opt(config, "norm_topk_prob", &moe->renormalise, where, e);
     if (!rc && strcmp(method, v3 ? "noaux_tc" : "greedy") &&
         (v3 || strcmp(method, "group_limited_greedy")))
@@ -150,6 +152,69 @@ static int read_experts(struct model_hparams *hp, const cJSON *config, bool v3, 
     return read_router(moe, config, v3, where, e);
 }
 
+/* Frequencies as two lists of divisors of the grid (longrope), the magnitude one. */
+static int read_divisors(struct model *m, const cJSON *set, const char *key, const double **out,
+                         const char *where, struct err *e)
+{
+    const cJSON *list = json_get(set, key), *item = cJSON_IsArray(list) ? list->child : NULL;
+    int n = m->hp.qk_rope_head_dim / 2;
+    double *v = family_own(m, (size_t)n, sizeof *v);
+    if (!v)
+        return err_nomem(e, (size_t)n * sizeof *v, "rope factors");
+    *out = v;
+    for (; item && n && cJSON_IsNumber(item) && item->valuedouble > 0; item = item->next, n--)
+        *v++ = item->valuedouble;
+    return !item && !n ? OK
+                       : err_set(e, ERR_FORMAT, "%s: %s must hold %d positive numbers", where, key,
+                                 m->hp.qk_rope_head_dim / 2);
+}
+
+static int read_rope(struct model *m, const cJSON *config, struct rope_spec *rope,
+                     const double **beyond, const char *where, struct err *e)
+{
+    const cJSON *set = family_rope_parameters(config);
+    double partial, magnitude = 0;
+    long long original = m->hp.context;
+    *beyond = NULL;
+    if (strcmp(json_str_or(set, "rope_type", ""), "longrope"))
+        return family_rope_hf(config, 10000, rope, where, e);
+    int rc = family_rope_set(config, NULL, 10000, rope, &partial, where, e);
+    if (!rc)
+        rc = json_num_opt(set, "rope_theta", &rope->theta, where, e);
+    if (!rc)
+        rc = json_num(set, "attention_factor", &magnitude, where, e);
+    if (!rc && magnitude != 1)
+        rc = err_set(e, ERR_UNSUPPORTED, "%s: a rope magnitude of %g", where, magnitude);
+    if (!rc)
+        rc = json_int_opt(set, "original_max_position_embeddings", 2, 1 << 28, &original, where, e);
+    if (!rc)
+        rc = read_divisors(m, set, "short_factor", &rope->divisor, where, e);
+    if (!rc)
+        rc = read_divisors(m, set, "long_factor", beyond, where, e);
+    if (!rc &&
+        !memcmp(rope->divisor, *beyond, (size_t)m->hp.qk_rope_head_dim / 2 * sizeof **beyond))
+        *beyond = NULL;
+    if (*beyond)
+        m->hp.rope_original = (int)original;
+    return rc;
+}
+
+/* The second list, for contexts beyond the original one. */
+static int set_long(struct model *m, const struct rope_spec *rope, const double *divisor,
+                    const char *where, struct err *e)
+{
+    struct rope_spec spec = *rope;
+    int R = m->hp.qk_rope_head_dim;
+    double *freq = family_own(m, (size_t)R / 2, sizeof *freq);
+    if (!freq)
+        return err_nomem(e, (size_t)R / 2 * sizeof *freq, "rope frequencies");
+    spec.divisor = divisor;
+    ropefreq_fill(&spec, R, freq);
+    for (int l = 0; l < m->hp.n_layer; l++)
+        m->layer[l].rope_freq_long = freq;
+    return ropefreq_usable(freq, R / 2, where, e);
+}
+
 /* attention_bias adds biases where a matrix meets the hidden states, but never to q_proj. */
 static int check_biases(const struct model *m, bool biases, const char *where, struct err *e)
 {
@@ -174,6 +239,7 @@ static int deepseek_hf(struct model *m, const struct cJSON *config, const char *
                              .hf_layer = "model.layers.",
                              .ignored = family_ignored};
     struct rope_spec rope;
+    const double *beyond = NULL;
     bool v3 = !strcmp(json_str_or(config, "model_type", ""), "deepseek_v3");
     bool biases = false, interleaved = true;
     int rc = family_hf_base(m, config, &defaults, where, e);
@@ -182,7 +248,9 @@ static int deepseek_hf(struct model *m, const struct cJSON *config, const char *
     if (!rc)
         rc = read_experts(&m->hp, config, v3, where, e);
     if (!rc)
-        rc = family_rope_hf(config, 10000, &rope, where, e);
+        rc = family_check_hparams(&m->hp, where, e);
+    if (!rc)
+        rc = read_rope(m, config, &rope, &beyond, where, e);
     if (!rc)
         rc = json_bool_opt(config, "attention_bias", &biases, where, e);
     if (!rc && v3)
@@ -194,8 +262,16 @@ static int deepseek_hf(struct model *m, const struct cJSON *config, const char *
     if (rope.logit_scale > 0)
         m->hp.attn_scale *= rope.logit_scale;
     rc = family_bind(m, &(struct family_source){.where = where, .st = st}, &map, &rope, e);
+    /* Our own exports say which engine's epsilon they were made for. */
+    double eps = LATENT_EPS;
+    if (!rc)
+        rc = json_num_opt(json_get(config, "mlathe"), "latent_norm_eps", &eps, where, e);
+    if (!rc && !(eps > 0 && eps < 1))
+        rc = err_set(e, ERR_FORMAT, "%s: latent_norm_eps %g", where, eps);
+    if (!rc && beyond)
+        rc = set_long(m, &rope, beyond, where, e);
     for (int l = 0; !rc && l < m->hp.n_layer; l++)
-        m->layer[l].latent_eps = LATENT_EPS;
+        m->layer[l].latent_eps = eps;
     return rc ? rc : check_biases(m, biases, where, e);
 }
 

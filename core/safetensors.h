@@ -33,6 +33,9 @@ int safetensors_writer_declare(struct safetensors_writer *w, const char *name, e
 /* Next declared tensor, given as fp32 and rounded to its dtype. */
 int safetensors_writer_f32(struct safetensors_writer *w, const float *data, size_t n,
                            struct err *e);
+/* A part of it, for tensors that are never in memory whole. */
+int safetensors_writer_part(struct safetensors_writer *w, const float *data, size_t n,
+                            struct err *e);
 int safetensors_writer_commit(struct safetensors_writer *w, struct err *e); /* frees w */
 void safetensors_writer_abort(struct safetensors_writer *w);
 

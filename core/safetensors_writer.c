@@ -20,6 +20,7 @@ struct safetensors_writer {
         size_t elements;
     } * tensor;
     size_t n, cap, next; /* next: the tensor that comes next */
+    size_t have;         /* numbers of it that are written */
     size_t data_bytes;
     bool started; /* header written */
 };
@@ -109,20 +110,34 @@ static int start(struct safetensors_writer *w, struct err *e)
     return rc;
 }
 
-int safetensors_writer_f32(struct safetensors_writer *w, const float *data, size_t n, struct err *e)
+int safetensors_writer_part(struct safetensors_writer *w, const float *data, size_t n,
+                            struct err *e)
 {
     uint8_t rounded[CHUNK * sizeof *data];
-    if (w->next >= w->n || n != w->tensor[w->next].elements)
-        return err_set(e, ERR_ARG, "%s: tensor %zu of %zu does not have %zu numbers", w->path,
+    if (w->next >= w->n || n > w->tensor[w->next].elements - w->have)
+        return err_set(e, ERR_ARG, "%s: tensor %zu of %zu has fewer than %zu numbers left", w->path,
                        w->next, w->n, n);
-    enum dtype dtype = w->tensor[w->next++].dtype;
+    enum dtype dtype = w->tensor[w->next].dtype;
     int rc = w->started ? OK : start(w, e);
     for (size_t at = 0; at < n && !rc; at += CHUNK) {
         size_t m = n - at < CHUNK ? n - at : CHUNK;
         dtype_from_f32(dtype, data + at, rounded, m);
         rc = file_writer_write(w->file, rounded, dtype_bytes(dtype, m), e);
     }
+    w->have += n;
+    if (w->have == w->tensor[w->next].elements) {
+        w->next++;
+        w->have = 0;
+    }
     return rc;
+}
+
+int safetensors_writer_f32(struct safetensors_writer *w, const float *data, size_t n, struct err *e)
+{
+    if (w->next >= w->n || w->have || n != w->tensor[w->next].elements)
+        return err_set(e, ERR_ARG, "%s: tensor %zu of %zu does not have %zu numbers", w->path,
+                       w->next, w->n, n);
+    return safetensors_writer_part(w, data, n, e);
 }
 
 int safetensors_writer_commit(struct safetensors_writer *w, struct err *e)

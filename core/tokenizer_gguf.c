@@ -12,17 +12,8 @@
 /* token_type values of the format. */
 enum { TYPE_NORMAL = 1, TYPE_UNKNOWN, TYPE_CONTROL, TYPE_USER, TYPE_UNUSED, TYPE_BYTE };
 
-/* What a name of the format stands for. Splits go one after the other, each inside the pieces of
- * the one before. */
-struct family {
-    const char *pre;
-    const char *split[3];
-    bool digits; /* every digit cut out first */
-    bool nfc, ignore_merges, adds_bos;
-};
-
 #define DIGITS_GPT2 {pretok_gpt2}, true, false, false, false
-static const struct family families[] = {
+static const struct tok_pre_rules families[] = {
     {"gpt-2", {pretok_gpt2}, false, false, false, false},
     {"phi-2", {pretok_gpt2}, false, false, false, false},
     {"mpt", {pretok_gpt2}, false, false, false, false},
@@ -154,6 +145,14 @@ static int read_merges(struct reader *r)
     return rc;
 }
 
+const struct tok_pre_rules *tok_pre_find(const char *pre, size_t n)
+{
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++)
+        if (strlen(families[i].pre) == n && !memcmp(families[i].pre, pre, n))
+            return &families[i];
+    return NULL;
+}
+
 static int use_family(struct reader *r)
 {
     struct gguf_str pre = {"", 0};
@@ -166,10 +165,8 @@ static int use_family(struct reader *r)
     int rc = gguf_string(r->g, KEY "pre", &pre, r->e);
     if (rc)
         return rc;
-    for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
-        const struct family *f = &families[i];
-        if (strlen(f->pre) != pre.n || memcmp(f->pre, pre.s, pre.n))
-            continue;
+    const struct tok_pre_rules *f = tok_pre_find(pre.s, pre.n);
+    if (f) {
         t->ignore_merges = f->ignore_merges;
         t->adds_bos = f->adds_bos;
         if (f->nfc)

@@ -118,6 +118,16 @@ int tok_normalize(const struct tokenizer *t, const char *s, size_t n, bool at_st
 
 struct norm_step tok_norm_nfc(void);
 
+/* What GGUF's names of pre-tokenizers ("llama-bpe") stand for. Splits go one after the other, each
+ * inside the pieces of the one before. */
+struct tok_pre_rules {
+    const char *pre;
+    const char *split[3];
+    bool digits; /* every digit cut out first */
+    bool nfc, ignore_merges, adds_bos;
+};
+const struct tok_pre_rules *tok_pre_find(const char *pre, size_t n); /* NULL: unknown */
+
 /* Readers; each fills an empty tokenizer. */
 int tok_read_json(struct tokenizer *t, const char *path, struct err *e);
 int tok_read_gguf(struct tokenizer *t, const char *path, struct err *e);

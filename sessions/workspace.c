@@ -238,6 +238,11 @@ const struct engine *workspace_engine(const struct workspace *w, enum side side)
     return side == SIDE_CONVERTED ? w->conv_engine : w->base_engine;
 }
 
+const struct model *workspace_model(const struct workspace *w, enum side side)
+{
+    return side == SIDE_ORIGINAL ? w->base : w->conv ? &w->conv->model : NULL;
+}
+
 static const void *present(const void *p, const struct err *why, const char *what, struct err *e)
 {
     if (!p && e) {

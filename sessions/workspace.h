@@ -47,6 +47,8 @@ void workspace_info(const struct workspace *w, struct model_info *info);
 bool workspace_has_conversion(const struct workspace *w);
 /* NULL when there is none. */
 const struct engine *workspace_engine(const struct workspace *w, enum side side);
+/* The model itself, a conversion in full precision; NULL when there is none. */
+const struct model *workspace_model(const struct workspace *w, enum side side);
 /* The tokenizer is optional for a model (logits need none): NULL with the reason in e. */
 const struct tokenizer *workspace_tokenizer(const struct workspace *w, struct err *e);
 const struct chatfmt *workspace_chatfmt(const struct workspace *w, struct err *e);

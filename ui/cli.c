@@ -148,6 +148,15 @@ static const struct cli_option bench_options[] = {
     OPT_ORIGINAL,
     OPT_END};
 
+static const struct cli_option export_options[] = {
+    OPT_TEXT("--to", NULL, "E", "hf, vllm, sglang or gguf", to),
+    OPT_TEXT("--dtype", NULL, "T", "bf16 (default), f32; in GGUF also f16, q8_0, q4_0", dtype),
+    OPT_TEXT("--output", "-o", "PATH", "the folder or GGUF file to write", output),
+    OPT_FLAG("--dry-run", "say what would be written, write nothing", dry_run),
+    OPT_FLAG("--force", "replace an earlier export", force),
+    OPT_FLAG("--no-check", "do not read the export back and compare", no_check),
+    OPT_END};
+
 static const struct cli_command commands[] = {
     {"models", "", "lists the models found on this machine",
      "  mlathe models\n  mlathe models --json\n", 0, false, NULL, cli_models},
@@ -196,6 +205,11 @@ static const struct cli_command commands[] = {
     {"bench", "[MODEL] [-p 512] [-n 128] [-r 5] [-d 0,4096]", "speed, by llama-bench's protocol",
      "  mlathe bench\n  mlathe bench converted/ -p 512 -n 128 -d 0,4096\n", 1, true, bench_options,
      cli_bench},
+    {"export", "DIR --to E -o PATH", "writes a conversion for stock engines",
+     "  mlathe export converted --to hf -o model-mla\n"
+     "  mlathe export converted --to gguf --dtype q8_0 -o model-mla.gguf\n"
+     "  mlathe export converted --to vllm --dry-run -o model-mla\n",
+     1, true, export_options, cli_export},
     {"paths", "", "where mlathe keeps its files", "  mlathe paths\n", 0, false, NULL, cli_paths},
 };
 #define N_COMMANDS (sizeof commands / sizeof commands[0])

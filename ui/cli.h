@@ -30,6 +30,8 @@ struct cli_options {
     long long bench_prompt, bench_generate;
     bool special, skip_special, no_generation_prompt, all, ignore_eos, weights_only, forced;
     bool original, store;
+    const char *to, *dtype;
+    bool dry_run, force, no_check;
 };
 struct cli {
     const struct cli_command *command;
@@ -122,6 +124,7 @@ int cli_plan(struct cli *c, struct err *e);
 int cli_convert(struct cli *c, struct err *e);
 int cli_eval(struct cli *c, struct err *e);
 int cli_chat(struct cli *c, struct err *e);
+int cli_export(struct cli *c, struct err *e);
 
 /* Runs argv; the process's exit code. */
 int cli_main(int argc, char **argv);

@@ -1,0 +1,306 @@
+/* Sizes, frequencies and scales of an export, and the list of its tensors in the names of
+ * transformers. Refuses what stock_check refuses, half precision for the latent, and frequencies
+ * that the engine has no way to be told. */
+#include "core/stock_export.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define HF_LATENT_EPS 1e-6 /* fixed in the classes, whatever rms_norm_eps says */
+#define SHIFT 32           /* squares near 1e-19 beside ε; from 24 on nothing changes */
+#define SAME_FREQUENCY 1e-9
+
+/* --- frequencies -------------------------------------------------------------------------- */
+
+static bool same_list(const double *a, const double *b, int n)
+{
+    if (!a || !b)
+        return a == b;
+    for (int i = 0; i < n; i++)
+        if (fabs(a[i] - b[i]) > SAME_FREQUENCY * fabs(a[i]))
+            return false;
+    return true;
+}
+
+/* theta of a grid of width R that has the frequencies as its first ones, and how far it is off. */
+static double fit_theta(const double *freq, int n, int R, double *error)
+{
+    double theta = n > 1 ? pow(freq[1] / freq[0], -R / 2.0) : 10000;
+    *error = 0;
+    for (int i = 0; i < n; i++)
+        *error = fmax(*error, fabs(freq[i] - pow(theta, -2.0 * i / R)));
+    return theta;
+}
+
+static int set_frequencies(struct stock_export *x, struct err *e)
+{
+    const struct model *m = x->m;
+    const struct model_layer *widest = &m->layer[0];
+    for (int l = 1; l < m->hp.n_layer; l++)
+        if (m->layer[l].rope_dim > widest->rope_dim)
+            widest = &m->layer[l];
+    x->pairs = widest->rope_dim / 2;
+    for (int l = 0; l < m->hp.n_layer; l++) {
+        const struct model_layer *y = &m->layer[l];
+        if (!same_list(y->rope_freq, widest->rope_freq, y->rope_dim / 2) ||
+            !same_list(y->rope_freq_long, widest->rope_freq_long, y->rope_dim / 2))
+            return err_set(e, ERR_UNSUPPORTED,
+                           "layer %d has rope frequencies of its own: convert with --layout stock",
+                           l);
+    }
+    x->theta = fit_theta(widest->rope_freq, x->pairs, x->R, &x->freq_error);
+    /* A millionth of a radian a token is fp32's rounding of the fastest frequencies. */
+    if (x->engine == STOCK_HF && (x->freq_error > 1e-6 || widest->rope_freq_long)) {
+        x->freq = widest->rope_freq;
+        x->freq_long = widest->rope_freq_long;
+        x->freq_error = 0;
+        x->theta = 10000;
+    }
+    return OK;
+}
+
+/* --- scales ------------------------------------------------------------------------------- */
+
+/* The power of two that brings the latents of layer l, for inputs of the norm's own size, near one.
+ */
+static int latent_level(const struct model_layer *y, int *level, struct err *e)
+{
+    size_t D = y->kv_a.dim[1], r = (size_t)y->kv_lora_rank;
+    float *gamma, *row = mem_calloc(D, sizeof *row);
+    double most = 0;
+    int rc = row ? tensor_to_f32(&y->attn_norm, &gamma, e) : err_nomem(e, D * sizeof *row, "a row");
+    for (size_t i = 0; i < r && !rc; i++) {
+        double sum = 0;
+        tensor_row_f32(&y->kv_a, i, row);
+        for (size_t j = 0; j < D; j++)
+            sum += (double)row[j] * row[j] * gamma[j] * gamma[j];
+        most = fmax(most, sum);
+    }
+    if (!rc)
+        free(gamma);
+    free(row);
+    int exponent = 0;
+    if (most > 0 && isfinite(most))
+        frexp(sqrt(most), &exponent);
+    *level = -exponent;
+    return rc;
+}
+
+static int set_scales(struct stock_export *x, struct err *e)
+{
+    const struct model_hparams *hp = &x->m->hp;
+    x->shift = SHIFT;
+    x->rms_eps = ldexp(hp->rms_eps, 2 * x->residual);
+    x->latent_eps = x->engine == STOCK_HF ? HF_LATENT_EPS : x->rms_eps;
+    double want = ldexp(sqrt(x->latent_eps), x->shift);
+    float rounded = bf16_to_f32(f32_to_bf16((float)want));
+    x->norm_weight = (double)rounded;
+    x->left = want / x->norm_weight;
+    x->level = mem_calloc((size_t)hp->n_layer, sizeof *x->level);
+    if (!x->level)
+        return err_nomem(e, (size_t)hp->n_layer * sizeof *x->level, "scales");
+    int rc = OK;
+    for (int l = 0; l < hp->n_layer && !rc; l++)
+        rc = latent_level(&x->m->layer[l], &x->level[l], e);
+    return rc;
+}
+
+/* --- tensors ------------------------------------------------------------------------------ */
+
+int stock_add(struct stock_export *x, struct stock_tensor t, struct err *e)
+{
+    size_t n = 1, bytes;
+    if (!mem_grow((void **)&x->tensor, &x->cap, x->n + 1, sizeof *x->tensor))
+        return err_nomem(e, (x->n + 1) * sizeof t, "the list of tensors");
+    for (int i = 0; i < t.rank; i++)
+        if (!size_mul(n, t.dim[i], &n))
+            return err_set(e, ERR_LIMIT, "tensor %s is too large", t.name);
+    bytes = dtype_bytes(t.dtype, n);
+    if (!size_add(x->bytes, bytes, &x->bytes))
+        return err_set(e, ERR_LIMIT, "tensor %s is too large", t.name);
+    if (t.factor == 0 && t.make == MAKE_COPY)
+        t.factor = 1;
+    if (!t.count)
+        t.count = 1;
+    x->tensor[x->n++] = t;
+    return OK;
+}
+
+struct lister {
+    struct stock_export *x;
+    int layer;
+    int rc;
+    struct err *e;
+};
+
+static void add(struct lister *a, enum stock_make make, const struct tensor *from, double factor,
+                size_t rows, size_t cols, const char *name)
+{
+    struct stock_tensor t = {.make = make,
+                             .from = from,
+                             .factor = factor,
+                             .layer = a->layer,
+                             .dtype = a->x->dtype,
+                             .rank = cols ? 2 : 1,
+                             .dim = {rows, cols}};
+    if (a->rc)
+        return;
+    if (a->layer >= 0)
+        snprintf(t.name, sizeof t.name, "model.layers.%d.%s", a->layer, name);
+    else
+        snprintf(t.name, sizeof t.name, "%s", name);
+    a->rc = stock_add(a->x, t, a->e);
+}
+
+static void copy(struct lister *a, const struct tensor *from, const char *name)
+{
+    if (from->data)
+        add(a, MAKE_COPY, from, 1, from->dim[0], from->rank > 1 ? from->dim[1] : 0, name);
+}
+
+static void list_attention(struct lister *a)
+{
+    struct stock_export *x = a->x;
+    size_t D = (size_t)x->m->hp.hidden, H = (size_t)x->m->hp.n_head, c = (size_t)x->c;
+    size_t P = (size_t)x->P, R = (size_t)x->R, V = (size_t)x->V, q = (size_t)x->q_lora;
+    if (q) {
+        add(a, MAKE_IDENTITY, NULL, 0, q, D, "self_attn.q_a_proj.weight");
+        add(a, MAKE_ONE_HOT, NULL, 0, q, 0, "self_attn.q_a_proj.bias");
+        add(a, MAKE_FILL, NULL, x->norm_weight, q, 0, "self_attn.q_a_layernorm.weight");
+        add(a, MAKE_QUERY, NULL, 0, H * (P + R), q, "self_attn.q_b_proj.weight");
+    } else {
+        add(a, MAKE_QUERY, NULL, 0, H * (P + R), D, "self_attn.q_proj.weight");
+    }
+    add(a, MAKE_LATENT, NULL, 0, c + R, D, "self_attn.kv_a_proj_with_mqa.weight");
+    if (x->biased)
+        add(a, MAKE_LATENT_BIAS, NULL, 0, c + R, 0, "self_attn.kv_a_proj_with_mqa.bias");
+    add(a, MAKE_FILL, NULL, x->norm_weight, c, 0, "self_attn.kv_a_layernorm.weight");
+    add(a, MAKE_UP, NULL, 0, H * (P + V), c, "self_attn.kv_b_proj.weight");
+}
+
+static void list_experts(struct lister *a)
+{
+    const struct model *m = a->x->m;
+    const struct tensor *expert = m->layer[a->layer].expert;
+    size_t D = (size_t)m->hp.hidden, F = (size_t)m->hp.moe.ffn, E = (size_t)m->hp.moe.n;
+    static const char *const part[EXPERT_PARTS] = {"gate_proj", "up_proj", "down_proj"};
+    char name[64];
+    copy(a, &m->layer[a->layer].router, "mlp.gate.weight");
+    if (a->x->engine == STOCK_HF) { /* the class keeps its experts in two stacks */
+        struct stock_tensor t = {.make = MAKE_COPY,
+                                 .layer = a->layer,
+                                 .dtype = a->x->dtype,
+                                 .rank = 3,
+                                 .from = expert,
+                                 .count = (int)E};
+        struct stock_tensor up = t, down = t;
+        up.dim[0] = down.dim[0] = E;
+        up.dim[1] = 2 * F;
+        up.dim[2] = down.dim[1] = D;
+        down.dim[2] = F;
+        up.stride = down.stride = EXPERT_PARTS;
+        down.from = expert + EXPERT_DOWN;
+        snprintf(up.name, sizeof up.name, "model.layers.%d.mlp.experts.gate_up_proj", a->layer);
+        snprintf(down.name, sizeof down.name, "model.layers.%d.mlp.experts.down_proj", a->layer);
+        if (!a->rc)
+            a->rc = stock_add(a->x, up, a->e);
+        if (!a->rc)
+            a->rc = stock_add(a->x, down, a->e);
+    }
+    for (size_t i = 0; i < E && a->x->engine != STOCK_HF; i++)
+        for (int p = 0; p < EXPERT_PARTS; p++) {
+            snprintf(name, sizeof name, "mlp.experts.%zu.%s.weight", i, part[p]);
+            copy(a, &expert[i * EXPERT_PARTS + (size_t)p], name);
+        }
+    if (a->x->engine == STOCK_VLLM)
+        return;
+    for (int p = 0; p < EXPERT_PARTS; p++) { /* a shared expert must be there: one of zeros */
+        snprintf(name, sizeof name, "mlp.shared_experts.%s.weight", part[p]);
+        add(a, MAKE_FILL, NULL, 0, p == EXPERT_DOWN ? D : F, p == EXPERT_DOWN ? F : D, name);
+    }
+}
+
+int stock_list_hf(struct stock_export *x, struct err *e)
+{
+    struct lister a = {.x = x, .layer = -1, .e = e};
+    const struct model *m = x->m;
+    size_t D = (size_t)m->hp.hidden;
+    double embed = m->hp.embed_scale > 0 ? m->hp.embed_scale : 1;
+    add(&a, MAKE_COPY, &m->embed, embed, m->embed.dim[0], D, "model.embed_tokens.weight");
+    for (a.layer = 0; a.layer < m->hp.n_layer; a.layer++) {
+        const struct model_layer *y = &m->layer[a.layer];
+        copy(&a, &y->attn_norm, "input_layernorm.weight");
+        list_attention(&a);
+        copy(&a, &y->o, "self_attn.o_proj.weight");
+        if (x->biased && y->o_bias.data)
+            copy(&a, &y->o_bias, "self_attn.o_proj.bias");
+        else if (x->biased)
+            add(&a, MAKE_FILL, NULL, 0, D, 0, "self_attn.o_proj.bias");
+        copy(&a, &y->ffn_norm, "post_attention_layernorm.weight");
+        if (y->expert) {
+            list_experts(&a);
+            continue;
+        }
+        copy(&a, &y->gate, "mlp.gate_proj.weight");
+        copy(&a, &y->up, "mlp.up_proj.weight");
+        copy(&a, &y->down, "mlp.down_proj.weight");
+    }
+    a.layer = -1;
+    copy(&a, &m->final_norm, "model.norm.weight");
+    copy(&a, &m->head, "lm_head.weight");
+    return a.rc;
+}
+
+/* --- the whole ---------------------------------------------------------------------------- */
+
+static int check_dtype(const struct stock_export *x, struct err *e)
+{
+    enum dtype t = x->dtype;
+    if (x->engine != STOCK_GGUF && t == DTYPE_F16)
+        return err_set(e, ERR_ARG,
+                       "half precision cannot hold the scaled latent: export as bf16 or f32");
+    if (x->engine != STOCK_GGUF && t != DTYPE_F32 && t != DTYPE_BF16)
+        return err_set(e, ERR_ARG, "safetensors hold f32 or bf16 here, not %s",
+                       dtype_traits(t)->name);
+    if (!dtype_can_write(t))
+        return err_set(e, ERR_ARG, "%s cannot be written", dtype_traits(t)->name);
+    return OK;
+}
+
+int stock_export_init(struct stock_export *x, const struct model *m, const struct stock_facts *f,
+                      const struct rankplan *plan, enum stock_engine engine, enum dtype dtype,
+                      struct err *e)
+{
+    struct stock_verdict v;
+    *x = (struct stock_export){.m = m, .engine = engine, .dtype = dtype};
+    stock_check(f, plan, engine, &v);
+    if (v.fit == STOCK_NO)
+        return err_set(e, ERR_UNSUPPORTED, "%s cannot load this: %s", stock_name(engine), v.text);
+    x->c = v.kv_lora_rank;
+    x->R = v.qk_rope_head_dim;
+    x->P = m->layer[0].qk_nope_head_dim;
+    x->V = m->layer[0].v_head_dim;
+    x->biased = f->biases;
+    for (int l = 0; l < m->hp.n_layer; l++)
+        if (m->layer[l].q_bias.data)
+            x->q_lora = m->hp.hidden + 1;
+    int rc = check_dtype(x, e);
+    if (!rc)
+        rc = set_frequencies(x, e);
+    if (!rc)
+        rc = set_scales(x, e);
+    if (!rc)
+        rc = engine == STOCK_GGUF ? stock_list_gguf(x, e) : stock_list_hf(x, e);
+    if (rc)
+        stock_export_done(x);
+    return rc;
+}
+
+void stock_export_done(struct stock_export *x)
+{
+    free(x->tensor);
+    free(x->level);
+    *x = (struct stock_export){0};
+}

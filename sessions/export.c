@@ -1,0 +1,393 @@
+/* Exporting: checks first, then everything under a temporary name, then reading back, then the
+ * rename. Refuses targets that exist (unless they are ours and it is told to replace them), folders
+ * that cannot be written, and disks that are too full. */
+#include "sessions/export.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "core/file.h"
+#include "core/kvmem.h"
+#include "core/safetensors.h"
+
+#define SHARD_BYTES ((size_t)5000000000)
+#define TEXT_BYTES ((size_t)32 << 20) /* room for tokenizer, index and headers */
+
+void export_report_done(struct export_report *r)
+{
+    free(r->file);
+    *r = (struct export_report){0};
+}
+
+bool export_dtype(const char *name, enum dtype *out)
+{
+    char upper[16];
+    size_t n = 0;
+    for (; name[n] && n < sizeof upper - 1; n++)
+        upper[n] = (char)(name[n] >= 'a' && name[n] <= 'z' ? name[n] - 32 : name[n]);
+    upper[n] = 0;
+    *out = dtype_from_name(upper);
+    return *out != DTYPE_COUNT;
+}
+
+/* --- folders ------------------------------------------------------------------------------ */
+
+/* A flat folder of files; anything else in it stays, and so does the folder then. */
+static void remove_folder(const char *path)
+{
+    DIR *d = opendir(path);
+    for (struct dirent *entry; d && (entry = readdir(d));)
+        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+            unlinkat(dirfd(d), entry->d_name, 0);
+    if (d)
+        closedir(d);
+    else
+        unlink(path);
+    rmdir(path);
+}
+
+/* What an export that was killed left behind: PATH.tmp-<pid> of processes that are gone. */
+static void sweep(const char *path)
+{
+    const char *base = path_base(path);
+    size_t n = strlen(base);
+    char *dir = base > path ? strndup(path, (size_t)(base - path)) : mem_strdup(".");
+    DIR *d = dir ? opendir(dir) : NULL;
+    for (struct dirent *entry; d && (entry = readdir(d));) {
+        const char *rest = entry->d_name + n;
+        if (strncmp(entry->d_name, base, n) || strncmp(rest, ".tmp-", 5))
+            continue;
+        long pid = strtol(rest + 5, NULL, 10);
+        char *left = path_join(dir, entry->d_name);
+        if (left && pid > 0 && kill((pid_t)pid, 0) && errno == ESRCH)
+            remove_folder(left);
+        free(left);
+    }
+    if (d)
+        closedir(d);
+    free(dir);
+}
+
+/* The folder that the target will be in. */
+static char *parent_of(const char *path)
+{
+    const char *base = path_base(path);
+    return base > path ? strndup(path, (size_t)(base - path)) : mem_strdup(".");
+}
+
+/* An earlier export says so in its config.json, a GGUF in its name only: that one needs --force. */
+static bool is_ours(const char *path)
+{
+    char *config = path_join(path, "config.json");
+    cJSON *json = NULL;
+    bool ours = config && file_exists(config) &&
+                json_read_file(&json, config, (size_t)4 << 20, NULL) == OK &&
+                json_get(json, "mlathe");
+    cJSON_Delete(json);
+    free(config);
+    return ours;
+}
+
+static int check_target(const struct export_options *o, struct err *e)
+{
+    bool folder = o->to != STOCK_GGUF;
+    if (!o->path || !o->path[0])
+        return err_set(e, ERR_ARG, "an export needs a name to be written under");
+    if (!file_exists(o->path))
+        return OK;
+    if (!o->force)
+        return err_set(e, ERR_IO,
+                       "%s is there already: give another name, or --force to replace it", o->path);
+    if (file_is_dir(o->path) != folder || (folder && !is_ours(o->path)))
+        return err_set(e, ERR_IO, "%s is not an export of mlathe, so it will not be replaced",
+                       o->path);
+    return OK;
+}
+
+static int check_space(struct export_job *j, struct err *e)
+{
+    char *dir = parent_of(j->o->path), needs[32], has[32];
+    struct statvfs fs;
+    int rc = dir ? OK : err_nomem(e, strlen(j->o->path), "a path");
+    if (!rc && !file_is_dir(dir))
+        rc = err_set(e, ERR_IO, "%s: the folder %s is not there", j->o->path, dir);
+    if (!rc && access(dir, W_OK | X_OK))
+        rc = err_errno(e, "%s: cannot write into %s", j->o->path, dir);
+    if (!rc && statvfs(dir, &fs))
+        rc = err_errno(e, "%s: cannot ask for free space", dir);
+    if (!rc) {
+        size_t need = j->x.bytes + TEXT_BYTES;
+        if (!size_mul((size_t)fs.f_bavail, (size_t)fs.f_frsize, &j->report->free_bytes))
+            j->report->free_bytes = SIZE_MAX;
+        kvmem_text((double)need, needs, sizeof needs);
+        kvmem_text((double)j->report->free_bytes, has, sizeof has);
+        if (need > j->report->free_bytes)
+            rc = err_set(e, ERR_NOSPACE, "%s: the export takes %s, %s are free", j->o->path, needs,
+                         has);
+    }
+    free(dir);
+    return rc;
+}
+
+int export_add_file(struct export_job *j, const char *name, struct err *e)
+{
+    struct export_report *r = j->report;
+    struct stat st;
+    char *path = j->o->to == STOCK_GGUF ? mem_strdup(j->dir) : path_join(j->dir, name);
+    if (!path || !mem_grow((void **)&r->file, &r->cap_file, r->n_file + 1, sizeof *r->file)) {
+        free(path);
+        return err_nomem(e, 4096, "the list of files");
+    }
+    struct export_file *f = &r->file[r->n_file++];
+    *f = (struct export_file){0};
+    snprintf(f->name, sizeof f->name, "%s", name);
+    f->bytes = stat(path, &st) ? 0 : (size_t)st.st_size;
+    r->bytes += f->bytes;
+    free(path);
+    return OK;
+}
+
+/* --- safetensors -------------------------------------------------------------------------- */
+
+struct sink {
+    struct safetensors_writer *w;
+    const struct export_job *j;
+    double done, total;
+};
+
+static int put(void *user, const float *numbers, size_t n, struct err *e)
+{
+    struct sink *s = user;
+    if (!progress_report(s->j->p, "writing tensors", s->done, s->total))
+        return err_set(e, ERR_CANCELLED, "export stopped");
+    s->done += (double)n;
+    return safetensors_writer_part(s->w, numbers, n, e);
+}
+
+static size_t elements(const struct stock_tensor *t)
+{
+    size_t n = 1;
+    for (int i = 0; i < t->rank; i++)
+        n *= t->dim[i];
+    return n;
+}
+
+/* Which file each tensor is in: in order, a new one where the limit would be passed. */
+static int share_out(const struct stock_export *x, size_t limit, int *file)
+{
+    size_t used = 0;
+    int at = 0;
+    for (size_t i = 0; i < x->n; i++) {
+        size_t bytes = dtype_bytes(x->tensor[i].dtype, elements(&x->tensor[i]));
+        if (used && used + bytes > limit) {
+            at++;
+            used = 0;
+        }
+        used += bytes;
+        file[i] = at;
+    }
+    return at + 1;
+}
+
+static void shard_name(char name[64], int i, int n)
+{
+    if (n == 1)
+        snprintf(name, 64, "model.safetensors");
+    else
+        snprintf(name, 64, "model-%05d-of-%05d.safetensors", i + 1, n);
+}
+
+static int write_shard(struct export_job *j, struct sink *s, const int *file, int at,
+                       const char *name, struct err *e)
+{
+    const struct stock_export *x = &j->x;
+    char *path = path_join(j->dir, name);
+    int rc = path ? safetensors_writer_new(&s->w, path, e) : err_nomem(e, 4096, "a path");
+    free(path);
+    if (rc)
+        return rc;
+    for (size_t i = 0; i < x->n && !rc; i++) {
+        const struct stock_tensor *t = &x->tensor[i];
+        if (file[i] == at)
+            rc = safetensors_writer_declare(s->w, t->name, t->dtype, t->rank, t->dim, e);
+    }
+    for (size_t i = 0; i < x->n && !rc; i++)
+        if (file[i] == at)
+            rc = stock_export_values(x, &x->tensor[i], put, s, e);
+    if (rc) {
+        safetensors_writer_abort(s->w);
+        return rc;
+    }
+    return safetensors_writer_commit(s->w, e);
+}
+
+static int save_json(struct export_job *j, const char *name, const cJSON *json, struct err *e)
+{
+    char *path = path_join(j->dir, name), *text = json ? json_text(json, true) : NULL;
+    int rc = path && text ? file_save(path, text, strlen(text), e)
+                          : err_nomem(e, 4096, "a JSON document");
+    free(text);
+    free(path);
+    return rc ? rc : export_add_file(j, name, e);
+}
+
+static int write_index(struct export_job *j, const int *file, int n, struct err *e)
+{
+    const struct stock_export *x = &j->x;
+    char name[64];
+    cJSON *root = cJSON_CreateObject(), *meta = cJSON_AddObjectToObject(root, "metadata");
+    cJSON *map = cJSON_AddObjectToObject(root, "weight_map");
+    cJSON_AddNumberToObject(meta, "total_size", (double)x->bytes);
+    for (size_t i = 0; i < x->n && map; i++) {
+        shard_name(name, file[i], n);
+        cJSON_AddStringToObject(map, x->tensor[i].name, name);
+    }
+    int rc = save_json(j, "model.safetensors.index.json", root, e);
+    cJSON_Delete(root);
+    return rc;
+}
+
+int export_weights_hf(struct export_job *j, struct err *e)
+{
+    const struct stock_export *x = &j->x;
+    struct sink s = {.j = j};
+    int *file = mem_calloc(x->n, sizeof *file), rc = OK;
+    char name[64];
+    if (!file)
+        return err_nomem(e, x->n * sizeof *file, "the list of files");
+    for (size_t i = 0; i < x->n; i++)
+        s.total += (double)elements(&x->tensor[i]);
+    int n = share_out(x, j->o->shard_bytes ? j->o->shard_bytes : SHARD_BYTES, file);
+    for (int i = 0; i < n && !rc; i++) {
+        shard_name(name, i, n);
+        if (!j->o->dry_run)
+            rc = write_shard(j, &s, file, i, name, e);
+        if (!rc)
+            rc = export_add_file(j, name, e);
+    }
+    if (!rc && n > 1 && !j->o->dry_run)
+        rc = write_index(j, file, n, e);
+    if (!rc && !j->o->dry_run) {
+        cJSON *config = NULL, *generation = NULL;
+        rc = stock_config_json(x, &config, e);
+        if (!rc)
+            rc = save_json(j, "config.json", config, e);
+        if (!rc)
+            rc = stock_generation_json(x, &generation, e);
+        if (!rc)
+            rc = save_json(j, "generation_config.json", generation, e);
+        cJSON_Delete(config);
+        cJSON_Delete(generation);
+    }
+    free(file);
+    return rc;
+}
+
+/* --- the whole ---------------------------------------------------------------------------- */
+
+static int publish(struct export_job *j, struct err *e)
+{
+    const char *path = j->o->path;
+    char *old = mem_printf("%s.old-%ld", path, (long)getpid());
+    bool there = file_exists(path);
+    int rc = old ? OK : err_nomem(e, strlen(path), "a path");
+    if (!rc && there && j->o->force && rename(path, old))
+        rc = err_errno(e, "%s: cannot move the earlier export aside", path);
+    if (!rc && rename(j->dir, path)) {
+        rc = err_errno(e, "%s: cannot give the export its name", path);
+        if (there)
+            rename(old, path);
+    }
+    if (!rc && there)
+        remove_folder(old);
+    free(old);
+    return rc;
+}
+
+static int write_all(struct export_job *j, struct err *e)
+{
+    bool gguf = j->o->to == STOCK_GGUF;
+    sweep(j->o->path);
+    if (!gguf && mkdir(j->dir, 0755))
+        return err_errno(e, "%s: cannot create the folder", j->dir);
+    int rc = gguf ? export_weights_gguf(j, e) : export_weights_hf(j, e);
+    if (!rc && !gguf)
+        rc = export_text_files(j, e);
+    if (!rc && !j->o->no_check)
+        rc = export_compare(j, e);
+    if (!rc && !progress_report(j->p, "writing tensors", 1, 1))
+        rc = err_set(e, ERR_CANCELLED, "export stopped");
+    if (!rc)
+        rc = publish(j, e);
+    if (rc)
+        remove_folder(j->dir);
+    return rc;
+}
+
+static int run(struct export_job *j, const struct stock_facts *facts, struct err *e)
+{
+    int rc = stock_export_init(&j->x, j->model, facts, j->plan, j->o->to, j->o->dtype, e);
+    if (!rc)
+        rc = check_target(j->o, e);
+    if (!rc)
+        rc = check_space(j, e);
+    j->report->latent_eps = j->x.latent_eps;
+    j->report->freq_error = j->x.freq_error;
+    snprintf(j->report->path, sizeof j->report->path, "%s", j->o->path ? j->o->path : "");
+    if (!rc && !j->o->dry_run)
+        rc = write_all(j, e);
+    else if (!rc && j->o->to != STOCK_GGUF)
+        rc = export_weights_hf(j, e); /* the names alone */
+    if (!rc && j->o->dry_run)
+        j->report->bytes = j->x.bytes;
+    stock_export_done(&j->x);
+    return rc;
+}
+
+static char *without_slashes(const char *path)
+{
+    size_t n = path ? strlen(path) : 0;
+    while (n > 1 && path[n - 1] == '/')
+        n--;
+    return strndup(path ? path : "", n);
+}
+
+int workspace_export(struct workspace *w, const struct export_options *options,
+                     const struct progress *p, struct export_report *out, struct err *e)
+{
+    struct rankplan plan;
+    struct conversion_report result;
+    struct stock_facts facts;
+    struct export_options o = *options;
+    *out = (struct export_report){0};
+    if (!workspace_conversion(w, &plan, &result, e))
+        return err_set(e, ERR_ARG, "nothing is converted yet: export takes a conversion");
+    char *path = without_slashes(o.path);
+    o.path = path;
+    struct export_job j = {.model = workspace_model(w, SIDE_CONVERTED),
+                           .base = workspace_model(w, SIDE_ORIGINAL),
+                           .tokenizer = workspace_tokenizer(w, NULL),
+                           .plan = &plan,
+                           .result = &result,
+                           .o = &o,
+                           .p = p,
+                           .report = out,
+                           .dir = path ? mem_printf("%s.tmp-%ld", path, (long)getpid()) : NULL};
+    stock_facts_of(j.base, &facts);
+    stock_check(&facts, &plan, o.to, &out->verdict);
+    int rc = j.dir ? run(&j, &facts, e) : err_nomem(e, 4096, "a path");
+    if (rc)
+        export_report_done(out);
+    free(j.dir);
+    free(path);
+    rankplan_done(&plan);
+    conversion_report_done(&result);
+    return rc;
+}

@@ -1,0 +1,68 @@
+/* export: a conversion as files that stock engines load. Everything is written under a temporary
+ * name beside the target, read back by our own reader and compared with the conversion, and only
+ * then renamed: nothing half-written or wrong ever has the final name. */
+#ifndef MLATHE_SESSIONS_EXPORT_H
+#define MLATHE_SESSIONS_EXPORT_H
+
+#include "core/stock_export.h"
+#include "sessions/workspace.h"
+
+struct export_options {
+    enum stock_engine to;
+    enum dtype dtype;
+    const char *path;
+    bool dry_run;       /* everything that can be known without writing */
+    bool force;         /* an earlier export of ours at path is replaced */
+    bool no_check;      /* leave out reading back */
+    size_t shard_bytes; /* of tensors a file; 0: 5 GB */
+};
+
+struct export_file {
+    char name[64];
+    size_t bytes; /* in a dry run an estimate without headers */
+};
+struct export_check {
+    const char *name; /* "read back" */
+    int tokens, same_top1;
+    double nmse; /* of logits centred a position */
+    bool done, passed;
+    char text[256]; /* why it was not done, or what failed */
+};
+struct export_report {
+    struct stock_verdict verdict;
+    char path[1024];
+    size_t bytes, free_bytes;
+    struct export_file *file; /* owned */
+    size_t n_file, cap_file;
+    double latent_eps, freq_error;
+    struct export_check check;
+};
+void export_report_done(struct export_report *r);
+
+/* ERR_UNSUPPORTED with the reason when the engine cannot load the conversion, ERR_IO when path is
+ * there already, ERR_NOSPACE before anything is written. The report is valid when it returns OK. */
+int workspace_export(struct workspace *w, const struct export_options *o, const struct progress *p,
+                     struct export_report *out, struct err *e);
+/* "bf16" → dtype; false for unknown names. */
+bool export_dtype(const char *name, enum dtype *out);
+
+/* Rooms. */
+struct export_job {
+    const struct model *model, *base;  /* the conversion, exact; what it was made from */
+    const struct tokenizer *tokenizer; /* or NULL */
+    const struct rankplan *plan;
+    const struct conversion_report *result;
+    const struct export_options *o;
+    const struct progress *p;
+    struct stock_export x;
+    char *dir; /* the temporary folder or file */
+    struct export_report *report;
+};
+int export_add_file(struct export_job *j, const char *name,
+                    struct err *e);                         /* with its size on disk */
+int export_text_files(struct export_job *j, struct err *e); /* tokenizer, template, card */
+int export_weights_hf(struct export_job *j, struct err *e);
+int export_weights_gguf(struct export_job *j, struct err *e);
+int export_compare(struct export_job *j, struct err *e);
+
+#endif

@@ -1,0 +1,118 @@
+/* export: a conversion as files for stock engines. Refuses before any work what the engine cannot
+ * load, with the reason. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/kvmem.h"
+#include "sessions/export.h"
+#include "ui/cli.h"
+
+static int choose(const struct cli *c, struct export_options *o, struct err *e)
+{
+    const char *to = c->o.to, *dtype = c->o.dtype ? c->o.dtype : "bf16";
+    int t = 0;
+    if (!to)
+        return cli_usage(e, "give --to hf, vllm, sglang or gguf");
+    while (t < STOCK_ENGINES && strcmp(to, stock_key((enum stock_engine)t)))
+        t++;
+    if (t == STOCK_ENGINES)
+        return cli_usage(e, "--to takes hf, vllm, sglang or gguf, not \"%s\"", to);
+    if (!export_dtype(dtype, &o->dtype))
+        return cli_usage(e, "--dtype: \"%s\" is no type of numbers (bf16, f32, q8_0 …)", dtype);
+    if (!c->o.output)
+        return cli_usage(e, "give -o PATH, the %s to write", t == STOCK_GGUF ? "file" : "folder");
+    o->to = (enum stock_engine)t;
+    return OK;
+}
+
+static cJSON *check_json(const struct export_check *k)
+{
+    cJSON *o = cJSON_CreateObject();
+    cJSON_AddStringToObject(o, "name", k->name);
+    cJSON_AddBoolToObject(o, "done", k->done);
+    cJSON_AddBoolToObject(o, "passed", k->passed);
+    if (k->done) {
+        cJSON_AddNumberToObject(o, "nmse", k->nmse);
+        cJSON_AddNumberToObject(o, "tokens", k->tokens);
+        cJSON_AddNumberToObject(o, "same_top1", k->tokens ? (double)k->same_top1 / k->tokens : 0);
+    } else {
+        cJSON_AddStringToObject(o, "reason", k->text);
+    }
+    return o;
+}
+
+static cJSON *report_json(const struct export_report *r, const struct export_options *o)
+{
+    cJSON *root = cJSON_CreateObject();
+    cJSON_AddStringToObject(root, "path", r->path);
+    cJSON_AddStringToObject(root, "to", stock_key(o->to));
+    cJSON_AddStringToObject(root, "dtype", dtype_traits(o->dtype)->name);
+    cJSON_AddBoolToObject(root, "dry_run", o->dry_run);
+    cJSON *files = cJSON_AddArrayToObject(root, "files");
+    for (size_t i = 0; i < r->n_file; i++) {
+        cJSON *f = cJSON_CreateObject();
+        cJSON_AddStringToObject(f, "name", r->file[i].name);
+        if (!o->dry_run)
+            cJSON_AddNumberToObject(f, "bytes", (double)r->file[i].bytes);
+        cJSON_AddItemToArray(files, f);
+    }
+    cJSON_AddNumberToObject(root, "bytes", (double)r->bytes);
+    cJSON_AddNumberToObject(root, "free_bytes", (double)r->free_bytes);
+    cJSON_AddNumberToObject(root, "kv_lora_rank", r->verdict.kv_lora_rank);
+    cJSON_AddNumberToObject(root, "qk_rope_head_dim", r->verdict.qk_rope_head_dim);
+    cJSON_AddNumberToObject(root, "kept", r->verdict.kept);
+    cJSON_AddStringToObject(root, "note", r->verdict.text);
+    cJSON_AddNumberToObject(root, "latent_norm_eps", r->latent_eps);
+    cJSON_AddNumberToObject(root, "rope_freq_error", r->freq_error);
+    cJSON *checks = cJSON_AddArrayToObject(root, "checks");
+    if (r->check.name)
+        cJSON_AddItemToArray(checks, check_json(&r->check));
+    return root;
+}
+
+static void print_report(const struct export_report *r, const struct export_options *o)
+{
+    char size[32], room[32];
+    const struct export_check *k = &r->check;
+    kvmem_text((double)r->bytes, size, sizeof size);
+    kvmem_text((double)r->free_bytes, room, sizeof room);
+    printf("%s %s for %s as %s: %s (%s free)\n", o->dry_run ? "would write" : "wrote", r->path,
+           stock_name(o->to), dtype_traits(o->dtype)->name, size, room);
+    for (size_t i = 0; i < r->n_file; i++)
+        printf("  %s\n", r->file[i].name);
+    if (r->verdict.text[0])
+        printf("note: %s\n", r->verdict.text);
+    if (r->freq_error > 1e-6)
+        printf("rope frequencies are off by at most %.2g radians a token\n", r->freq_error);
+    if (k->name && k->done)
+        printf("%s: normalised squared error of the logits %.2g, same first choice %d of %d\n",
+               k->name, k->nmse, k->same_top1, k->tokens);
+    else if (k->name)
+        printf("%s: not done: %s\n", k->name, k->text);
+}
+
+int cli_export(struct cli *c, struct err *e)
+{
+    struct export_options o = {.path = c->o.output,
+                               .dry_run = c->o.dry_run,
+                               .force = c->o.force,
+                               .no_check = c->o.no_check};
+    struct export_report r;
+    struct workspace *w;
+    int rc = choose(c, &o, e);
+    if (!rc && !c->n_args)
+        rc = cli_usage(e, "give the conversion folder to export");
+    if (!rc)
+        rc = cli_open(c, c->arg[0], CLI_EXACT, &w, e);
+    if (rc)
+        return rc;
+    rc = workspace_export(w, &o, &c->progress, &r, e);
+    cli_progress_end(c);
+    if (!rc && c->o.json)
+        rc = cli_print_json(report_json(&r, &o), e);
+    else if (!rc)
+        print_report(&r, &o);
+    export_report_done(&r);
+    workspace_free(w);
+    return rc;
+}
