@@ -31,6 +31,21 @@ static double shortest(double v)
     return strtod(text, NULL);
 }
 
+/* With a point in it: newer readers refuse a 1 where they expect a 1.0. */
+static void add_float(cJSON *o, const char *key, double v)
+{
+    char text[40];
+    snprintf(text, sizeof text, "%.17g", shortest(v));
+    for (int digits = 1; digits < 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, shortest(v));
+        if (strtod(text, NULL) == shortest(v))
+            break;
+    }
+    if (!strpbrk(text, ".en"))
+        strcat(text, ".0");
+    cJSON_AddRawToObject(o, key, text);
+}
+
 /* Divisors of the grid theta^(-2i/R) that give the frequencies; where the engine's list is longer
  * than the model's the rows are zeros and any frequency will do. */
 static cJSON *divisors(const struct stock_export *x, const double *freq)
@@ -56,18 +71,18 @@ static void add_rope(const struct stock_export *x, cJSON *o)
         rope = cJSON_AddObjectToObject(o, "rope_scaling");
     else
         cJSON_AddNullToObject(o, "rope_scaling");
-    cJSON_AddNumberToObject(mistral ? rope : o, "rope_theta", shortest(x->theta));
+    add_float(mistral ? rope : o, "rope_theta", x->theta);
     if (rope)
         cJSON_AddStringToObject(rope, "rope_type", x->freq ? "longrope" : "default");
     if (mistral) {
-        cJSON_AddNumberToObject(rope, "llama_4_scaling_beta", 0);
-        cJSON_AddNumberToObject(rope, "partial_rotary_factor", 1); /* of head_dim, below */
+        add_float(rope, "llama_4_scaling_beta", 0);
+        add_float(rope, "partial_rotary_factor", 1); /* of head_dim, below */
     }
     if (rope)
         cJSON_AddNumberToObject(rope, "original_max_position_embeddings", original);
     if (x->freq) {
-        cJSON_AddNumberToObject(rope, "factor", 1);
-        cJSON_AddNumberToObject(rope, "attention_factor", 1);
+        add_float(rope, "factor", 1);
+        add_float(rope, "attention_factor", 1);
         cJSON_AddItemToObject(rope, "short_factor", divisors(x, x->freq));
         cJSON_AddItemToObject(rope, "long_factor",
                               divisors(x, x->freq_long ? x->freq_long : x->freq));
@@ -87,10 +102,10 @@ static void add_experts(const struct stock_export *x, cJSON *o)
         {"n_group", 1},
         {"topk_group", 1},
         {"moe_layer_freq", 1},
-        {"routed_scaling_factor", 1},
         {"num_nextn_predict_layers", 0},
     };
     add_numbers(o, keys, sizeof keys / sizeof *keys);
+    add_float(o, "routed_scaling_factor", 1);
     if (moe && x->engine == STOCK_VLLM)
         cJSON_AddNullToObject(o, "n_shared_experts");
     else
@@ -142,15 +157,15 @@ int stock_config_json(const struct stock_export *x, cJSON **out, struct err *e)
         {"v_head_dim", x->V},
         {"head_dim", x->R}, /* anything else builds the rope with another width */
         {"max_position_embeddings", hp->context},
-        {"rms_norm_eps", shortest(x->rms_eps)},
-        {"attention_dropout", 0},
-        {"initializer_range", 0.02},
     };
     cJSON *o = cJSON_CreateObject();
     if (!o)
         return err_nomem(e, 4096, "config.json");
     add_class(x, o);
     add_numbers(o, sizes, sizeof sizes / sizeof *sizes);
+    add_float(o, "rms_norm_eps", x->rms_eps);
+    add_float(o, "attention_dropout", 0);
+    add_float(o, "initializer_range", 0.02);
     if (x->q_lora)
         cJSON_AddNumberToObject(o, "q_lora_rank", x->q_lora);
     else

@@ -1,3 +1,4 @@
+/* Names of llama.cpp's deepseek2. */
 #include "core/stock_export.h"
 int stock_list_gguf(struct stock_export *x, struct err *e)
 {

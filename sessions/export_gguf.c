@@ -1,3 +1,4 @@
+/* Exports as GGUF. */
 #include "sessions/export.h"
 int export_weights_gguf(struct export_job *j, struct err *e)
 {
