@@ -117,6 +117,14 @@ static int special_ids_hf(struct model *m, const char *dir, const cJSON *config,
     return OK;
 }
 
+static bool has_file(const char *dir, const char *name)
+{
+    char *path = path_join(dir, name);
+    bool is = path && file_exists(path);
+    free(path);
+    return is;
+}
+
 static int open_hf(struct model *m, const char *dir, struct err *e)
 {
     struct model_owner *o = m->owner;
@@ -143,6 +151,7 @@ static int open_hf(struct model *m, const char *dir, struct err *e)
         rc = safetensors_open(&o->st, dir, e);
     if (!rc) {
         m->file_bytes = safetensors_file_bytes(o->st);
+        m->hp.text = has_file(dir, "tokenizer.json") || has_file(dir, "tokenizer.model");
         name_from_path(m, dir, true);
         snprintf(m->hp.family, sizeof m->hp.family, "%s", family->name);
         rc = family->open_hf(m, config, where, o->st, e);
@@ -178,6 +187,7 @@ static int open_gguf(struct model *m, const char *path, struct err *e)
     if (!family)
         return unknown_family(path, arch.s, arch.n, e);
     m->file_bytes = gguf_file_bytes(o->gguf);
+    m->hp.text = gguf_array_len(o->gguf, "tokenizer.ggml.tokens", GGUF_STRING) > 0;
     /* The file's name, not general.name: it is what the user chose, and says the quantisation. */
     name_from_path(m, path, false);
     snprintf(m->hp.family, sizeof m->hp.family, "%s", family->name);

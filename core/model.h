@@ -53,6 +53,7 @@ struct model_hparams {
     int rope_original;      /* longer contexts use the layers' rope_freq_long */
     int q_lora_rank, kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim, v_head_dim; /* born MLA */
     struct model_moe moe;
+    bool text;              /* a tokenizer lies with the weights */
     int skipped_layers;     /* multi-token prediction layers of the file, which nothing runs */
 };
 

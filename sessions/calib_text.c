@@ -109,9 +109,11 @@ int calib_text_files(struct calib_text *out, const struct tokenizer *t, const ch
 }
 
 /* The ids a sequence starts from: half of them BOS or a text start, half a chat turn if there is
- * such a token. */
-static int32_t first_id(const struct tokenizer *t, int i)
+ * such a token. Without a tokenizer BOS, and ids that differ. */
+static int32_t first_id(const struct tokenizer *t, const struct model_hparams *hp, int i)
 {
+    if (!t)
+        return hp->bos >= 0 && i % 2 == 0 ? hp->bos : (int32_t)((i * 7919LL + 13) % hp->vocab);
     int32_t turn = tokenizer_find(t, "<|im_start|>", 12);
     int32_t end = tokenizer_find(t, "<|endoftext|>", 13);
     if (i % 2 && turn >= 0)
@@ -170,11 +172,11 @@ static int write_batch(const struct engine *g, const struct tokenizer *t, int n,
                        uint64_t seed, const struct written *done, int32_t *out, struct err *e)
 {
     struct writer w;
-    int vocab = engine_model(g)->hp.vocab, limit = least(vocab, tokenizer_size(t));
+    int vocab = engine_model(g)->hp.vocab, limit = t ? least(vocab, tokenizer_size(t)) : vocab;
     int32_t now[SELF_BATCH];
     int rc = writer_init(&w, g, n, length, seed, e);
     for (int i = 0; i < n; i++)
-        out[(size_t)i * (size_t)length] = now[i] = first_id(t, i);
+        out[(size_t)i * (size_t)length] = now[i] = first_id(t, &engine_model(g)->hp, i);
     for (int at = 1; at < length && !rc; at++) {
         if (!go_on(done, n, at, length)) {
             rc = err_set(e, ERR_CANCELLED, "calibration stopped");

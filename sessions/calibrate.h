@@ -25,6 +25,7 @@ struct calib_text {
 int calib_text_files(struct calib_text *out, const struct tokenizer *t, const char *const *files,
                      int n_files, long long tokens, int context, struct err *e);
 /* Text that the model writes itself, batched sampling at temperature 1, seeded. */
+/* t NULL: sequences begin with the model's own BOS, or with ids all over the vocabulary. */
 int calib_text_self(struct calib_text *out, const struct engine *g, const struct tokenizer *t,
                     long long tokens, uint64_t seed, const struct progress *p, struct err *e);
 void calib_text_done(struct calib_text *t);

@@ -48,14 +48,15 @@ static void describe(struct model_entry *m, const char *probe_path)
     struct err e = {0};
     if (model_probe(probe_path, &hp, &m->bytes, &m->parameters, &e)) {
         /* The list shows the path already. */
-        size_t n = strlen(probe_path);
-        const char *why = e.text;
-        if (!strncmp(why, probe_path, n) && !strncmp(why + n, ": ", 2))
-            why += n + 2;
+        const char *why = e.text, *colon = strstr(e.text, ": ");
+        if (colon && !strncmp(why, probe_path, strlen(probe_path)))
+            why = colon + 2;
         snprintf(m->reason, sizeof m->reason, "%.255s", why);
         return;
     }
     m->usable = true;
+    if (!hp.text)
+        snprintf(m->reason, sizeof m->reason, "no tokenizer lies with it: it takes token ids, no text");
     snprintf(m->family, sizeof m->family, "%.15s", hp.family);
     snprintf(m->dtype, sizeof m->dtype, "%s", dtype_traits(hp.dtype)->name);
     m->n_layer = hp.n_layer;

@@ -14,7 +14,7 @@ struct model_entry {
     int n_layer, n_head, n_kv_head, head_dim, context;
     size_t parameters, bytes, kv_bytes_per_token;
     bool usable;
-    char reason[256]; /* why not */
+    char reason[256]; /* why not; or what is missing though it is usable */
 };
 /* Fresh array of *n; unreadable folders are skipped. conversions: the folder they are kept in. */
 int models_scan(struct model_entry **out, size_t *n, struct err *e);

@@ -226,6 +226,8 @@ void workspace_info(const struct workspace *w, struct model_info *info)
     const char *why = model_convertible(w->base);
     info->convertible = !why;
     copy_text(info->reason, sizeof info->reason, why ? why : "");
+    if (!w->tokenizer)
+        snprintf(info->text_reason, sizeof info->text_reason, "%.255s", w->no_tokenizer.text);
 }
 
 bool workspace_has_conversion(const struct workspace *w)
@@ -389,7 +391,7 @@ static int calibration_text(struct workspace *w, const struct calib_options *o,
     long long tokens = o->tokens    ? o->tokens
                        : o->n_files ? DEFAULT_TOKENS_FILES
                                     : DEFAULT_TOKENS_SELF;
-    if (!t)
+    if (!t && o->n_files)
         return e ? e->status : ERR_UNSUPPORTED;
     if (o->n_files)
         return calib_text_files(text, t, o->files, o->n_files, tokens, w->base->hp.context, e);

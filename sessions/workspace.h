@@ -22,6 +22,7 @@ struct model_info {
     size_t kv_bytes_per_token;      /* F16 cache */
     bool convertible;
     char reason[256];               /* why not, when not convertible */
+    char text_reason[256];          /* why it takes no text; "" when it does */
     int skipped_layers;             /* multi-token prediction layers, which nothing runs */
     struct plan_model plan_model;
 };

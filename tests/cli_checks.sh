@@ -78,6 +78,34 @@ json 'd["convertible"] is True and d["reasons"] == [] and d["dtype"] == "F32"'
 want 0 inspect tiny --json # by name
 want 0 inspect hf --json
 json 'd["format"] == "HF"'
+# What is missing or unknown is the answer, in a sentence with its name.
+cp -r hf bare && rm -f bare/tokenizer*.json bare/tokenizer.model
+want 0 inspect bare --json
+json 'd["convertible"] is True and len(d["reasons"]) == 1 and "no tokenizer" in d["reasons"][0]'
+want 0 inspect bare
+printed "no tokenizer"
+want 1 generate bare --text "x"
+said "no tokenizer"
+want 0 convert bare --rank 12 --rope 8 --tokens 1024 -o bareconv --json # from ids of its own
+want 0 logits bareconv --ids 1,2,3 --json
+cp -r hf strange && sed -i 's/"llama"/"olmo9"/' strange/config.json
+want 0 inspect strange --json
+json 'd["convertible"] is False and len(d["reasons"]) == 1 and "\"olmo9\"" in d["reasons"][0]'
+want 1 logits strange --ids 1
+said '"olmo9"'
+cp -r hf roped && sed -i 's/"rope_theta"/"rope_scaling":{"type":"mrope"},"rope_theta"/' roped/config.json
+want 0 inspect roped --json
+json 'd["convertible"] is False and "\"mrope\"" in d["reasons"][0]'
+if [[ -n $python ]]; then # a matrix of I32, which no model here has
+    "$python" - <<'PY'
+data = bytearray(open("tiny.gguf", "rb").read())
+at = data.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight") + 4 + 16
+data[at:at + 4] = (26).to_bytes(4, "little")
+open("typed.gguf", "wb").write(data)
+PY
+    want 0 inspect typed.gguf --json
+    json 'd["convertible"] is False and "I32" in d["reasons"][0] and "ffn_up" in d["reasons"][0]'
+fi
 want 1 inspect missing.gguf
 said missing.gguf
 no_output

@@ -54,6 +54,12 @@ static void make_caches(void)
     CHECK(symlink("..", at("home/data/models/loop/up")) == 0);
     test_model_write_hf(at("user/.cache/huggingface/hub/models--org--tiny--one/snapshots/abc"),
                         &spec);
+    /* Not quite whole: no tokenizer, and a family that nobody knows. */
+    folder("home/data/models/bare");
+    test_model_write_hf(at("home/data/models/bare"), &spec);
+    CHECK(unlink(at("home/data/models/bare/tokenizer.json")) == 0);
+    folder("home/data/models/strange");
+    text("home/data/models/strange/config.json", "{\"model_type\":\"olmo9\"}");
     char digest[80] = "";
     memset(digest, 'a', 64);
     char blob[160], manifest[400];
@@ -78,11 +84,17 @@ int main(void)
     unsetenv("HF_HOME"), unsetenv("HF_HUB_CACHE");
     unsetenv("LLAMA_CACHE"), unsetenv("OLLAMA_MODELS");
     CHECK_OK(models_scan(&m, &n, &e), e);
-    CHECK(n == 5, "%zu models", n);
+    CHECK(n == 7, "%zu models", n);
+    const struct model_entry *bare = find(m, n, "bare"), *strange = find(m, n, "strange");
+    CHECK(bare && bare->usable && strstr(bare->reason, "no tokenizer"));
+    CHECK(strange && !strange->usable && strstr(strange->reason, "\"olmo9\""));
+    CHECK(strange && strange->reason[0] != '/', "%s", strange ? strange->reason : "");
+
     const struct model_entry *own = find(m, n, "own"), *bad = find(m, n, "broken");
     const struct model_entry *hf = find(m, n, "org/tiny--one"), *ollama = find(m, n, "tiny:1b");
     CHECK(own && own->usable && own->n_layer == 2 && own->n_kv_head == 2 && own->bytes > 1000);
     CHECK(own && own->kv_bytes_per_token == 2 * 2 * 2 * 16 * 2); /* L · 2·G·d · F16 */
+    CHECK(own && !own->reason[0]);
     CHECK(bad && !bad->usable && bad->reason[0] && bad->reason[0] != '/');
     CHECK(hf && hf->usable && !strcmp(hf->source, "huggingface") && !strcmp(hf->format, "HF"));
     CHECK(ollama && ollama->usable && !strcmp(ollama->source, "ollama"));

@@ -41,6 +41,8 @@ static void print_entry(const struct model_entry *m)
     printf("%-40s %-10s %-8s %-5s %8s  %s\n", name, m->format, m->family, m->dtype, size, path);
     if (!m->usable)
         printf("  cannot be used: %s\n", reason);
+    else if (m->reason[0])
+        printf("  %s\n", reason);
 }
 
 int cli_models(struct cli *c, struct err *e)
@@ -104,6 +106,8 @@ static cJSON *info_json(const struct model_info *i, const struct rankplan *p)
     reasons = cJSON_AddArrayToObject(o, "reasons");
     if (i->reason[0])
         cJSON_AddItemToArray(reasons, cJSON_CreateString(i->reason));
+    if (i->text_reason[0])
+        cJSON_AddItemToArray(reasons, cJSON_CreateString(i->text_reason));
     if (i->skipped_layers)
         cJSON_AddNumberToObject(o, "skipped_layers", i->skipped_layers);
     if (p)
@@ -129,6 +133,8 @@ static void print_info(const struct model_info *i, const struct rankplan *p)
     printf(", %s at %d tokens\n", kv, i->context);
     printf("convertible  %s%s%s\n", i->convertible ? "yes" : "no", i->reason[0] ? ": " : "",
            i->reason);
+    if (i->text_reason[0])
+        printf("text         none: %s\n", i->text_reason);
     if (i->skipped_layers)
         printf("left out     %d multi-token prediction layer%s of the file\n", i->skipped_layers,
                i->skipped_layers == 1 ? "" : "s");
@@ -138,12 +144,30 @@ static void print_info(const struct model_info *i, const struct rankplan *p)
     printf("converted    keeps %.1f %%: %s a token\n", 100 * rankplan_kept(p), kv);
 }
 
+static int print_unsupported(struct cli *c, struct err *e)
+{
+    char text[2048];
+    if (!c->o.json) {
+        cli_clean(e->text, text, sizeof text);
+        printf("convertible  no: %s\n", text);
+        return OK;
+    }
+    cJSON *o = cJSON_CreateObject();
+    cJSON_AddStringToObject(o, "path", c->arg[0] ? c->arg[0] : "");
+    cJSON_AddBoolToObject(o, "usable", false);
+    cJSON_AddBoolToObject(o, "convertible", false);
+    cJSON_AddItemToArray(cJSON_AddArrayToObject(o, "reasons"), cJSON_CreateString(e->text));
+    return cli_print_json(o, e);
+}
+
 int cli_inspect(struct cli *c, struct err *e)
 {
     struct workspace *w;
     struct model_info info;
     struct rankplan plan;
     int rc = cli_open(c, c->arg[0], CLI_FAST, &w, e);
+    if (rc == ERR_UNSUPPORTED) /* a sound file of something that cannot be run: that is the answer */
+        return print_unsupported(c, e);
     if (rc)
         return rc;
     workspace_info(w, &info);

@@ -102,8 +102,10 @@ static void draw_entry(const struct model_entry *m, struct screen *s, struct rec
     kvmem_text((double)m->kv_bytes_per_token * 8192, b, sizeof b);
     snprintf(text, sizeof text, "%zu B a token (F16), %s at 8192 tokens", m->kv_bytes_per_token, b);
     row = fact(s, in, row, ROLE_NORMAL, "KV cache", text);
-    snprintf(text, sizeof text, "%s", m->usable ? "can be opened here (Enter)" : m->reason);
-    fact(s, in, row, m->usable ? ROLE_GOOD : ROLE_WARN, m->usable ? "✓" : "✗", text);
+    snprintf(text, sizeof text, "%s%s%s", m->usable ? "can be opened here (Enter)" : "",
+             m->usable && m->reason[0] ? "; " : "", m->reason);
+    fact(s, in, row, m->usable && !m->reason[0] ? ROLE_GOOD : ROLE_WARN, m->usable ? "✓" : "✗",
+         text);
 }
 
 static void draw(struct app *a, struct screen *s, struct rect body)
