@@ -191,6 +191,7 @@ cJSON *eval_record_json(const struct eval_record *r)
         cJSON_AddNumberToObject(o, "when_unix_sec", (double)r->when_sec);
     if (r->kind != EVAL_SPEED)
         cJSON_AddStringToObject(o, "file", r->file);
+    cJSON_AddBoolToObject(o, "rounded_attention", r->rounded);
     if (r->kind == EVAL_PPL)
         put_ppl(o, r);
     else if (r->kind == EVAL_TASK)
@@ -285,7 +286,8 @@ int eval_record_parse(struct eval_record *r, const cJSON *o, const char *where, 
         return err_set(e, ERR_UNSUPPORTED, "%s: a measurement of an unknown kind", where);
     r->kind = (enum eval_kind)kind;
     snprintf(r->file, sizeof r->file, "%s", json_str_or(o, "file", ""));
-    if ((rc = json_int_opt(o, "when_unix_sec", 0, 1LL << 50, &r->when_sec, where, e)))
+    if ((rc = json_int_opt(o, "when_unix_sec", 0, 1LL << 50, &r->when_sec, where, e)) ||
+        (rc = json_bool_opt(o, "rounded_attention", &r->rounded, where, e)))
         return rc;
     return r->kind == EVAL_PPL    ? get_ppl(r, o, where, e)
            : r->kind == EVAL_TASK ? get_task(r, o, where, e)

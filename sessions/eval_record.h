@@ -22,6 +22,7 @@ struct eval_record {
     enum eval_kind kind;
     char file[1024];
     long long when_sec; /* since 1970; 0: not known */
+    bool rounded;       /* the conversion ran on rounded attention weights, as chats do */
     /* EVAL_PPL */
     enum eval_protocol protocol;
     int ctx, windows; /* asked for; windows 0: all */

@@ -26,6 +26,8 @@ enum {
     EVENT_LAYER,      /* struct layer_done */
     EVENT_CONVERTED,  /* struct converted_model */
     EVENT_ANSWERED,   /* struct answered_turn */
+    EVENT_EVAL,     /* struct eval_news (sessions/job_eval.h) */
+    EVENT_RESULTS,  /* struct eval_results (there) */
     EVENT_SAVED,      /* from the saver: data is the path, status and text say how it went */
 };
 

@@ -53,6 +53,7 @@ int journal_init(struct journal *j, struct err *e)
 {
     *j = (struct journal){.context = 8192, .batch = 1, .memory_bytes = 24.0 * 0x1p30};
     j->settings.sampling = (struct sampler_options){.temperature = 0, .top_p = 1, .seed = 42};
+    j->eval = (struct eval_setup){.ctx = 512, .windows = 8, .limit = 100};
     j->settings.max_tokens = 512;
     j->settings.context = 4096;
     if (!text_set(&j->budget, "50%") || !text_set(&j->typed, ""))
@@ -77,6 +78,8 @@ void journal_done(struct journal *j)
     free(j->calibration);
     free(j->typed);
     free(j->system);
+    free(j->eval.text);
+    free(j->eval.questions);
     text_list_done(&j->conversions);
     text_list_done(&j->history);
     *j = (struct journal){0};
@@ -134,6 +137,23 @@ static cJSON *chat_json(const struct journal *j)
     return chat;
 }
 
+static cJSON *eval_json(const struct eval_setup *s)
+{
+    cJSON *o = cJSON_CreateObject();
+    int task = s->what - EVAL_WHAT_TASK;
+    add_text(o, "what",
+             s->what == EVAL_WHAT_PPL     ? "perplexity"
+             : s->what == EVAL_WHAT_SPEED ? "speed"
+                                          : choice_name((enum choice_task)task));
+    add_text(o, "text", s->text);
+    add_text(o, "questions_file", s->questions);
+    add_text(o, "protocol", s->protocol == EVAL_HF ? "hf" : "llamacpp");
+    cJSON_AddNumberToObject(o, "ctx", (double)s->ctx);
+    cJSON_AddNumberToObject(o, "windows", (double)s->windows);
+    cJSON_AddNumberToObject(o, "questions", (double)s->limit);
+    return o;
+}
+
 static char *finish(cJSON *o)
 {
     char *text = json_text(o, true);
@@ -156,6 +176,7 @@ char *journal_text(const struct journal *j)
     cJSON_AddNumberToObject(w, "context", (double)j->context);
     cJSON_AddNumberToObject(w, "batch", (double)j->batch);
     cJSON_AddNumberToObject(w, "memory_bytes", j->memory_bytes);
+    cJSON_AddItemToObject(o, "evaluate", eval_json(&j->eval));
     cJSON_AddItemToObject(o, "conversions", list_json(&j->conversions));
     cJSON_AddItemToObject(o, "history", list_json(&j->history));
     add_text(o, "typed", j->typed);
@@ -224,6 +245,24 @@ static int read_chat(struct journal *j, const cJSON *chat, const char *where, st
     return ok ? OK : err_nomem(e, 64, "chat");
 }
 
+static int read_eval(struct eval_setup *s, const cJSON *o, const char *where, struct err *e)
+{
+    const char *what = json_str_or(o, "what", "perplexity");
+    enum choice_task task;
+    int rc;
+    s->what = choice_find(what, &task)     ? EVAL_WHAT_TASK + (int)task
+              : strcmp(what, "speed") == 0 ? EVAL_WHAT_SPEED
+                                           : EVAL_WHAT_PPL;
+    s->protocol = strcmp(json_str_or(o, "protocol", "hf"), "hf") ? EVAL_LLAMACPP : EVAL_HF;
+    if (!text_set(&s->text, json_str_or(o, "text", NULL)) ||
+        !text_set(&s->questions, json_str_or(o, "questions_file", NULL)))
+        return err_nomem(e, 64, "journal");
+    if ((rc = json_int_opt(o, "ctx", 2, 1 << 30, &s->ctx, where, e)) ||
+        (rc = json_int_opt(o, "windows", 0, 1 << 30, &s->windows, where, e)))
+        return rc;
+    return json_int_opt(o, "questions", 0, 1 << 30, &s->limit, where, e);
+}
+
 static int read_journal(struct journal *j, const cJSON *o, const char *where, struct err *e)
 {
     long long version = 0, screen = 0;
@@ -250,6 +289,8 @@ static int read_journal(struct journal *j, const cJSON *o, const char *where, st
         return rc;
     if (plan && !(j->plan = cJSON_Duplicate(plan, true)))
         return err_nomem(e, 64, "plan");
+    if ((rc = read_eval(&j->eval, json_get(o, "evaluate"), where, e)))
+        return rc;
     if ((rc = read_list(&j->conversions, json_get(o, "conversions"), 10000, e)) ||
         (rc = read_list(&j->history, json_get(o, "history"), JOURNAL_HISTORY, e)))
         return rc;

@@ -5,6 +5,7 @@
 #define MLATHE_SESSIONS_JOURNAL_H
 
 #include "core/json.h"
+#include "sessions/eval_task.h"
 #include "sessions/jobs.h"
 
 #define JOURNAL_VERSION 1
@@ -13,6 +14,15 @@
 struct text_list {
     char **text;
     size_t n, cap;
+};
+/* What screen 5 measures. Files NULL: none chosen yet; counts 0: all. */
+enum { EVAL_WHAT_PPL, EVAL_WHAT_TASK /* + enum choice_task */,
+       EVAL_WHAT_SPEED = EVAL_WHAT_TASK + CHOICE_TASKS, EVAL_WHATS };
+struct eval_setup {
+    int what;
+    char *text, *questions; /* files: of perplexity, of a task */
+    enum eval_protocol protocol;
+    long long ctx, windows, limit;
 };
 struct journal {
     char *model;       /* path of the original; NULL: none yet */
@@ -23,6 +33,7 @@ struct journal {
     char *calibration; /* text file used last; NULL: the model's own text */
     long long context, batch; /* what-if of screen 2 */
     double memory_bytes;
+    struct eval_setup eval;
     struct text_list conversions; /* folders made, oldest first */
     struct text_list history;     /* chat inputs, oldest first */
     char *typed;                  /* in the chat's prompt, not yet sent */

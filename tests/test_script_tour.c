@@ -16,21 +16,21 @@
 static bool measured(const char *name)
 {
     static const char *const parts[] = {"calibrated", "converted", "chat", "convert",
-                                        "saved",      "save",      "help"};
+                                        "saved",      "save",      "help", "evaluate"};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (strstr(name, parts[i]) && strncmp(name, "hostile", 7) != 0)
             return true;
     return false;
 }
 
-/* True for what stays: no digits and points, no braille, no bars; runs of blanks and of lines
- * count as one. */
+/* True for what stays: no digits, signs and points, no braille, no bars; runs of blanks and of
+ * lines count as one. */
 static bool stays(const unsigned char *s, size_t n, const char *out, size_t k)
 {
     bool blank = k > 0 && out[k - 1] == ' ';
     bool rule = k > 2 && memcmp(out + k - 3, "\xe2\x94\x80", 3) == 0;
     if (n == 1)
-        return !strchr("0123456789.%-()#", s[0]) && !(s[0] == ' ' && (blank || rule));
+        return !strchr("0123456789.%+-()#", s[0]) && !(s[0] == ' ' && (blank || rule));
     if (n == 3 && s[0] == 0xe2 && (s[1] >= 0xa0 || s[1] == 0x96 || s[1] == 0x97))
         return s[1] == 0x96 && s[2] >= 0xb0; /* ▶ is a mark, bars and dots are not */
     return !(rule && memcmp(s, "\xe2\x94\x80", 3) == 0);
@@ -162,6 +162,23 @@ static void write_text(const char *path)
     free(text);
 }
 
+static void write_questions(const char *path)
+{
+    char *text = mem_calloc(32768, 1);
+    size_t n = 0;
+    struct err e = {0};
+    for (int i = 0; i < 12; i++)
+        n += (size_t)snprintf(text + n, 32768 - n,
+                              "%s{\"instruction\": \"Please choose the correct answer to the "
+                              "question: What turns %d times?\\n\\nAnswer1: the stone Answer2: a "
+                              "lamp Answer3: seven rivers\\n\\nAnswer format: "
+                              "answer1/answer2/answer3\", \"answer\": \"answer%d\"}",
+                              i ? ",\n" : "[", i, i % 3 + 1);
+    snprintf(text + n, 32768 - n, "]");
+    CHECK_OK(file_save(path, text, strlen(text), &e), e);
+    free(text);
+}
+
 static void home(const char *name)
 {
     char path[300];
@@ -175,6 +192,8 @@ static void home(const char *name)
     CHECK(file_mkdirs(path, NULL) == 0, "folder");
     snprintf(path, sizeof path, "%s/%s/calib.txt", test_tmpdir(), name);
     write_text(path);
+    snprintf(path, sizeof path, "%s/%s/arc.json", test_tmpdir(), name);
+    write_questions(path);
 }
 
 int main(void)
@@ -186,8 +205,8 @@ int main(void)
     CHECK(file_mkdirs(path, NULL) == 0, "folder");
     snprintf(path, sizeof path, "%s/tour/data/models/tiny.gguf", test_tmpdir());
     CHECK(test_model_write_gguf(path, &spec) == 0, "model");
-    CHECK(play("tour", path) == 23, "shots of the tour");
-    CHECK(play("small", NULL) == 12, "shots of small screens");
+    CHECK(play("tour", path) == 30, "shots of the tour");
+    CHECK(play("small", NULL) == 14, "shots of small screens");
     home("empty");
     CHECK(play("hostile", NULL) == 8, "shots without a model");
     return test_end("script_tour");

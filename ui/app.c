@@ -172,6 +172,7 @@ void app_done(struct app *a)
     worker_free(a->worker);
     shop_done(&a->shop);
     convert_drop(a);
+    eval_drop(a);
     plan_drop(a);
     if (a->chat.prompt.text)
         chat_done(&a->chat);
@@ -208,6 +209,7 @@ void app_open(struct app *a, const char *path, const char *fallback)
 {
     text_set(&a->opening, path);
     worker_cancel_kind(a->worker, &job_spectra);
+    worker_cancel_kind(a->worker, &job_eval);
     worker_submit(a->worker, &job_load, load_args(path, fallback));
 }
 
@@ -258,6 +260,7 @@ static void take_loaded(struct app *a, struct loaded_model *m)
     plan_loaded(a, m);
     if (m->has_conversion)
         convert_adopt(a, &m->plan, &m->report);
+    eval_model_changed(a);
     app_changed(a);
 }
 
@@ -274,10 +277,12 @@ static void job_ended(struct app *a, const struct event *v)
         convert_job_done(a, v);
     if (v->job_kind == &job_chat)
         chat_job_done(a, v);
+    if (v->job_kind == &job_eval)
+        eval_job_done(a, v);
     if (v->job_kind == &job_load && v->status && v->status != ERR_CANCELLED)
         app_message(a, ROLE_BAD, "%s", v->text ? v->text : "not opened");
     else if (v->status && v->status != ERR_CANCELLED && v->job_kind != &job_chat &&
-             v->job_kind != &job_convert)
+             v->job_kind != &job_convert && v->job_kind != &job_eval)
         app_message(a, ROLE_BAD, "%s: %s", v->job_kind->name, v->text ? v->text : "failed");
 }
 
@@ -292,6 +297,8 @@ static void take_event(struct app *a, struct event *v)
     case EVENT_LAYER:
     case EVENT_CONVERTED: convert_event(a, v); break;
     case EVENT_ANSWERED: chat_answered(a, v->data); break;
+    case EVENT_EVAL:
+    case EVENT_RESULTS: eval_event(a, v); break;
     case EVENT_SAVED:
         if (v->status)
             app_message(a, ROLE_BAD, "not saved: %s", v->text ? v->text : "");
@@ -350,6 +357,7 @@ static void leave(struct app *a)
     /* Spectra and scans start again by themselves; longer work is worth a question. */
     const struct job_kind *long_job = worker_count(a->worker, &job_convert)     ? &job_convert
                                       : worker_count(a->worker, &job_calibrate) ? &job_calibrate
+                                      : worker_count(a->worker, &job_eval)      ? &job_eval
                                                                                 : NULL;
     if (long_job && !a->leave_warned) {
         a->leave_warned = 2;
@@ -422,6 +430,7 @@ static bool screen_request(struct app *a, enum request r, int key)
     case SCREEN_RANKS: return plan_request(a, r);
     case SCREEN_CONVERT: return convert_request(a, r);
     case SCREEN_CHAT: return chat_request(a, r, key);
+    case SCREEN_EVAL: return eval_request(a, r);
     default: return r >= REQ_UP && r <= REQ_LAST; /* nothing to move through yet */
     }
 }

@@ -4,6 +4,7 @@
 #ifndef MLATHE_UI_APP_H
 #define MLATHE_UI_APP_H
 
+#include "sessions/job_eval.h"
 #include "sessions/journal.h"
 #include "sessions/paths.h"
 #include "sessions/saver.h"
@@ -70,6 +71,19 @@ struct chat_state {
     char *held;                /* what was typed before browsing */
 };
 
+struct eval_state {
+    struct eval_list list;      /* this conversion's results, newest last */
+    int at;                     /* the one shown */
+    bool running;
+    struct eval_record live;    /* of the run, as far as it has come */
+    bool has_live;
+    double started_sec;
+    char trouble[512];          /* why the last run ended */
+    bool conversions, kl_curve; /* what is shown: the comparison; KL instead of NLL */
+    int top;
+    struct eval_results known;  /* of all conversions of the model */
+};
+
 struct app {
     struct ui_options options;
     struct paths paths;
@@ -102,6 +116,7 @@ struct app {
     struct ranks_state ranks;
     struct convert_state convert;
     struct chat_state chat;
+    struct eval_state eval;
 };
 
 int app_init(struct app *a, const struct ui_options *o, struct err *e);

@@ -139,6 +139,7 @@ void convert_event(struct app *a, struct event *v)
         app_message(a, ROLE_BAD, "converted, but not saved: %s", c->trouble);
     }
     chat_model_changed(a);
+    eval_model_changed(a);
     app_changed(a);
 }
 

@@ -27,6 +27,18 @@ bool plan_curve_fits(const struct app *a, int layer);
 bool plan_loads_in(const struct rankplan *p, int engine, char why[64]);
 char *plan_free_path(const char *dir, const char *name, const char *suffix);
 
+char *ask_expand_home(const char *text); /* "~/x" → path, fresh memory */
+
+/* app_eval.c */
+bool eval_request(struct app *a, enum request r);
+bool eval_answer(struct app *a, enum request what, const char *text); /* false: ask.error */
+void eval_event(struct app *a, struct event *v);
+void eval_job_done(struct app *a, const struct event *v);
+void eval_model_changed(struct app *a); /* forgets, and looks up what is kept */
+void eval_drop(struct app *a);
+/* What is to be shown: the run, or the chosen result; NULL: nothing yet. */
+const struct eval_record *eval_shown(const struct app *a);
+
 /* app_convert.c */
 void convert_start(struct app *a);
 void convert_stop(struct app *a);

@@ -372,7 +372,7 @@ bool plan_request(struct app *a, enum request r)
     }
 }
 
-static char *expand_home(const char *text)
+char *ask_expand_home(const char *text)
 {
     const char *home = getenv("HOME");
     while (*text == ' ')
@@ -467,7 +467,7 @@ static bool answer_whatif(struct app *a, const char *text)
 static bool answer_save(struct app *a, const char *text)
 {
     struct err e = {0};
-    char *path = expand_home(text), *out = NULL;
+    char *path = ask_expand_home(text), *out = NULL;
     cJSON *json = NULL;
     bool ok = false;
     if (!path || !path[0]) {
@@ -487,7 +487,7 @@ static bool answer_load(struct app *a, const char *text)
 {
     struct err e = {0};
     struct rankplan next = {0};
-    char *path = expand_home(text);
+    char *path = ask_expand_home(text);
     int rc = path ? rankplan_load(&next, &a->ranks.plan.model, path, &e) : ERR_NOMEM;
     free(path);
     if (rc)
@@ -503,7 +503,7 @@ static bool answer_load(struct app *a, const char *text)
 static bool answer_calibrate(struct app *a, const char *text)
 {
     struct err e = {0};
-    char *path = expand_home(text), *cache = path_join(a->paths.cache, "calibration");
+    char *path = ask_expand_home(text), *cache = path_join(a->paths.cache, "calibration");
     bool self = !path || !path[0];
     if (!self && (!file_exists(path) || file_is_dir(path))) {
         err_set(&e, ERR_ARG, "%s: no such file", path);
@@ -535,13 +535,13 @@ bool plan_answer(struct app *a, enum request what, const char *text)
     case REQ_LOAD_PLAN: return answer_load(a, text);
     case REQ_CALIBRATE: return answer_calibrate(a, text);
     case REQ_PATH: {
-        char *path = expand_home(text);
+        char *path = ask_expand_home(text);
         if (path && path[0])
             app_open(a, path, NULL);
         free(path);
         return true;
     }
-    default: return true;
+    default: return eval_answer(a, what, text);
     }
 }
 

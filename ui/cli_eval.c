@@ -107,6 +107,7 @@ static int choose(const struct cli *c, struct eval_options *o, struct task_optio
     r->ctx = o->ctx;
     r->windows = o->windows;
     r->limit = t->limit;
+    r->rounded = c->o.fast;
     snprintf(r->file, sizeof r->file, "%s", c->o.task ? t->file : o->file);
     return OK;
 }

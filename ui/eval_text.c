@@ -69,6 +69,7 @@ static void seconds_text(char text[EVAL_TEXT], double seconds, bool timed)
 
 static void ppl_line(const struct eval_result *p, int i, bool timed, char text[EVAL_TEXT])
 {
+    int digits = p->ppl < 1000 ? 3 : 0;
     switch (p->compared ? i : i == 0 ? 5 : 6) {
     case 0:
         put_at(text, COL_1, "original");
@@ -77,8 +78,8 @@ static void ppl_line(const struct eval_result *p, int i, bool timed, char text[E
         break;
     case 1:
         put_at(text, 0, "perplexity");
-        plus_minus(text, COL_1, p->ppl_against, p->ppl_against_err, 3, "");
-        plus_minus(text, COL_2, p->ppl, p->ppl_err, 3, "");
+        plus_minus(text, COL_1, p->ppl_against, p->ppl_against_err, digits, "");
+        plus_minus(text, COL_2, p->ppl, p->ppl_err, digits, "");
         put_at(text, COL_3, "×%.4f", p->ppl / p->ppl_against);
         break;
     case 2:
@@ -90,12 +91,12 @@ static void ppl_line(const struct eval_result *p, int i, bool timed, char text[E
     case 3:
         put_at(text, 0, "KL");
         plus_minus(text, COL_1, p->kl_mean, p->kl_err, 4, "");
-        put_at(text, COL_2, "50%% %.3g, 90%% %.3g, 95%% %.3g, 99%% %.3g, max %.3g", p->kl_p50,
-               p->kl_p90, p->kl_p95, p->kl_p99, p->kl_max);
+        put_at(text, COL_2, "same top-1");
+        plus_minus(text, 0, 100 * p->same_top1, 100 * p->same_top1_err, 2, " %");
         break;
     case 4:
-        put_at(text, 0, "same top-1");
-        plus_minus(text, COL_1, 100 * p->same_top1, 100 * p->same_top1_err, 2, " %");
+        put_at(text, COL_1, "p50 %.3g  p90 %.3g  p95 %.3g  p99 %.3g  max %.3g", p->kl_p50,
+               p->kl_p90, p->kl_p95, p->kl_p99, p->kl_max);
         break;
     case 5:
         put_at(text, 0, "perplexity");
@@ -108,7 +109,7 @@ static void ppl_line(const struct eval_result *p, int i, bool timed, char text[E
                p->windows_total);
         seconds_text(text, p->seconds, timed);
         if (isfinite(p->ppl_err_windows))
-            put_at(text, 0, "; by windows ± %.3f", p->ppl_err_windows);
+            put_at(text, 0, "(by windows ± %.*f)", digits, p->ppl_err_windows);
     }
 }
 
@@ -139,10 +140,10 @@ static void task_line(const struct task_result *t, int i, bool timed, char text[
         put_at(text, COL_1, "%.1f %% (acc), %.1f %% (acc_norm), %.1f %% (acc_token)",
                100 * t->same[TASK_SUM], 100 * t->same[TASK_CHARACTER], 100 * t->same[TASK_TOKEN]);
     } else {
-        put_at(text, 0, "%d of %d questions", t->n, t->total);
+        put_at(text, 0, "* usually quoted; %d of %d questions", t->n, t->total);
         seconds_text(text, t->seconds, timed);
         if (t->truncated)
-            put_at(text, 0, "; %d contexts cut to fit the model", t->truncated);
+            put_at(text, 0, "(%d contexts cut to fit the model)", t->truncated);
     }
 }
 

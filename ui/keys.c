@@ -34,6 +34,16 @@ static const struct binding table[] = {
     {REQ_REDO, IN_RANKS, {'y'}, NULL, "redo it"},
     {REQ_WHATIF, IN_RANKS, {'x'}, NULL, "type context x batch and a memory: 8192x1 24GiB"},
 
+    {REQ_START, IN_EVAL, {UI_ENTER, 'r'}, "run", "measure"},
+    {REQ_EVAL_WHAT, IN_EVAL, {'t'}, "what", "perplexity, multiple choice, or speed"},
+    {REQ_EVAL_FILE, IN_EVAL, {'f'}, "file", "type the text's or the questions' file"},
+    {REQ_FOCUS, IN_EVAL, {UI_TAB}, "conversions", "this result, or all conversions of the model"},
+    {REQ_EVAL_COUNT, IN_EVAL, {'n'}, NULL, "type how many windows or questions (0: all)"},
+    {REQ_EVAL_CTX, IN_EVAL, {'x'}, NULL, "type the window length in tokens"},
+    {REQ_EVAL_PROTOCOL, IN_EVAL, {'p'}, NULL, "protocol of perplexity: hf or llamacpp"},
+    {REQ_EVAL_CURVE, IN_EVAL, {'v'}, "curve", "loss or KL against the position"},
+    {REQ_EVAL_WRITE, IN_EVAL, {'w'}, "write", "write this result as JSON or CSV"},
+
     {REQ_SEND, IN_PROMPT, {UI_ENTER}, "send", "send the prompt; after a trailing \\: a new line"},
     {REQ_NEWLINE, IN_PROMPT, {ALT(UI_ENTER), UI_CTRL('j')}, "new line", "start a new line"},
     {REQ_MODE,
