@@ -42,6 +42,8 @@ struct kv {
     size_t n;                  /* elements of an array */
     const uint8_t *value;      /* the scalar, the string's bytes, or the first element */
     size_t bytes;              /* of a string */
+    const uint8_t *raw;        /* the value as it is in the file, after its type */
+    size_t raw_bytes;
 };
 
 struct info {
@@ -111,6 +113,7 @@ static void read_kv(struct cursor *c, struct kv *kv)
     if (!c->status && (!printable(kv->key) || kv->key.n > 65535))
         cursor_fail(c, ERR_FORMAT, "a key is empty, too long or holds control characters");
     kv->type = read_type(c);
+    size_t begin = c->at;
     if (kv->type == GGUF_ARRAY) {
         read_array(c, kv);
     } else if (kv->type == GGUF_STRING) {
@@ -120,6 +123,8 @@ static void read_kv(struct cursor *c, struct kv *kv)
     } else {
         kv->value = cursor_take(c, scalar_bytes[kv->type], "a value");
     }
+    kv->raw = c->status ? NULL : c->data + begin;
+    kv->raw_bytes = c->status ? 0 : c->at - begin;
 }
 
 static int key_order(struct gguf_str a, struct gguf_str b)
@@ -313,6 +318,17 @@ static const struct kv *find(const struct gguf *g, const char *key)
 {
     struct kv want = {.key = {key, strlen(key)}};
     return bsearch(&want, g->kv, g->n_kv, sizeof want, kv_order);
+}
+
+size_t gguf_key_count(const struct gguf *g)
+{
+    return g->n_kv;
+}
+
+struct gguf_value gguf_value(const struct gguf *g, size_t i)
+{
+    const struct kv *kv = &g->kv[i];
+    return (struct gguf_value){kv->key, kv->type, kv->raw, kv->raw_bytes};
 }
 
 bool gguf_has(const struct gguf *g, const char *key)

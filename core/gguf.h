@@ -34,6 +34,15 @@ void gguf_close(struct gguf *g);
 const char *gguf_path(const struct gguf *g);
 size_t gguf_file_bytes(const struct gguf *g);
 
+/* Key i in order, with its value's bytes as the file has them, for copies. */
+struct gguf_value {
+    struct gguf_str key;
+    enum gguf_type type;
+    const void *data;
+    size_t bytes;
+};
+size_t gguf_key_count(const struct gguf *g);
+struct gguf_value gguf_value(const struct gguf *g, size_t i);
 bool gguf_has(const struct gguf *g, const char *key);
 /* Typed lookups; an integer of any width converts when it fits. Missing key or wrong type:
  * ERR_FORMAT naming file and key. The _or forms give the fallback instead. */

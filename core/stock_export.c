@@ -10,6 +10,11 @@
 
 #define HF_LATENT_EPS 1e-6 /* fixed in the classes, whatever rms_norm_eps says */
 #define SHIFT 32           /* squares near 1e-19 beside ε; from 24 on nothing changes */
+/* For numbers of half precision's range the two together are what counts: 2^16 against latents near
+ * one leaves an error of 1e-5; more residual would bring its outliers near half's largest number.
+ */
+#define HALF_SHIFT 8
+#define HALF_RESIDUAL 8
 #define SAME_FREQUENCY 1e-9
 
 /* --- frequencies -------------------------------------------------------------------------- */
@@ -91,8 +96,11 @@ static int latent_level(const struct model_layer *y, int *level, struct err *e)
 static int set_scales(struct stock_export *x, struct err *e)
 {
     const struct model_hparams *hp = &x->m->hp;
-    x->shift = SHIFT;
-    x->rms_eps = ldexp(hp->rms_eps, 2 * x->residual);
+    bool half = x->dtype != DTYPE_F32 && x->dtype != DTYPE_BF16;
+    x->shift = half ? HALF_SHIFT : SHIFT;
+    x->residual = half ? HALF_RESIDUAL : 0;
+    double eps = x->engine == STOCK_GGUF ? (double)(float)hp->rms_eps : hp->rms_eps;
+    x->rms_eps = ldexp(eps, 2 * x->residual);
     x->latent_eps = x->engine == STOCK_HF ? HF_LATENT_EPS : x->rms_eps;
     double want = ldexp(sqrt(x->latent_eps), x->shift);
     float rounded = bf16_to_f32(f32_to_bf16((float)want));

@@ -74,6 +74,10 @@ int stock_export_values(const struct stock_export *x, const struct stock_tensor 
 int stock_config_json(const struct stock_export *x, cJSON **out, struct err *e);
 int stock_generation_json(const struct stock_export *x, cJSON **out, struct err *e);
 
+/* The metadata of a GGUF but its tokenizer's. */
+struct gguf_writer;
+void stock_gguf_keys(const struct stock_export *x, const char *name, struct gguf_writer *w);
+
 /* For the rooms: stock_export.c lists by this, names by engine. */
 int stock_add(struct stock_export *x, struct stock_tensor t, struct err *e);
 int stock_list_hf(struct stock_export *x, struct err *e);
