@@ -27,6 +27,18 @@ size_t kvmem_bytes(const int *numbers, int n_layer, enum dtype type, size_t cont
     return bytes;
 }
 
+size_t kvmem_bytes_each(const int *numbers, const int *tokens, int n_layer, enum dtype type)
+{
+    size_t total = 0;
+    for (int l = 0; l < n_layer; l++) {
+        size_t one;
+        if (numbers[l] < 0 || tokens[l] < 0 ||
+            !size_mul((size_t)numbers[l], (size_t)tokens[l], &one) || !size_add(total, one, &total))
+            return SIZE_MAX;
+    }
+    return size_mul(total, dtype_bytes(type, 1), &total) ? total : SIZE_MAX;
+}
+
 size_t kvmem_fit(const int *numbers, int n_layer, enum dtype type, size_t context, size_t bytes)
 {
     size_t one = kvmem_bytes(numbers, n_layer, type, context, 1);

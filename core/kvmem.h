@@ -11,6 +11,8 @@ int kvmem_mla_numbers(int kv_lora_rank, int qk_rope_head_dim);     /* r + R */
 /* Bytes of a cache: numbers[n_layer] a token, context tokens, batch sequences, stored as type
  * (a plain type, no blocks). SIZE_MAX on overflow. */
 size_t kvmem_bytes(const int *numbers, int n_layer, enum dtype type, size_t context, size_t batch);
+/* The same for caches that hold tokens[l] tokens of layer l each: windows forget. */
+size_t kvmem_bytes_each(const int *numbers, const int *tokens, int n_layer, enum dtype type);
 /* How many sequences of context tokens fit into bytes of memory (0 when none). */
 size_t kvmem_fit(const int *numbers, int n_layer, enum dtype type, size_t context, size_t bytes);
 /* "22.5 KiB", "1.00 GiB": binary units, three significant digits. */

@@ -29,17 +29,29 @@ static bool relay_report(void *user, const char *phase, double done, double tota
     return progress_report(j->progress, j->phase, j->done, j->total);
 }
 
+/* Brings the timeline to exactly depth tokens. */
+static int reach(struct bench_job *j, int depth, struct err *e)
+{
+    struct progress p = {relay_report, j};
+    infer_rewind(j->timeline, depth);
+    int pos = infer_pos(j->timeline); /* less where a window has forgotten what comes before */
+    return pos < depth
+               ? infer_prefill(j->timeline, j->ids + pos, depth - pos, INFER_NONE, NULL, &p, e)
+               : OK;
+}
+
 /* One timed run from depth; *rate in tokens a second. */
 static int run_once(struct bench_job *j, int depth, int n, bool prefill, double *rate,
                     struct err *e)
 {
     struct progress p = {relay_report, j};
     const int32_t *ids = j->ids + depth;
-    infer_rewind(j->timeline, depth);
     if (!relay_report(j, "", 0, 0))
         return err_set(e, ERR_CANCELLED, "benchmark stopped");
+    int rc = reach(j, depth, e);
+    if (rc)
+        return rc;
     double start = clock_now();
-    int rc = OK;
     if (prefill)
         rc = infer_prefill(j->timeline, ids, n, INFER_LAST, j->logits, &p, e);
     for (int i = 0; i < n && !prefill && !rc; i++) {
@@ -77,19 +89,6 @@ static int run_test(struct bench_job *j, int depth, int n, bool prefill, struct 
     return rc;
 }
 
-/* Brings the timeline to exactly depth tokens. */
-static int fill(struct bench_job *j, int depth, struct err *e)
-{
-    struct progress p = {relay_report, j};
-    int pos = infer_pos(j->timeline);
-    snprintf(j->phase, sizeof j->phase, "fill to %d", depth);
-    if (pos >= depth) {
-        infer_rewind(j->timeline, depth);
-        return OK;
-    }
-    return infer_prefill(j->timeline, j->ids + pos, depth - pos, INFER_NONE, NULL, &p, e);
-}
-
 static int run_all(struct bench_job *j, struct bench_row *rows, int *n, struct err *e)
 {
     const struct bench_options *o = j->o;
@@ -98,7 +97,8 @@ static int run_all(struct bench_job *j, struct bench_row *rows, int *n, struct e
             int length = kind ? o->generate : o->prompt;
             if (!length)
                 continue;
-            int rc = fill(j, o->depth[d], e);
+            snprintf(j->phase, sizeof j->phase, "fill to %d", o->depth[d]);
+            int rc = reach(j, o->depth[d], e);
             if (!rc)
                 rc = run_test(j, o->depth[d], length, kind == 0, &rows[*n], e);
             if (rc)

@@ -74,6 +74,7 @@ static int prefill(struct turn_run *r, int s, struct err *e)
         keep--;
     double start = clock_now();
     infer_rewind(l->timeline, (int)keep);
+    keep = (size_t)infer_pos(l->timeline); /* a window may have forgotten what comes before */
     l->cached.n = keep;
     int rc = infer_prefill(l->timeline, p->v + keep, (int)(p->n - keep), INFER_LAST, l->logits,
                            &progress, e);

@@ -147,9 +147,10 @@ static void attention_gqa(const struct engine *g, int layer, int rows, const str
     for (int i = 0; i < n_seg; i++) {
         const struct segment *c = &seg[i];
         size_t row = (size_t)c->row;
-        op->store(g->backend, cache_row(c->cache.a, kv, (size_t)c->past, kd), kv, kd,
+        int past = c->past - c->cache.first;
+        op->store(g->backend, cache_row(c->cache.a, kv, (size_t)past, kd), kv, kd,
                   s->k + row * (size_t)kd, kd, kd, c->n);
-        op->store(g->backend, cache_row(c->cache.b, kv, (size_t)c->past, kd), kv, kd,
+        op->store(g->backend, cache_row(c->cache.b, kv, (size_t)past, kd), kv, kd,
                   s->v + row * (size_t)kd, kd, kd, c->n);
         struct attn_gqa_args a = {.out = s->att + row * (size_t)(H * d),
                                   .q = s->q + row * (size_t)(H * d),
@@ -157,7 +158,7 @@ static void attention_gqa(const struct engine *g, int layer, int rows, const str
                                   .v = c->cache.b,
                                   .kv = kv,
                                   .T = c->n,
-                                  .past = c->past,
+                                  .past = past,
                                   .H = H,
                                   .G = G,
                                   .d = d,
@@ -190,7 +191,8 @@ static void attention_mla(const struct engine *g, int layer, int rows, const str
     for (int i = 0; i < n_seg; i++) {
         const struct segment *c = &seg[i];
         size_t row = (size_t)c->row;
-        op->store(g->backend, cache_row(c->cache.a, kv, (size_t)c->past, width), kv, width,
+        int past = c->past - c->cache.first;
+        op->store(g->backend, cache_row(c->cache.a, kv, (size_t)past, width), kv, width,
                   s->k + row * (size_t)width, width, width, c->n);
         struct attn_mla_args a = {.out = lat + row * (size_t)(H * r),
                                   .q_lat = q_lat + row * (size_t)(H * r),
@@ -198,7 +200,7 @@ static void attention_mla(const struct engine *g, int layer, int rows, const str
                                   .cache = c->cache.a,
                                   .kv = kv,
                                   .T = c->n,
-                                  .past = c->past,
+                                  .past = past,
                                   .H = H,
                                   .r = r,
                                   .R = R,

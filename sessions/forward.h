@@ -62,6 +62,9 @@ struct engine {
 /* One layer's cache of one sequence: GQA a = K rows, b = V rows [ctx][G·d]; MLA a [ctx][r+R]. */
 struct layer_cache {
     void *a, *b;
+    int first; /* position of row 0: windows forget what lies before */
+    int rows;  /* room; where first moves */
+    int keep;  /* rows that stay when it moves; 0: it never does */
 };
 struct segment {
     int row, n; /* rows row … row+n−1 of the batch */

@@ -6,6 +6,7 @@
 
 #include "core/kvmem.h"
 #include "sessions/forward.h"
+#include "sessions/window.h"
 
 #define INFER_BLOCK 512 /* rows a prefill block */
 #define LOGIT_BLOCK 64  /* rows of logits at a time: [64][V] stays small */
@@ -215,9 +216,10 @@ static void place_caches(struct infer *t)
     const struct model *m = t->g->model;
     char *at = t->cache;
     for (int l = 0; l < m->hp.n_layer; l++) {
-        size_t bytes = dtype_bytes(t->kv, (size_t)t->numbers[l] * (size_t)t->n_ctx);
-        t->layer[l].a = at;
-        t->layer[l].b = m->layer[l].attn == ATTN_MLA ? NULL : at + bytes / 2;
+        struct layer_cache *c = &t->layer[l];
+        size_t bytes = dtype_bytes(t->kv, (size_t)t->numbers[l] * (size_t)c->rows);
+        c->a = at;
+        c->b = m->layer[l].attn == ATTN_MLA ? NULL : at + bytes / 2;
         at += bytes;
     }
 }
@@ -246,6 +248,8 @@ int infer_new(struct infer **out, const struct engine *g, int n_ctx, enum dtype 
     t->kv = kv;
     for (int l = 0; l < hp->n_layer; l++)
         t->numbers[l] = layer_numbers(g->model, l);
+    for (int l = 0; l < hp->n_layer; l++)
+        window_plan(&t->layer[l], g->model->layer[l].window, n_ctx);
     size_t bytes = infer_kv_bytes(t);
     t->cache = bytes < SIZE_MAX ? g->backend->ops->alloc(g->backend, bytes) : NULL;
     if (!t->cache) {
@@ -281,20 +285,47 @@ int infer_context(const struct infer *t)
     return t->n_ctx;
 }
 
+/* Of what every layer has room for, or holds. */
+static size_t cache_bytes(const struct infer *t, bool used)
+{
+    int L = t->g->model->hp.n_layer, tokens[MODEL_MAX_LAYERS];
+    for (int l = 0; l < L; l++)
+        tokens[l] = used ? t->pos - t->layer[l].first : t->layer[l].rows;
+    return kvmem_bytes_each(t->numbers, tokens, L, t->kv);
+}
+
 size_t infer_kv_bytes(const struct infer *t)
 {
-    return kvmem_bytes(t->numbers, t->g->model->hp.n_layer, t->kv, (size_t)t->n_ctx, 1);
+    return cache_bytes(t, false);
 }
 
 size_t infer_kv_bytes_used(const struct infer *t)
 {
-    return kvmem_bytes(t->numbers, t->g->model->hp.n_layer, t->kv, (size_t)t->pos, 1);
+    return cache_bytes(t, true);
 }
 
 void infer_rewind(struct infer *t, int pos)
 {
-    if (pos >= 0 && pos < t->pos)
-        t->pos = pos;
+    int L = t->g->model->hp.n_layer;
+    if (pos < 0 || pos >= t->pos)
+        return;
+    for (int l = 0; l < L; l++)
+        if (!window_reaches(&t->layer[l], t->g->model->layer[l].window, pos))
+            pos = 0;
+    t->pos = pos;
+    for (int l = 0; l < L && !pos; l++)
+        t->layer[l].first = 0;
+}
+
+/* Room for n more rows in every layer. */
+static void make_room(struct infer *t, int n)
+{
+    const struct model *m = t->g->model;
+    for (int l = 0; l < m->hp.n_layer; l++) {
+        size_t row = dtype_bytes(t->kv, (size_t)t->numbers[l]);
+        window_slide(&t->layer[l], t->g->backend, m->layer[l].attn == ATTN_MLA ? row : row / 2,
+                     t->pos, n);
+    }
 }
 
 static int reserve(struct infer *t, int rows, bool logits, struct err *e)
@@ -382,6 +413,7 @@ static bool long_rope(const struct infer *t)
 static void run_block(struct infer *t, const int32_t *ids, int n)
 {
     scratch_new_batch(&t->scratch);
+    make_room(t, n);
     forward_embed(t->g, t->h, ids, n);
     for (int l = 0; l < t->g->model->hp.n_layer; l++) {
         struct segment s = {
@@ -443,6 +475,8 @@ int infer_step_many(struct infer *const *t, const int32_t *ids, int n, float *lo
     if (rc || !seg)
         return rc ? rc : err_nomem(e, (size_t)n * sizeof *seg, "a batch");
     scratch_new_batch(&t[0]->scratch);
+    for (int i = 0; i < n; i++)
+        make_room(t[i], 1);
     forward_embed(g, t[0]->h, ids, n);
     for (int l = 0; l < g->model->hp.n_layer; l++) {
         for (int i = 0; i < n; i++)
@@ -517,6 +551,8 @@ static void run_segments(struct infer *t, struct block *k)
 {
     const struct engine *g = t->g;
     scratch_new_batch(&t->scratch);
+    for (int s = 0; s < k->n_seg; s++)
+        make_room(k->owner[s], k->seg[s].n);
     forward_embed(g, t->h, k->ids, k->rows);
     for (int l = 0; l < g->model->hp.n_layer; l++) {
         for (int s = 0; s < k->n_seg; s++)
@@ -599,18 +635,24 @@ int infer_copy(struct infer *to, const struct infer *from, int pos, struct err *
     if (to->g != g || to->kv != from->kv || pos < 0 || pos > from->pos || pos > to->n_ctx)
         return err_set(e, ERR_ARG, "a copy of %d tokens between timelines that differ", pos);
     size_t most = 0;
-    for (int l = 0; l < g->model->hp.n_layer; l++)
-        most = (size_t)from->numbers[l] > most ? (size_t)from->numbers[l] : most;
-    size_t size = dtype_bytes(from->kv, most * (size_t)pos);
-    void *host = mem_calloc(size ? size : 1, 1);
+    for (int l = 0; l < g->model->hp.n_layer; l++) {
+        size_t row = dtype_bytes(from->kv, (size_t)from->numbers[l]);
+        most = row > most ? row : most;
+        if (!window_reaches(&from->layer[l], g->model->layer[l].window, pos))
+            return err_set(e, ERR_ARG, "a copy of %d tokens, which layer %d has forgotten", pos, l);
+    }
+    void *host = mem_calloc(most * (size_t)pos, 1);
     if (!host)
-        return err_nomem(e, size, "a copy of the KV cache");
+        return err_nomem(e, most * (size_t)pos, "a copy of the KV cache");
     for (int l = 0; l < g->model->hp.n_layer && pos; l++) {
-        const struct layer_cache *s = &from->layer[l], *d = &to->layer[l];
-        size_t bytes = dtype_bytes(from->kv, (size_t)from->numbers[l] * (size_t)pos);
-        copy_rows(g->backend, d->a, s->a, host, s->b ? bytes / 2 : bytes);
+        const struct layer_cache *s = &from->layer[l];
+        struct layer_cache *d = &to->layer[l];
+        size_t row = dtype_bytes(from->kv, (size_t)from->numbers[l]) / (s->b ? 2 : 1);
+        d->first = pos - s->first > d->rows ? pos - d->keep : s->first;
+        size_t skip = (size_t)(d->first - s->first) * row, bytes = (size_t)(pos - d->first) * row;
+        copy_rows(g->backend, d->a, (const char *)s->a + skip, host, bytes);
         if (s->b)
-            copy_rows(g->backend, d->b, s->b, host, bytes / 2);
+            copy_rows(g->backend, d->b, (const char *)s->b + skip, host, bytes);
     }
     free(host);
     to->pos = pos;

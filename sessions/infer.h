@@ -16,14 +16,16 @@ const struct model *engine_model(const struct engine *g);
 struct backend *engine_backend(const struct engine *g);
 
 struct infer;
-/* A timeline of at most n_ctx tokens; kv: F32 or F16. The cache is kvmem_bytes() exactly. */
+/* A timeline of at most n_ctx tokens; kv: F32 or F16. Layers with a window keep what it needs and a
+ * stretch more (window.c); kvmem_bytes_each() is the cache exactly. */
 int infer_new(struct infer **out, const struct engine *g, int n_ctx, enum dtype kv, struct err *e);
 void infer_free(struct infer *t);
 int infer_pos(const struct infer *t);     /* tokens in the cache */
 int infer_context(const struct infer *t); /* n_ctx */
 size_t infer_kv_bytes(const struct infer *t);      /* allocated */
 size_t infer_kv_bytes_used(const struct infer *t); /* of the tokens present */
-/* Forgets everything from position pos on (0 ≤ pos ≤ infer_pos). */
+/* Forgets everything from position pos on (0 ≤ pos ≤ infer_pos). When a window has forgotten what
+ * comes before pos, everything: see infer_pos. */
 void infer_rewind(struct infer *t, int pos);
 
 enum infer_out { INFER_NONE, INFER_LAST, INFER_ALL };
