@@ -26,7 +26,8 @@ void mla_store(const double *from, float *to, size_t n)
 static void solve_done(struct solve *s)
 {
     double **all[] = {&s->r2, &s->B,   &s->MK, &s->L,  &s->LG, &s->W, &s->Winv,
-                      &s->U,  &s->val, &s->A,  &s->X0, &s->t1, &s->t2};
+                      &s->U,  &s->val, &s->A,  &s->X0, &s->t1, &s->t2,
+                      &s->Q,  &s->BQ,  &s->F};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(*all[i]);
     free(s->shrink);
@@ -35,41 +36,45 @@ static void solve_done(struct solve *s)
 }
 
 static int solve_init(struct solve *s, const struct mla_source *src, const struct moments *m,
-                      struct err *e)
+                      int r, struct err *e)
 {
     const struct moments_shape *p = &src->shape;
     *s = (struct solve){.src = src,
                         .m = m,
                         .n = moments_n(p),
+                        .w = moments_width(&m->shape),
                         .nk = p->G * p->d,
                         .d = p->d,
                         .D = p->D,
                         .H = p->H,
                         .G = p->G,
                         .tau = 1};
-    size_t n = (size_t)s->n, nk = (size_t)s->nk, d = (size_t)s->d, H = (size_t)s->H;
-    size_t half = (size_t)(p->rope_dim / 2);
+    if (r < 1 || r > s->n)
+        return err_set(e, ERR_ARG, "latent rank %d: this layer takes 1 to %d", r, s->n);
+    size_t w = (size_t)s->w, nk = (size_t)s->nk, d = (size_t)s->d, H = (size_t)s->H;
+    size_t half = (size_t)(p->rope_dim / 2), wide = w > nk ? w : nk;
+    bool affine = m->shape.affine;
     s->shrink = mem_calloc(H * half, sizeof *s->shrink);
     s->r2 = mem_calloc(H * half, sizeof *s->r2);
     s->B = mem_calloc(H * d * nk, sizeof *s->B);
     s->MK = mem_calloc(nk * nk, sizeof *s->MK);
     s->L = mem_calloc(H * d * d, sizeof *s->L);
     s->LG = mem_calloc((size_t)s->G * d * d, sizeof *s->LG);
-    s->W = mem_calloc(n * n, sizeof *s->W);
-    s->Winv = mem_calloc(n * n, sizeof *s->Winv);
-    s->U = mem_calloc(n * n, sizeof *s->U);
-    s->val = mem_calloc(n, sizeof *s->val);
-    s->A = mem_calloc(n * n, sizeof *s->A);
-    s->X0 = mem_calloc(n * n, sizeof *s->X0);
-    s->t1 = mem_calloc(n * n, sizeof *s->t1);
-    s->t2 = mem_calloc(n * n, sizeof *s->t2);
+    s->W = mem_calloc(w * w, sizeof *s->W);
+    s->Winv = mem_calloc(affine ? 1 : w * w, sizeof *s->Winv);
+    s->U = mem_calloc(w * w, sizeof *s->U);
+    s->val = mem_calloc(wide, sizeof *s->val);
+    s->A = mem_calloc((size_t)r * w, sizeof *s->A);
+    s->X0 = mem_calloc((size_t)r * w, sizeof *s->X0);
+    s->t1 = mem_calloc(wide * wide, sizeof *s->t1);
+    s->t2 = mem_calloc(wide * wide, sizeof *s->t2);
     if (!s->shrink || !s->r2 || !s->B || !s->MK || !s->L || !s->LG || !s->W || !s->Winv || !s->U ||
         !s->val || !s->A || !s->X0 || !s->t1 || !s->t2)
-        return err_nomem(e, 8 * n * n * sizeof(double), "a layer's conversion");
-    return OK;
+        return err_nomem(e, 8 * wide * wide * sizeof(double), "a layer's conversion");
+    return affine ? mla_affine_init(s, e) : OK;
 }
 
-static double trace_product(const double *a, const double *b, int rows, int lda, int ldb)
+double mla_trace_product(const double *a, const double *b, int rows, int lda, int ldb)
 {
     double sum = 0;
     for (int i = 0; i < rows; i++)
@@ -117,6 +122,8 @@ static int build_forms(struct solve *s, const struct mla_options *o, struct err 
         rc = phase_fit_joint(&s->fit, s->m, &s->rope, e);
     for (int h = 0; h < s->H && !rc; h++)
         nope_form(s, h, s->B + (size_t)h * (size_t)s->d * (size_t)s->nk);
+    if (!rc && s->Q)
+        mla_affine_forms(s);
     return rc;
 }
 
@@ -155,17 +162,27 @@ static void key_metric(struct solve *s)
         mla_gemm(true, false, nk, nk, d, B, nk, mb, nk, 0, bmb, nk);
         for (size_t i = 0; i < (size_t)nk * (size_t)nk; i++)
             s->MK[i] += s2 * bmb[i];
-        if (s->m->cko) {
-            moments_unpack(s->m->cko, n, h, s->U); /* U is free until the eigenproblem */
-            ko += s2 * trace_product(bmb, s->U, nk, nk, n);
-            vi += s->m->cvi[h];
+        if (s->m->cko && !s->Q) {
+            moments_of_head(s->m, s->m->cko, h, s->U); /* U is free until the eigenproblem */
+            ko += s2 * mla_trace_product(bmb, s->U, nk, nk, n);
         }
+        if (s->m->cko)
+            vi += s->m->cvi[h];
     }
-    double ku = trace_product(s->MK, s->m->c, nk, nk, n);
-    for (int g = 0; g < s->G; g++) {
+    double ku = 0;
+    if (s->Q) {
+        for (int i = 0; i < nk; i++)
+            for (int j = 0; j < nk; j++)
+                ku += s->MK[(size_t)i * (size_t)nk + (size_t)j] * moments_key(s->m, i, j);
+        ko = s->m->cko ? mla_affine_key_effect(s) : 0;
+        vu = mla_affine_value_energy(s);
+    } else {
+        ku = mla_trace_product(s->MK, s->m->c, nk, nk, n);
+    }
+    for (int g = 0; g < s->G && !s->Q; g++) {
         size_t at = (size_t)nk + (size_t)(g * d);
-        vu += trace_product(s->LG + (size_t)g * (size_t)(d * d), s->m->c + at * (size_t)n + at, d,
-                            d, n);
+        vu += mla_trace_product(s->LG + (size_t)g * (size_t)(d * d), s->m->c + at * (size_t)n + at,
+                                d, d, n);
     }
     if (!s->m->cko) /* never run: let keys and values weigh the same in total */
         s->tau = ku > 0 ? vu / ku : 1;
@@ -176,7 +193,7 @@ static void key_metric(struct solve *s)
 }
 
 /* a[m][m] → √a into root, √a⁻¹ into inverse (leading dimension ld), times f and 1/f. */
-static int square_root(const double *a, int m, double f, double *root, double *inverse, int ld,
+int mla_square_root(const double *a, int m, double f, double *root, double *inverse, int ld,
                        struct err *e)
 {
     size_t mm = (size_t)m * (size_t)m;
@@ -197,7 +214,8 @@ static int square_root(const double *a, int m, double f, double *root, double *i
     }
     if (!rc) {
         mla_gemm(true, false, m, m, m, u, m, up, m, 0, root, ld);
-        mla_gemm(true, false, m, m, m, u, m, down, m, 0, inverse, ld);
+        if (inverse)
+            mla_gemm(true, false, m, m, m, u, m, down, m, 0, inverse, ld);
     }
     free(u);
     return rc;
@@ -205,20 +223,22 @@ static int square_root(const double *a, int m, double f, double *root, double *i
 
 static int build_weighting(struct solve *s, struct err *e)
 {
+    if (s->Q)
+        return mla_affine_weighting(s, e);
     size_t n = (size_t)s->n;
-    int rc = square_root(s->MK, s->nk, sqrt(s->tau), s->W, s->Winv, s->n, e);
+    int rc = mla_square_root(s->MK, s->nk, sqrt(s->tau), s->W, s->Winv, s->n, e);
     for (int g = 0; g < s->G && !rc; g++) {
         size_t at = ((size_t)s->nk + (size_t)(g * s->d)) * (n + 1);
-        rc = square_root(s->LG + (size_t)g * (size_t)(s->d * s->d), s->d, 1, s->W + at,
+        rc = mla_square_root(s->LG + (size_t)g * (size_t)(s->d * s->d), s->d, 1, s->W + at,
                          s->Winv + at, s->n, e);
     }
     return rc;
 }
 
 /* Eigenpairs of W C Wᵀ into U (rows, descending) and val. */
-static int eigen_descending(struct solve *s, const double *C, struct err *e)
+int mla_eigen_descending(struct solve *s, const double *C, struct err *e)
 {
-    int n = s->n;
+    int n = s->w;
     size_t nn = (size_t)n;
     mla_gemm(false, false, n, n, n, s->W, n, C, n, 0, s->t1, n);
     mla_gemm(false, true, n, n, n, s->t1, n, s->W, n, 0, s->U, n);
@@ -239,7 +259,9 @@ static int eigen_descending(struct solve *s, const double *C, struct err *e)
 
 static int latent(struct solve *s, int r, struct err *e)
 {
-    int n = s->n, rc = eigen_descending(s, s->m->c, e);
+    if (s->Q)
+        return mla_affine_latent(s, s->m->c, r, e);
+    int n = s->n, rc = mla_eigen_descending(s, s->m->c, e);
     if (rc)
         return rc;
     mla_gemm(false, false, r, n, n, s->U, n, s->W, n, 0, s->A, n);
@@ -247,73 +269,117 @@ static int latent(struct solve *s, int r, struct err *e)
     return OK;
 }
 
-/* out[d][r] = (S C Aᵀ + ε S X0)(A C Aᵀ + ε)⁻¹ with S [d][n] given as rows (cols from at): least
- * squares under the moment C, pulled towards the unfitted map. C [n][n] (ld n); S [d][ns]. */
-static int refit(struct solve *s, const double *C, const double *S, int ns, int at, int r,
-                 double *out, double *work, struct err *e)
+/* What the refits under one moment share. */
+struct refit {
+    double *CA, *K;        /* [w][r] C Aᵀ, [r][r] A C Aᵀ */
+    double *factor, *rhs;  /* [r][r], [d][r] scratch */
+    double *prior, *solve; /* [d][r], [r][d] scratch */
+    double ridge;
+    int of; /* group of heads that CA and K are of; -1: none */
+};
+
+static int refit_init(struct refit *f, const struct solve *s, int r, struct err *e)
 {
-    int n = s->n, d = s->d;
-    double *CA = work, *K = CA + (size_t)n * (size_t)r, *rhs = K + (size_t)r * (size_t)r;
-    double *prior = rhs + (size_t)d * (size_t)r, mean = 0;
-    mla_gemm(false, true, n, r, n, C, n, s->A, n, 0, CA, r);
-    mla_gemm(false, false, r, r, n, s->A, n, CA, r, 0, K, r);
+    size_t rr = (size_t)r * (size_t)r, dr = (size_t)s->d * (size_t)r;
+    size_t size = (size_t)s->w * (size_t)r + 2 * rr + 3 * dr;
+    *f = (struct refit){.of = -1};
+    f->CA = mem_calloc(size, sizeof *f->CA);
+    if (!f->CA)
+        return err_nomem(e, size * sizeof *f->CA, "a refit");
+    f->K = f->CA + (size_t)s->w * (size_t)r;
+    f->factor = f->K + rr;
+    f->rhs = f->factor + rr;
+    f->prior = f->rhs + dr;
+    f->solve = f->prior + dr;
+    return OK;
+}
+
+/* Brings the moment of head h (of packed cko or cv) into f. */
+static void refit_moment(struct solve *s, struct refit *f, const float *packed, int h, int r)
+{
+    int w = s->w, group = h / (s->H / moments_groups(&s->m->shape));
+    double mean = 0;
+    if (f->of == group)
+        return;
+    f->of = group;
+    moments_of_head(s->m, packed, h, s->t1);
+    mla_gemm(false, true, w, r, w, s->t1, w, s->A, w, 0, f->CA, r);
+    mla_gemm(false, false, r, r, w, s->A, w, f->CA, r, 0, f->K, r);
     for (int i = 0; i < r; i++)
-        mean += K[(size_t)i * (size_t)(r + 1)] / r;
-    double ridge = REFIT_RIDGE * mean;
-    mla_gemm(false, false, d, r, ns, S, ns, CA + (size_t)at * (size_t)r, r, 0, rhs, r);
-    mla_gemm(false, false, d, r, ns, S, ns, s->X0 + (size_t)at * (size_t)r, r, 0, prior, r);
-    if (!(ridge > 0)) { /* nothing ever flowed here: keep the unfitted map */
-        memcpy(out, prior, (size_t)d * (size_t)r * sizeof *out);
+        mean += f->K[(size_t)i * (size_t)(r + 1)] / r;
+    f->ridge = REFIT_RIDGE * mean;
+}
+
+/* out[d][r] = (S C Aᵀ + ε S X0)(A C Aᵀ + ε)⁻¹ with S [d][w] given as rows (cols from at): least
+ * squares under the moment C, pulled towards the unfitted map. S [d][ns]. */
+static int refit(struct solve *s, struct refit *f, const double *S, int ns, int at, int r,
+                 double *out, struct err *e)
+{
+    int d = s->d;
+    size_t rr = (size_t)r * (size_t)r;
+    mla_gemm(false, false, d, r, ns, S, ns, f->CA + (size_t)at * (size_t)r, r, 0, f->rhs, r);
+    mla_gemm(false, false, d, r, ns, S, ns, s->X0 + (size_t)at * (size_t)r, r, 0, f->prior, r);
+    if (!(f->ridge > 0)) { /* nothing ever flowed here: keep the unfitted map */
+        memcpy(out, f->prior, (size_t)d * (size_t)r * sizeof *out);
         return OK;
     }
+    memcpy(f->factor, f->K, rr * sizeof *f->K);
     for (int i = 0; i < r; i++) {
-        K[(size_t)i * (size_t)(r + 1)] += ridge;
+        f->factor[(size_t)i * (size_t)(r + 1)] += f->ridge;
         for (int j = 0; j < d; j++) /* transposed right-hand side [r][d] */
-            CA[(size_t)i * (size_t)d + (size_t)j] =
-                rhs[(size_t)j * (size_t)r + (size_t)i] +
-                ridge * prior[(size_t)j * (size_t)r + (size_t)i];
+            f->solve[(size_t)i * (size_t)d + (size_t)j] =
+                f->rhs[(size_t)j * (size_t)r + (size_t)i] +
+                f->ridge * f->prior[(size_t)j * (size_t)r + (size_t)i];
     }
-    int rc = linalg_solve_spd(r, d, K, CA, e);
+    int rc = linalg_solve_spd(r, d, f->factor, f->solve, e);
     for (int j = 0; j < d && !rc; j++)
         for (int i = 0; i < r; i++)
-            out[(size_t)j * (size_t)r + (size_t)i] = CA[(size_t)i * (size_t)d + (size_t)j];
+            out[(size_t)j * (size_t)r + (size_t)i] = f->solve[(size_t)i * (size_t)d + (size_t)j];
     return rc;
+}
+
+/* Key and value map of head h into k and v [d][r]; fit[2] or NULL: straight from X0. pick: the
+ * identity [d][d], which selects the head's own values from z. */
+static int up_map(struct solve *s, int h, int r, struct refit *fit, const double *pick, double *k,
+                  double *v, struct err *e)
+{
+    int d = s->d, w = s->w, wide = s->Q ? w : s->nk; /* columns of a key map */
+    int row = s->nk + h / (s->H / s->G) * d, at = s->Q ? 0 : row, ns = s->Q ? w : d;
+    const double *B = (s->Q ? s->BQ : s->B) + (size_t)h * (size_t)d * (size_t)wide;
+    const double *V = s->Q ? s->Q + (size_t)row * (size_t)w : pick;
+    if (!fit) {
+        mla_gemm(false, false, d, r, wide, B, wide, s->X0, r, 0, k, r);
+        mla_gemm(false, false, d, r, ns, V, ns, s->X0 + (size_t)at * (size_t)r, r, 0, v, r);
+        return OK;
+    }
+    refit_moment(s, &fit[0], s->m->cko, h, r);
+    int rc = refit(s, &fit[0], B, wide, 0, r, k, e);
+    if (rc)
+        return rc;
+    refit_moment(s, &fit[1], s->m->cv, h, r);
+    return refit(s, &fit[1], V, ns, at, r, v, e);
 }
 
 /* kv_b of every head: refitted (mlathe), or straight from X0 (rank n, transmla, no statistics). */
 static int up_maps(struct solve *s, int r, bool fitted, float *kv_b, struct err *e)
 {
-    int d = s->d, n = s->n, nk = s->nk;
-    size_t dr = (size_t)d * (size_t)r, nn = (size_t)n;
-    size_t size = (nn + (size_t)r + 2 * (size_t)d) * (size_t)(r > d ? r : d) + dr;
-    double *work = mem_calloc(size, sizeof *work),
-           *pick = mem_calloc((size_t)(d * d), sizeof *pick);
-    double *out = mem_calloc(dr, sizeof *out);
-    int rc = work && pick && out ? OK : err_nomem(e, size * sizeof *work, "a refit");
+    int d = s->d;
+    size_t dr = (size_t)d * (size_t)r, dd = (size_t)d * (size_t)d;
+    struct refit fit[2] = {{0}, {0}};
+    double *work = mem_calloc(2 * dr + dd, sizeof *work), *out = work, *pick = work + 2 * dr;
+    int rc = work ? OK : err_nomem(e, 2 * dr * sizeof *work, "a refit");
+    for (int i = 0; i < 2 && fitted && !rc; i++)
+        rc = refit_init(&fit[i], s, r, e);
     for (int i = 0; i < d && !rc; i++)
         pick[i * (d + 1)] = 1;
     for (int h = 0; h < s->H && !rc; h++) {
-        const double *B = s->B + (size_t)h * (size_t)d * (size_t)nk;
-        int at = nk + h / (s->H / s->G) * d;
-        float *key = kv_b + (size_t)h * 2 * dr, *value = key + dr;
-        if (fitted) {
-            moments_unpack(s->m->cko, n, h, s->t1);
-            rc = refit(s, s->t1, B, nk, 0, r, out, work, e);
-            mla_store(out, key, dr);
-            if (rc)
-                break;
-            moments_unpack(s->m->cv, n, h, s->t1);
-            rc = refit(s, s->t1, pick, d, at, r, out, work, e);
-            mla_store(out, value, dr);
-        } else {
-            mla_gemm(false, false, d, r, nk, B, nk, s->X0, r, 0, out, r);
-            mla_store(out, key, dr);
-            mla_store(s->X0 + (size_t)at * (size_t)r, value, dr);
-        }
+        rc = up_map(s, h, r, fitted ? fit : NULL, pick, out, out + dr, e);
+        if (!rc)
+            mla_store(out, kv_b + (size_t)h * 2 * dr, 2 * dr);
     }
+    free(fit[0].CA);
+    free(fit[1].CA);
     free(work);
-    free(pick);
-    free(out);
     return rc;
 }
 
@@ -325,6 +391,8 @@ static int latent_transmla(struct solve *s, const double *rest, const double *C,
 {
     int n = s->n, nk = s->nk, R = 2 * s->rope.pairs, left = nk - R;
     size_t nn = (size_t)n;
+    if (s->Q)
+        return mla_affine_transmla(s, rest, C, r, e);
     /* W = blkdiag(rest / ratio, 1) as [n][n] with R zero rows at the end of the key block. */
     memset(s->W, 0, nn * nn * sizeof *s->W);
     memcpy(s->t2, rest, (size_t)left * (size_t)nk * sizeof *rest);
@@ -345,7 +413,7 @@ static int latent_transmla(struct solve *s, const double *rest, const double *C,
             s->W[(size_t)i * nn + (size_t)j] = rest[(size_t)i * (size_t)nk + (size_t)j] / ratio;
     for (int i = nk; i < n; i++)
         s->W[(size_t)i * (nn + 1)] = 1;
-    int rc = eigen_descending(s, C, e);
+    int rc = mla_eigen_descending(s, C, e);
     if (rc)
         return rc;
     mla_gemm(false, false, r, n, n, s->U, n, s->W, n, 0, s->A, n);
@@ -360,13 +428,14 @@ static int latent_transmla(struct solve *s, const double *rest, const double *C,
     return OK;
 }
 
-static void identity_latent(struct solve *s)
+/* The coordinates themselves; a rank beyond them has nothing to hold. */
+static void identity_latent(struct solve *s, int r)
 {
-    size_t n = (size_t)s->n;
-    memset(s->A, 0, n * n * sizeof *s->A);
-    memset(s->X0, 0, n * n * sizeof *s->X0);
-    for (size_t i = 0; i < n; i++)
-        s->A[i * (n + 1)] = s->X0[i * (n + 1)] = 1;
+    size_t w = (size_t)s->w;
+    memset(s->A, 0, (size_t)r * w * sizeof *s->A);
+    memset(s->X0, 0, (size_t)r * w * sizeof *s->X0);
+    for (size_t i = 0; i < w; i++)
+        s->A[i * (w + 1)] = s->X0[i * (size_t)r + i] = 1;
 }
 
 static int choose_rope(struct solve *s, const struct mla_options *o, double **rest, struct err *e)
@@ -395,26 +464,32 @@ static int fill_spectrum(struct solve *s, const struct mla_options *o, struct sp
     if (rc)
         return rc;
     double total = 0;
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < s->w; i++)
         total += fmax(s->val[i], 0);
     double unit = s->m->residual > 0 ? 1 / s->m->residual : total > 0 ? 1 / total : 1;
     out->calibrated = s->m->cko != NULL;
     out->rope_dim = o->rope_dim;
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < s->w && i < n; i++) {
         double share = 0;
-        for (int j = 0; j < nk; j++)
+        for (int j = 0; j < nk && !s->Q; j++)
             share +=
                 s->U[(size_t)i * (size_t)n + (size_t)j] * s->U[(size_t)i * (size_t)n + (size_t)j];
         out->joint[i] = unit * fmax(s->val[i], 0);
         out->key_share[i] = share;
     }
+    if (s->Q)
+        rc = mla_affine_key_share(s, out->key_share, e);
     /* Keys and values alone: the diagonal blocks of W C Wᵀ. */
-    mla_gemm(false, false, n, n, n, s->W, n, s->m->c, n, 0, s->t1, n);
-    mla_gemm(false, true, n, n, n, s->t1, n, s->W, n, 0, s->t2, n);
+    if (!s->Q) {
+        mla_gemm(false, false, n, n, n, s->W, n, s->m->c, n, 0, s->t1, n);
+        mla_gemm(false, true, n, n, n, s->t1, n, s->W, n, 0, s->t2, n);
+    }
     for (int part = 0; part < 2 && !rc; part++) {
         int size = part ? n - nk : nk, at = part ? nk : 0;
         double *to = part ? out->value : out->key;
-        for (int i = 0; i < size; i++)
+        if (s->Q)
+            mla_affine_block(s, at, size, s->t1);
+        for (int i = 0; i < size && !s->Q; i++)
             memcpy(s->t1 + (size_t)i * (size_t)size,
                    s->t2 + (size_t)(at + i) * (size_t)n + (size_t)at, (size_t)size * sizeof *to);
         rc = linalg_eigh(size, s->t1, s->val, e);
@@ -431,7 +506,7 @@ static int solve_maps(struct solve *s, const struct mla_options *o, int r, bool 
                       bool *fitted, struct err *e)
 {
     double *rest;
-    bool plain = r == s->n && !spectrum;
+    bool plain = r >= s->w && !spectrum;
     int rc = choose_rope(s, o, &rest, e);
     *fitted = false;
     if (!rc)
@@ -451,8 +526,8 @@ static int solve_maps(struct solve *s, const struct mla_options *o, int r, bool 
         *fitted = s->m->cko != NULL;
     }
     free(rest);
-    if (!rc && r == s->n) {
-        identity_latent(s);
+    if (!rc && r >= s->w) {
+        identity_latent(s, r);
         *fitted = false;
     }
     return rc;
@@ -465,9 +540,7 @@ int mla_solve(const struct mla_source *src, const struct moments *m, const struc
     bool fitted;
     int r = o->rank, R = o->rope_dim;
     *out = (struct mla_result){.r = r, .R = R, .normed = src->q_norm != NULL};
-    int rc = solve_init(&s, src, m, e);
-    if (!rc && (r < 1 || r > s.n))
-        rc = err_set(e, ERR_ARG, "latent rank %d: this layer takes 1 to %d", r, s.n);
+    int rc = solve_init(&s, src, m, r, e);
     if (!rc)
         rc = solve_maps(&s, o, r, spectrum != NULL, &fitted, e);
     size_t D = (size_t)s.D, H = (size_t)s.H, d = (size_t)s.d;
@@ -523,7 +596,7 @@ int mla_spectrum(const struct mla_source *src, const struct moments *m, const st
 {
     struct solve s;
     bool fitted;
-    int rc = solve_init(&s, src, m, e);
+    int rc = solve_init(&s, src, m, 1, e);
     if (!rc)
         rc = solve_maps(&s, o, 1, true, &fitted, e);
     if (!rc)

@@ -51,6 +51,10 @@ int mla_rope_none(const struct moments *m, int R, struct rope_choice *out, struc
  * components that lose their rotation, real [G·d − R][G·d]. */
 int mla_rope_transmla(const struct moments *m, int R, int fold, struct rope_choice *out,
                       double **rest, struct err *e);
+/* The rows that compact phase covariances are kept for: the best component of every frequency, then
+ * the best of the rest. */
+int mla_rope_candidates(const struct moments *m, const double *r2, int pairs,
+                        struct rope_choice *out, struct err *e);
 /* How the logit of each head is put together from what is kept (method: steps 1 and 4): shrinks of
  * its own key's frequencies and of the roped part where it is taken out again, and a gain on each
  * rope row's query. */
@@ -88,10 +92,10 @@ struct mla_options {
     int rank, rope_dim;
     int freqfold;           /* transmla */
     bool no_joint_fit;      /* mlathe: leave out step 4 */
-    const double *c_second; /* transmla: [n][n] E[z zᵀ] on the partial-rope model; NULL: m->c */
+    const double *c_second; /* transmla: [w][w] as m->c, on the partial-rope model; NULL: m->c */
 };
-/* Solves a layer. spectrum (may be NULL) receives the joint spectrum. rank = n keeps z itself
- * (partial rope alone: nothing lost but rotations). */
+/* Solves a layer. spectrum (may be NULL) receives the joint spectrum. From rank w = moments_width on
+ * the latent is z (affine: y) itself: partial rope alone, nothing lost but rotations. */
 int mla_solve(const struct mla_source *src, const struct moments *m, const struct mla_options *o,
               struct mla_result *out, struct spectrum *spectrum, struct err *e);
 /* error[i] = |attention output change|² / |attention output|² of each result on layer inputs

@@ -67,6 +67,36 @@ static void query_on_heads(const struct solve *s, float *q)
     }
 }
 
+/* The rows real(T) [R][nk]. */
+static void rope_rows(const struct solve *s, double *t)
+{
+    int pairs = s->rope.pairs, width = s->G * (s->src->shape.rope_dim / 2);
+    for (int a = 0; a < 2 * pairs; a++)
+        real_row(s, s->rope.T + (size_t)(a % pairs) * (size_t)width, 1, a >= pairs,
+                 t + (size_t)a * (size_t)s->nk);
+}
+
+/* kv_a = [A; real(T) Q_k] on y = [x; 1]. */
+static int down_on_inputs(struct solve *s, int r, float *kv_a, float *bias, struct err *e)
+{
+    int w = s->w, nk = s->nk, R = 2 * s->rope.pairs;
+    size_t D = (size_t)s->D;
+    double *t = mem_calloc((size_t)R * (size_t)(nk + w), sizeof *t);
+    if (!t)
+        return err_nomem(e, (size_t)R * (size_t)(nk + w) * sizeof *t, "rope keys");
+    double *rope = t + (size_t)R * (size_t)nk;
+    rope_rows(s, t);
+    mla_gemm(false, false, R, w, nk, t, nk, s->Q, w, 0, rope, w);
+    for (int i = 0; i < r + R; i++) {
+        const double *row = i < r ? s->A + (size_t)i * (size_t)w : rope + (size_t)(i - r) * (size_t)w;
+        mla_store(row, kv_a + (size_t)i * D, D);
+        if (bias)
+            bias[i] = w > s->D ? (float)row[D] : 0;
+    }
+    free(t);
+    return OK;
+}
+
 /* kv_a = [A W_kv; real(T) W_k]; bias may be NULL. */
 static int down_map(struct solve *s, int r, float *kv_a, float *bias, struct err *e)
 {
@@ -83,11 +113,7 @@ static int down_map(struct solve *s, int r, float *kv_a, float *bias, struct err
         }
         mla_gemm(false, false, r, D, s->n, s->A, s->n, w, D, 0, out, D);
         mla_store(out, kv_a, (size_t)r * (size_t)D);
-        for (int a = 0; a < R; a++)
-            real_row(s,
-                     s->rope.T + (size_t)(a % s->rope.pairs) *
-                                     (size_t)(s->G * (s->src->shape.rope_dim / 2)),
-                     1, a >= s->rope.pairs, t + (size_t)a * (size_t)nk);
+        rope_rows(s, t);
         mla_gemm(false, false, R, D, nk, t, nk, w, D, 0, out, D);
         mla_store(out, kv_a + (size_t)r * (size_t)D, (size_t)R * (size_t)D);
     }
@@ -144,5 +170,7 @@ int mla_write_maps(struct solve *s, struct mla_result *out, struct err *e)
         return OK;
     }
     int rc = query_map(s, out->q, out->q_bias, e);
-    return rc ? rc : down_map(s, out->r, out->kv_a, out->kv_a_bias, e);
+    if (rc)
+        return rc;
+    return (s->Q ? down_on_inputs : down_map)(s, out->r, out->kv_a, out->kv_a_bias, e);
 }

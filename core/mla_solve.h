@@ -4,11 +4,12 @@
 
 #include "core/mla.h"
 
-/* Everything a solve needs at hand; matrices row-major fp64. */
+/* Everything a solve needs at hand; matrices row-major fp64. The latent lives in the coordinates of
+ * the statistics: z itself (w = n), or y of affine statistics with z = Q y. */
 struct solve {
     const struct mla_source *src;
     const struct moments *m;
-    int n, nk, d, D, H, G;
+    int n, w, nk, d, D, H, G;
     struct rope_choice rope;
     struct phase_fit fit;
     double complex *shrink; /* [H][half] */
@@ -17,18 +18,48 @@ struct solve {
     double *MK;             /* [nk][nk] */
     double *L;              /* [H][d][d] */
     double *LG;             /* [G][d][d] Σ over the group */
-    double *W, *Winv;       /* [n][n] Wt and its inverse */
-    double *U, *val;        /* [n][n] rows descending, [n] */
-    double *A;              /* [r][n] */
-    double *X0;             /* [n][r] z ≈ X0·(A z) before the refit */
-    double *t1, *t2;        /* [n][n] scratch */
+    double *W, *Winv;       /* [n][n] Wt and its inverse; affine: W [w][w] with WᵀW = FᵀF */
+    double *U, *val;        /* [w][w] rows descending, [w] */
+    double *A;              /* [r][w] */
+    double *X0;             /* [w][r] y ≈ X0·(A y) before the refit */
+    double *t1, *t2;        /* [w][w] and [nk][nk] scratch */
     double tau;             /* key weight over value weight */
+    /* affine */
+    double *Q;  /* [n][w] */
+    double *BQ; /* [H][d][w] B Q_k */
+    double *F;  /* [n][w] Wt Q */
 };
 
 /* C = op(A) op(B) + beta·C on the caller's thread. */
 void mla_gemm(bool ta, bool tb, int m, int n, int k, const double *a, int lda, const double *b,
               int ldb, double beta, double *c, int ldc);
 void mla_store(const double *from, float *to, size_t n);
+/* a[m][m] → √a into root, √a⁻¹ into inverse (may be NULL), times f and 1/f; leading dimension ld. */
+int mla_square_root(const double *a, int m, double f, double *root, double *inverse, int ld,
+                    struct err *e);
+/* Eigenpairs of W C Wᵀ into U (rows, descending) and val. */
+int mla_eigen_descending(struct solve *s, const double *C, struct err *e);
+double mla_trace_product(const double *a, const double *b, int rows, int lda, int ldb);
+
+/* The affine coordinates (mla_affine.c). */
+int mla_affine_init(struct solve *s, struct err *e);
+/* BQ from B. */
+void mla_affine_forms(struct solve *s);
+/* Σ_h s² tr(B_hᵀ M_h B_h CKo_h) */
+double mla_affine_key_effect(struct solve *s);
+/* tr(L C_V) over all groups. */
+double mla_affine_value_energy(struct solve *s);
+/* F of the weighted latent, from MK, LG and τ. */
+int mla_affine_weighting(struct solve *s, struct err *e);
+/* A and X0 of rank r under metric F and moment C. */
+int mla_affine_latent(struct solve *s, const double *C, int r, struct err *e);
+/* The same for TransMLA's latent of the un-rotated components rest [nk − R][nk]. */
+int mla_affine_transmla(struct solve *s, const double *rest, const double *C, int r,
+                        struct err *e);
+/* Shares of keys in the eigenvectors [w], and F C Fᵀ of the rows [at, at + size) into block. */
+int mla_affine_key_share(struct solve *s, double *share, struct err *e);
+void mla_affine_block(struct solve *s, int at, int size, double *block);
+
 /* q, kv_a and their biases of *out from the solved rope, fit and latent (method: step 7). */
 int mla_write_maps(struct solve *s, struct mla_result *out, struct err *e);
 

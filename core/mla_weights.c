@@ -20,10 +20,8 @@ static int norm_moments(const struct mla_source *src, struct moments *out, struc
 {
     int d = src->shape.d, n = moments_n(&src->shape);
     double *factor = mem_calloc((size_t)n, sizeof *factor);
-    if (!factor) {
-        moments_done(out);
+    if (!factor)
         return err_nomem(e, (size_t)n * sizeof *factor, "norms");
-    }
     for (int i = 0; i < n; i++)
         factor[i] = 1;
     for (int g = 0; g < src->shape.G; g++)
@@ -39,6 +37,26 @@ static int norm_moments(const struct mla_source *src, struct moments *out, struc
             m[i] *= factor[i / d] * factor[i % d];
     }
     free(factor);
+    return OK;
+}
+
+/* E[y yᵀ] of an identity input moment through the norm's gain, and E[k kᵀ] from the keys' rows. */
+static int input_moments(const struct moments_shape *p, const float *gamma, const double *keys,
+                         struct moments *out, struct err *e)
+{
+    int nk = p->G * p->d, D = p->D;
+    size_t w = (size_t)moments_width(p), kk = (size_t)nk * (size_t)nk;
+    double *full = mem_calloc(kk, sizeof *full);
+    float *key = out->key;
+    if (!full)
+        return err_nomem(e, kk * sizeof *full, "weights");
+    for (size_t i = 0; i < (size_t)D; i++)
+        out->c[i * (w + 1)] = (double)gamma[i] * gamma[i];
+    mla_gemm(false, true, nk, nk, D, keys, D, keys, D, 0, full, nk);
+    for (int i = 0; i < nk; i++)
+        for (int j = i; j < nk; j++)
+            *key++ = (float)full[(size_t)i * (size_t)nk + (size_t)j];
+    free(full);
     return OK;
 }
 
@@ -60,7 +78,10 @@ int mla_weight_moments(const struct mla_source *src, const float *gamma, struct 
         w[i] = (double)src->wk[i] * gamma[i % (size_t)D];
         w[(size_t)kd * (size_t)D + i] = (double)src->wv[i] * gamma[i % (size_t)D];
     }
-    mla_gemm(false, true, n, n, D, w, D, w, D, 0, out->c, n);
+    if (p->affine)
+        rc = input_moments(p, gamma, w, out, e);
+    else
+        mla_gemm(false, true, n, n, D, w, D, w, D, 0, out->c, n);
     for (size_t i = 0; i < (size_t)(p->H * d) * (size_t)D; i++)
         w[i] = (double)src->wq[i] * gamma[i % (size_t)D];
     for (int h = 0; h < p->H; h++) {
@@ -70,5 +91,7 @@ int mla_weight_moments(const struct mla_source *src, const float *gamma, struct 
     free(w);
     if (src->q_norm)
         rc = norm_moments(src, out, e);
+    if (rc)
+        moments_done(out);
     return rc;
 }

@@ -9,6 +9,8 @@
 #ifndef MLATHE_CORE_MOMENTS_H
 #define MLATHE_CORE_MOMENTS_H
 
+#include <complex.h>
+
 #include "core/base.h"
 
 struct pool;
@@ -21,11 +23,20 @@ struct moments_shape {
     double softcap;   /* of the logit */
     double magnitude; /* of cos and sin; 0: 1 */
     bool still;       /* nothing rotates: the frequencies are zero */
+    /* How the statistics are kept; zero: of z, and for each query head alone. */
+    bool affine;    /* of y instead, with z = Q·y: the layer input, which is narrower than z */
+    bool constant;  /* y ends with a 1: keys or values have biases */
+    int groups;     /* cko and cv are shared by runs of H/groups query heads; 0: by none */
+    int candidates; /* the compact form of the phase covariances, for so many pairs; 0: all */
 };
 /* What a rotated query times a rotated key is scaled by: magnitude². */
 double moments_magnitude2(const struct moments_shape *s);
 /* n = 2·G·d */
 int moments_n(const struct moments_shape *s);
+/* w: n, or D (+ 1) of affine statistics. Never larger than it need be: z has rank D (+ 1) at most.
+ * Everything of the layer's statistics and latent then lives in y; Q is [W_k b_k; W_v b_v]. */
+int moments_width(const struct moments_shape *s);
+int moments_groups(const struct moments_shape *s);
 
 /* Phase features of a query head h: ψ_{g,j} = conj(χ_{h,j}) κ_{g,j} for every key head g and
  * frequency j, un-rotated and rotated by e^{iθ_j(n−m)}: 4·G·rope_dim/2 real numbers. Their
@@ -33,28 +44,43 @@ int moments_n(const struct moments_shape *s);
 int moments_features(const struct moments_shape *s);
 /* Place of Re ψ_{g,j}; the imaginary part follows at once. */
 int moments_feature(const struct moments_shape *s, bool rotated, int g, int j);
+/* The compact form has these features of a head instead: its own ψ_{g(h),j} un-rotated (real and
+ * imaginary part by j), the true logit, and s_a = conj(P_a χ)(T_a κ) of each candidate pair a,
+ * un-rotated and rotated: 2·half + 1 + 4·candidates numbers. Place of Re s_a: */
+int moments_candidate(const struct moments_shape *s, bool rotated, int a);
 
 struct moments {
     struct moments_shape shape;
     double tokens;
     double residual; /* median |h|² of the residual stream that enters the layer; 0: never run */
-    double *c;    /* [n][n] E[z zᵀ] */
+    double *c;    /* [w][w] E[z zᵀ]; affine: E[y yᵀ] */
     double *m;    /* [H][d][d] E[q_h q_hᵀ] */
-    float *cko;   /* [H][n(n+1)/2] E_m Σ_n p² ‖W_O,h(v_n − o_m)‖² z_n z_nᵀ */
-    float *cv;    /* [H][n(n+1)/2] E_m z̄ z̄ᵀ, z̄ = Σ_n p z_n */
+    float *key;   /* affine: [nk(nk+1)/2] E[k kᵀ], nk = G·d; else NULL */
+    float *cko;   /* [groups][w(w+1)/2] E_m Σ_n p² ‖W_O,h(v_n − o_m)‖² z_n z_nᵀ, group mean */
+    float *cv;    /* [groups][w(w+1)/2] E_m z̄ z̄ᵀ, z̄ = Σ_n p z_n, group mean */
     double *cvi;  /* [H] tr(L_h E_m Σ_n p² v_n v_nᵀ) */
     float *phase; /* [H][f(f+1)/2] E_m Σ_n p (ψ − ψ̄)(ψ − ψ̄)ᵀ, f = moments_features */
+    double *six;  /* compact: [H][half][6], see moments_six */
+    int *index;   /* compact: [candidates] frequency */
+    float *basis; /* compact: [candidates][G] T and P at that frequency: re, im, re, im */
     int sample_rows;
     float *sample;     /* [sample_rows][D] layer inputs (normed) kept to measure errors on */
     int sample_window; /* the sample is sample_rows / sample_window sequences */
+    bool mapped;       /* key, cko, cv, phase and sample belong to a mapped file */
 };
 /* attended: with room for cko, cv, cvi and phase (weight-only moments have none: NULL). */
 int moments_init(struct moments *m, const struct moments_shape *s, bool attended, struct err *e);
 void moments_done(struct moments *m);
 /* Entry (i, j) of head h's phase covariance. */
 double moments_phase(const struct moments *m, int h, int i, int j);
-/* Packed triangle of head h → full symmetric [n][n]. */
-void moments_unpack(const float *packed, int n, int head, double *full);
+/* Packed triangle number i → full symmetric [n][n]. */
+void moments_unpack(const float *packed, int n, int i, double *full);
+/* cko or cv of query head h → full symmetric [w][w]. */
+void moments_of_head(const struct moments *m, const float *packed, int h, double *full);
+/* Entry (i, j) of E[k kᵀ]. */
+double moments_key(const struct moments *m, int i, int j);
+/* rr ii ri ry iy yy of (h, j): the phase covariances of the head's own key (method: section 3). */
+void moments_six(const struct moments *m, int h, int j, double six[6]);
 
 /* P[T][T] logits → attention weights: causal, within the window, after the soft cap. */
 void moments_softmax(const struct moments_shape *s, float *P, int T);
@@ -65,12 +91,19 @@ int moments_accum_new(struct moments_accum **out, const struct moments_shape *s,
                       const double *freq, double scale, int threads, struct err *e);
 void moments_accum_free(struct moments_accum *a);
 /* Adds windows independent sequences of T tokens: q [windows·T][H·d], k, v [windows·T][G·d],
- * un-rotated, starting at position 0 each. */
-int moments_add(struct moments_accum *a, struct pool *pool, const float *q, const float *k,
-                const float *v, int windows, int T, struct err *e);
-/* Phase covariances from one sequence of T tokens, every step-th query. */
+ * un-rotated, starting at position 0 each; x [windows·T][D] the layer input (affine; else NULL). */
+int moments_add(struct moments_accum *a, struct pool *pool, const float *x, const float *q,
+                const float *k, const float *v, int windows, int T, struct err *e);
+/* Phase covariances from one sequence of T tokens, every step-th query. In the compact form the
+ * first round over the sequences gives the six of each (h, j); moments_candidates_set starts the
+ * second, over the same ones. */
 int moments_add_phase(struct moments_accum *a, struct pool *pool, const float *q, const float *k,
                       int T, int step, struct err *e);
+/* Without cko, cv and phase: enough to choose rope candidates from, between the rounds. */
+int moments_so_far(const struct moments_accum *a, struct moments *m, struct err *e);
+/* T, P [candidates][G·half], one frequency each (as in struct rope_choice). */
+int moments_candidates_set(struct moments_accum *a, const int *index, const double complex *T,
+                           const double complex *P, struct err *e);
 /* Means into m (initialised by the call). ERR_NUMERIC when a moment is not finite. */
 int moments_finish(const struct moments_accum *a, struct moments *m, struct err *e);
 

@@ -8,6 +8,7 @@
 
 #define JOINT_RIDGE 3e-2 /* method step 4: relative to each diagonal entry */
 #define JOINT_FLOOR 1e-4 /* and to the mean diagonal */
+#define SAME_PAIR 0.999  /* squared cosine: a rope row is the candidate, up to rounding */
 
 int phase_fit_init(struct phase_fit *f, const struct moments *m, const struct rope_choice *rope,
                    const double complex *shrink, struct err *e)
@@ -38,6 +39,20 @@ void phase_fit_done(struct phase_fit *f)
     *f = (struct phase_fit){0};
 }
 
+/* The columns (real part at u un-rotated, at t rotated) of a pair's four rows. */
+static void map_pair(double complex w, size_t u, size_t t, double *taken_re, double *taken_im,
+                     double *kept_re, double *kept_im)
+{
+    taken_re[u] = -creal(w);
+    taken_re[u + 1] = cimag(w);
+    taken_im[u] = cimag(w);
+    taken_im[u + 1] = creal(w);
+    kept_re[t] = creal(w);
+    kept_re[t + 1] = -cimag(w);
+    kept_im[t] = -cimag(w);
+    kept_im[t + 1] = -creal(w);
+}
+
 /* Rows of Φ [2·half + 4·pairs][f]: the regression's features from the stored ones. A complex
  * coefficient c on a complex feature z adds c.re·Re z − c.im·Im z. */
 static void feature_map(const struct moments *m, const struct rope_choice *rope, int h, double *map)
@@ -59,15 +74,58 @@ static void feature_map(const struct moments *m, const struct rope_choice *rope,
                 conj(rope->P[row + (size_t)(g * half + j)]) * rope->T[row + (size_t)(k * half + j)];
             size_t u = (size_t)moments_feature(&m->shape, false, k, j);
             size_t t = (size_t)moments_feature(&m->shape, true, k, j), re = (size_t)a * f;
-            taken[re + u] = -creal(w);
-            taken[re + u + 1] = cimag(w);
-            taken[im + u] = cimag(w);
-            taken[im + u + 1] = creal(w);
-            kept[re + t] = creal(w);
-            kept[re + t + 1] = -cimag(w);
-            kept[im + t] = -cimag(w);
-            kept[im + t + 1] = -creal(w);
+            map_pair(w, u, t, taken + re, taken + im, kept + re, kept + im);
         }
+    }
+}
+
+/* The stored pair that rope row a is, and what its s is of the stored one's; -1: none. */
+static int stored_pair(const struct moments *m, const struct rope_choice *rope, int a, int g,
+                       double complex *ratio)
+{
+    int G = m->shape.G, half = m->shape.rope_dim / 2, j = rope->index[a];
+    const double complex *T = rope->T + (size_t)a * (size_t)(G * half);
+    const double complex *P = rope->P + (size_t)a * (size_t)(G * half);
+    for (int i = 0; i < m->shape.candidates; i++) {
+        const float *b = m->basis + (size_t)(i * G) * 4;
+        double complex dot = 0;
+        double own = 0, has = 0;
+        if (m->index[i] != j)
+            continue;
+        for (int k = 0; k < G; k++) {
+            double complex t = b[4 * k] + b[4 * k + 1] * I, mine = T[k * half + j];
+            dot += mine * conj(t);
+            own += creal(mine * conj(mine));
+            has += creal(t * conj(t));
+        }
+        double complex p = b[4 * g + 2] + b[4 * g + 3] * I;
+        if (!(creal(dot * conj(dot)) > SAME_PAIR * own * has) || p == 0)
+            continue;
+        *ratio = conj(P[g * half + j] / p) * (dot / has);
+        return i;
+    }
+    return -1;
+}
+
+/* The same from the compact form; rows that are not among its candidates stay empty: they keep
+ * their prior. */
+static void compact_map(const struct moments *m, const struct rope_choice *rope, int h, double *map)
+{
+    int half = m->shape.rope_dim / 2, pairs = rope->pairs, g = h / (m->shape.H / m->shape.G);
+    size_t f = (size_t)moments_features(&m->shape);
+    for (int j = 0; j < half; j++) {
+        map[(size_t)j * f + (size_t)(2 * j)] = 1;
+        map[(size_t)(half + j) * f + (size_t)(2 * j + 1)] = -1;
+    }
+    double *taken = map + (size_t)(2 * half) * f, *kept = taken + (size_t)(2 * pairs) * f;
+    for (int a = 0; a < pairs; a++) {
+        double complex w;
+        int i = stored_pair(m, rope, a, g, &w);
+        if (i >= 0)
+            map_pair(w, (size_t)moments_candidate(&m->shape, false, i),
+                     (size_t)moments_candidate(&m->shape, true, i), taken + (size_t)a * f,
+                     taken + (size_t)(pairs + a) * f, kept + (size_t)a * f,
+                     kept + (size_t)(pairs + a) * f);
     }
 }
 
@@ -78,6 +136,10 @@ static void covariance(const struct moments *m, int h, double *N, double *Ny)
     int f = moments_features(&m->shape), half = m->shape.rope_dim / 2;
     int g = h / (m->shape.H / m->shape.G);
     moments_unpack(m->phase, f, h, N);
+    if (m->shape.candidates) {
+        memcpy(Ny, N + (size_t)(2 * half) * (size_t)f, (size_t)f * sizeof *Ny);
+        return;
+    }
     memset(Ny, 0, (size_t)f * sizeof *Ny);
     for (int j = 0; j < half; j++) {
         const double *row = N + (size_t)moments_feature(&m->shape, true, g, j) * (size_t)f;
@@ -128,7 +190,7 @@ static int fit_head(struct phase_fit *fit, const struct moments *m, const struct
     double complex *roped = fit->roped + (size_t)h * (size_t)pairs;
     double complex *gain = fit->gain + (size_t)h * (size_t)pairs;
     memset(map, 0, nf * sizeof *map);
-    feature_map(m, rope, h, map);
+    (m->shape.candidates ? compact_map : feature_map)(m, rope, h, map);
     covariance(m, h, N, Ny);
     linalg_dgemm(NULL, false, false, n, f, f, 1, map, f, N, f, 0, mapN, f);
     linalg_dgemm(NULL, false, true, n, n, f, 1, mapN, f, map, f, 0, A, n);

@@ -35,18 +35,15 @@ static int choice_init(struct rope_choice *c, int pairs, size_t width, struct er
 
 void mla_shrink(const struct moments *m, double complex *c, double *r2)
 {
-    int half = m->shape.rope_dim / 2, per = m->shape.H / m->shape.G;
+    int half = m->shape.rope_dim / 2;
     for (int i = 0; i < m->shape.H * half; i++) {
-        int h = i / half, g = h / per, j = i % half;
-        int re = moments_feature(&m->shape, false, g, j), im = re + 1;
-        int y = moments_feature(&m->shape, true, g, j);
+        double six[6];
         c[i] = moments_magnitude2(&m->shape);
         r2[i] = 0;
-        if (!m->phase)
+        if (!m->phase && !m->six)
             continue;
-        double rr = moments_phase(m, h, re, re), ii = moments_phase(m, h, im, im);
-        double ri = moments_phase(m, h, re, im), ry = moments_phase(m, h, re, y);
-        double iy = moments_phase(m, h, im, y), yy = moments_phase(m, h, y, y);
+        moments_six(m, i / half, i % half, six);
+        double rr = six[0], ii = six[1], ri = six[2], ry = six[3], iy = six[4], yy = six[5];
         if (!(yy > 0))
             continue;
         double ridge = SHRINK_RIDGE * (rr + ii) / 2 + 1e-30, a = rr + ridge, b = ii + ridge;
@@ -62,10 +59,9 @@ void mla_shrink(const struct moments *m, double complex *c, double *r2)
 static double complex key_moment(const struct moments *m, int g, int j, int g2, int j2)
 {
     int d = m->shape.d, half = m->shape.rope_dim / 2;
-    size_t n = (size_t)moments_n(&m->shape);
-    size_t ar = (size_t)(g * d + j), ai = ar + (size_t)half;
-    size_t br = (size_t)(g2 * d + j2), bi = br + (size_t)half;
-    return m->c[ar * n + br] + m->c[ai * n + bi] + I * (m->c[ai * n + br] - m->c[ar * n + bi]);
+    int ar = g * d + j, ai = ar + half, br = g2 * d + j2, bi = br + half;
+    return moments_key(m, ar, br) + moments_key(m, ai, bi) +
+           I * (moments_key(m, ai, br) - moments_key(m, ar, bi));
 }
 
 /* Σ over the group's heads of E|χ_{h,j}|² (1 − R²): what keeping the rotation is worth; [G][half].
@@ -146,39 +142,92 @@ static int check_width(const struct moments *m, int R, int most, struct err *e)
     return OK;
 }
 
+/* Every component of every frequency. */
+struct component_list {
+    int n; /* half·G */
+    double *w, *val;
+    double complex *U;
+    struct candidate *item; /* [n] a: rank at its frequency, best 0 */
+};
+
+static void list_done(struct component_list *c)
+{
+    free(c->w);
+    free(c->val);
+    free(c->U);
+    free(c->item);
+}
+
+static int list_components(struct component_list *c, const struct moments *m, const double *r2,
+                           struct err *e)
+{
+    int G = m->shape.G, half = m->shape.rope_dim / 2, rc = OK;
+    size_t gg = (size_t)G * (size_t)G, all = (size_t)half * (size_t)G;
+    *c = (struct component_list){.n = half * G};
+    c->w = mem_calloc(all, sizeof *c->w);
+    c->val = mem_calloc(all, sizeof *c->val);
+    c->U = mem_calloc((size_t)half * gg, sizeof *c->U);
+    c->item = mem_calloc(all, sizeof *c->item);
+    if (!c->w || !c->val || !c->U || !c->item)
+        rc = err_nomem(e, (size_t)half * gg * sizeof *c->U, "rope directions");
+    if (!rc)
+        rope_worth(m, r2, c->w);
+    for (int j = 0; j < half && !rc; j++) {
+        rc = components(m, c->w, j, c->U + (size_t)j * gg, c->val + j * G, e);
+        for (int a = 0; a < G; a++)
+            c->item[j * G + a] = (struct candidate){c->val[j * G + a], j, G - 1 - a};
+    }
+    return rc;
+}
+
+/* Row `row` of the choice: the list's item i. */
+static void take_item(struct rope_choice *out, int row, const struct moments *m,
+                      const struct component_list *c, int i)
+{
+    int G = m->shape.G;
+    const struct candidate *t = &c->item[i];
+    size_t gg = (size_t)G * (size_t)G;
+    set_row(out, row, m, c->w, c->U + (size_t)t->j * gg + (size_t)((G - 1 - t->a) * G), t->j);
+}
+
 int mla_rope_own(const struct moments *m, const double *r2, int R, struct rope_choice *out,
                  struct err *e)
 {
     int G = m->shape.G, half = m->shape.rope_dim / 2, rc = check_width(m, R, 2 * G * half, e);
+    struct component_list list;
     *out = (struct rope_choice){0};
     if (rc)
         return rc;
-    size_t gg = (size_t)G * (size_t)G, all = (size_t)half * (size_t)G;
-    double *w = mem_calloc(all, sizeof *w), *val = mem_calloc(all, sizeof *val);
-    double complex *U = mem_calloc((size_t)half * gg, sizeof *U);
-    struct candidate *cand = mem_calloc(all, sizeof *cand);
-    if (!w || !val || !U || !cand)
-        rc = err_nomem(e, (size_t)half * gg * sizeof *U, "rope directions");
+    rc = list_components(&list, m, r2, e);
     if (!rc)
-        rope_worth(m, r2, w);
-    for (int j = 0; j < half && !rc; j++) {
-        rc = components(m, w, j, U + (size_t)j * gg, val + j * G, e);
-        for (int a = 0; a < G; a++)
-            cand[j * G + a] = (struct candidate){val[j * G + a], j, G - 1 - a};
-    }
-    if (!rc)
-        rc = choice_init(out, R / 2, all, e);
+        rc = choice_init(out, R / 2, (size_t)(half * G), e);
     if (!rc) {
-        qsort(cand, all, sizeof *cand, by_value);
-        qsort(cand, (size_t)(R / 2), sizeof *cand, by_frequency);
+        qsort(list.item, (size_t)list.n, sizeof *list.item, by_value);
+        qsort(list.item, (size_t)(R / 2), sizeof *list.item, by_frequency);
         for (int i = 0; i < R / 2; i++)
-            set_row(out, i, m, w, U + (size_t)cand[i].j * gg + (size_t)((G - 1 - cand[i].a) * G),
-                    cand[i].j);
+            take_item(out, i, m, &list, i);
     }
-    free(w);
-    free(val);
-    free(U);
-    free(cand);
+    list_done(&list);
+    return rc;
+}
+
+/* The best components of all frequencies first, so that stock choices are among them. */
+int mla_rope_candidates(const struct moments *m, const double *r2, int pairs,
+                        struct rope_choice *out, struct err *e)
+{
+    struct component_list list;
+    *out = (struct rope_choice){0};
+    int rc = list_components(&list, m, r2, e);
+    if (!rc)
+        rc = choice_init(out, pairs, (size_t)list.n, e);
+    for (int i = 0; i < list.n && !rc; i++)
+        if (list.item[i].a == 0)
+            list.item[i].value = DBL_MAX;
+    if (!rc)
+        qsort(list.item, (size_t)list.n, sizeof *list.item, by_value);
+    for (int i = 0; i < pairs && i < list.n && !rc; i++)
+        take_item(out, i, m, &list, i);
+    list_done(&list);
     return rc;
 }
 

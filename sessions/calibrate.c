@@ -174,7 +174,7 @@ static int layer_pass(struct stream *s, int layer, struct moments_accum *a, floa
         residual_energy(s, (size_t)(w * t->window), count * t->window);
         rc = run_group(s, layer, (size_t)(w * t->window), count, t->window, "calibrating", p, e);
         if (!rc)
-            rc = moments_add(a, s->b->pool, s->q, s->k, s->v, count, t->window, e);
+            rc = moments_add(a, s->b->pool, s->x, s->q, s->k, s->v, count, t->window, e);
         if (!rc && !t->n_long && (w == 0 || w + GROUP >= t->windows))
             rc = keep_sample(s, sample, w != 0, t->window, e);
     }

@@ -14,15 +14,19 @@
 struct moments_shape conversion_shape(const struct model *m, int layer)
 {
     const struct model_layer *y = &m->layer[layer];
-    return (struct moments_shape){.H = m->hp.n_head,
-                                  .G = m->hp.n_kv_head,
-                                  .d = m->hp.head_dim,
-                                  .D = m->hp.hidden,
-                                  .rope_dim = y->rope_dim,
-                                  .window = y->window,
-                                  .softcap = m->hp.attn_softcap,
-                                  .still = y->no_rope,
-                                  .magnitude = y->no_rope ? 0 : m->hp.rope_magnitude};
+    struct moments_shape s = {.H = m->hp.n_head,
+                              .G = m->hp.n_kv_head,
+                              .d = m->hp.head_dim,
+                              .D = m->hp.hidden,
+                              .rope_dim = y->rope_dim,
+                              .window = y->window,
+                              .softcap = m->hp.attn_softcap,
+                              .still = y->no_rope,
+                              .magnitude = y->no_rope ? 0 : m->hp.rope_magnitude};
+    bool bias = y->k_bias.data || y->v_bias.data, normed = y->q_norm.data || y->k_norm.data;
+    s.affine = !normed && moments_n(&s) > s.D + bias; /* a norm makes keys more than a linear map */
+    s.constant = s.affine && bias;
+    return s;
 }
 
 int conversion_source(const struct model *m, int layer, struct mla_source *out, struct err *e)
@@ -75,7 +79,7 @@ static int measure(const struct mla_source *src, const struct moments *m, struct
                    const struct mla_result *full, struct layer_report *r, struct err *e)
 {
     struct mla_result rope_only;
-    o.rank = moments_n(&src->shape);
+    o.rank = moments_width(&m->shape); /* nothing lost but rotations */
     int rc = mla_solve(src, m, &o, &rope_only, NULL, e);
     if (rc)
         return rc;

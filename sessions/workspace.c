@@ -487,8 +487,10 @@ static int second_pass(struct workspace *w, const struct rankplan *plan, double 
     struct conversion *partial = NULL;
     struct engine *g = NULL;
     int rc = rankplan_copy(&narrow, plan, e);
-    for (int l = 0; l < w->base->hp.n_layer && !rc; l++)
-        narrow.layer[l].kv_lora_rank = 2 * w->base->hp.n_kv_head * w->base->hp.head_dim;
+    for (int l = 0; l < w->base->hp.n_layer && !rc; l++) {
+        struct moments_shape shape = conversion_shape(w->base, l);
+        narrow.layer[l].kv_lora_rank = moments_width(&shape);
+    }
     if (!rc)
         rc = conversion_solve(&partial, &in, &narrow, NULL, p, e);
     if (!rc)

@@ -185,13 +185,13 @@ int main(void)
     linalg_init();
     CHECK_OK(pool_new(&pool, 2, false, &e), e);
     CHECK_OK(moments_accum_new(&a, &shape, &in.wo[0][0], in.freq, in.scale, 2, &e), e);
-    CHECK_OK(moments_add(a, pool, &in.q[0][0], &in.k[0][0], &in.v[0][0], 2, T, &e), e);
-    CHECK_OK(moments_add(a, pool, in.q[2 * T], in.k[2 * T], in.v[2 * T], 1, T, &e), e);
+    CHECK_OK(moments_add(a, pool, NULL, &in.q[0][0], &in.k[0][0], &in.v[0][0], 2, T, &e), e);
+    CHECK_OK(moments_add(a, pool, NULL, in.q[2 * T], in.k[2 * T], in.v[2 * T], 1, T, &e), e);
     CHECK_OK(moments_add_phase(a, pool, &in.q[0][0], &in.k[0][0], T, 4, &e), e);
     CHECK_OK(moments_finish(a, &m, &e), e);
     check_moments(&in, &m);
     in.q[0][0] = NAN;
-    CHECK_OK(moments_add(a, pool, &in.q[0][0], &in.k[0][0], &in.v[0][0], 1, T, &e), e);
+    CHECK_OK(moments_add(a, pool, NULL, &in.q[0][0], &in.k[0][0], &in.v[0][0], 1, T, &e), e);
     moments_done(&m);
     CHECK(moments_finish(a, &m, &e) == ERR_NUMERIC, "NaN must be refused");
     moments_accum_free(a);
