@@ -25,9 +25,8 @@ void mla_store(const double *from, float *to, size_t n)
 
 static void solve_done(struct solve *s)
 {
-    double **all[] = {&s->r2, &s->B,   &s->MK, &s->L,  &s->LG, &s->W, &s->Winv,
-                      &s->U,  &s->val, &s->A,  &s->X0, &s->t1, &s->t2,
-                      &s->Q,  &s->BQ,  &s->F};
+    double **all[] = {&s->r2,  &s->B, &s->MK, &s->L,  &s->LG, &s->W, &s->Winv, &s->U,
+                      &s->val, &s->A, &s->X0, &s->t1, &s->t2, &s->Q, &s->BQ,   &s->F};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(*all[i]);
     free(s->shrink);
@@ -35,8 +34,8 @@ static void solve_done(struct solve *s)
     rope_choice_done(&s->rope);
 }
 
-static int solve_init(struct solve *s, const struct mla_source *src, const struct moments *m,
-                      int r, struct err *e)
+static int solve_init(struct solve *s, const struct mla_source *src, const struct moments *m, int r,
+                      struct err *e)
 {
     const struct moments_shape *p = &src->shape;
     *s = (struct solve){.src = src,
@@ -194,7 +193,7 @@ static void key_metric(struct solve *s)
 
 /* a[m][m] → √a into root, √a⁻¹ into inverse (leading dimension ld), times f and 1/f. */
 int mla_square_root(const double *a, int m, double f, double *root, double *inverse, int ld,
-                       struct err *e)
+                    struct err *e)
 {
     size_t mm = (size_t)m * (size_t)m;
     double *u = mem_calloc(3 * mm + (size_t)m, sizeof *u);
@@ -230,7 +229,7 @@ static int build_weighting(struct solve *s, struct err *e)
     for (int g = 0; g < s->G && !rc; g++) {
         size_t at = ((size_t)s->nk + (size_t)(g * s->d)) * (n + 1);
         rc = mla_square_root(s->LG + (size_t)g * (size_t)(s->d * s->d), s->d, 1, s->W + at,
-                         s->Winv + at, s->n, e);
+                             s->Winv + at, s->n, e);
     }
     return rc;
 }

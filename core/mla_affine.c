@@ -9,7 +9,7 @@
 #include "core/mla_solve.h"
 #include "kernels/linalg.h"
 
-#define GRAM_RIDGE 1e-13     /* of FᵀF, relative to its mean diagonal: only what Q cannot reach */
+#define GRAM_RIDGE 1e-13 /* of FᵀF, relative to its mean diagonal: only what Q cannot reach */
 #define GRAM_RIDGE_MAX 1e-6
 
 int mla_affine_init(struct solve *s, struct err *e)

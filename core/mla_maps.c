@@ -88,7 +88,8 @@ static int down_on_inputs(struct solve *s, int r, float *kv_a, float *bias, stru
     rope_rows(s, t);
     mla_gemm(false, false, R, w, nk, t, nk, s->Q, w, 0, rope, w);
     for (int i = 0; i < r + R; i++) {
-        const double *row = i < r ? s->A + (size_t)i * (size_t)w : rope + (size_t)(i - r) * (size_t)w;
+        const double *row =
+            i < r ? s->A + (size_t)i * (size_t)w : rope + (size_t)(i - r) * (size_t)w;
         mla_store(row, kv_a + (size_t)i * D, D);
         if (bias)
             bias[i] = w > s->D ? (float)row[D] : 0;

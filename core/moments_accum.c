@@ -82,9 +82,9 @@ void moments_accum_free(struct moments_accum *a)
         return;
     for (int i = 0; a->work && i < a->threads; i++)
         free(a->work[i]);
-    void *all[] = {a->work, a->freq,  a->L,   a->c,   a->m,  a->key, a->cko,
-                   a->cv,   a->cvi,   a->phase, a->six, a->y,  a->qr,  a->kr,
-                   a->cos,  a->sin,   a->index, a->T,   a->P,  a->s0,  a->s1};
+    void *all[] = {a->work, a->freq, a->L,     a->c,   a->m, a->key, a->cko,
+                   a->cv,   a->cvi,  a->phase, a->six, a->y, a->qr,  a->kr,
+                   a->cos,  a->sin,  a->index, a->T,   a->P, a->s0,  a->s1};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
     free(a);
@@ -211,8 +211,8 @@ static void weigh_rows(const float *y, const float *weight, int T, int w, float 
     }
 }
 
-/* One window of one head on its own, statistics of z: P is ready. Adds CV and CKo of the window into
- * bv, bk [n][n] (fp32) and returns this window's share of cvi. */
+/* One window of one head on its own, statistics of z: P is ready. Adds CV and CKo of the window
+ * into bv, bk [n][n] (fp32) and returns this window's share of cvi. */
 static double head_window(const struct moments_accum *a, int h, const float *z, int T,
                           const float *P, float *work, float *bk, float *bv)
 {

@@ -107,8 +107,17 @@ static int stored_pair(const struct moments *m, const struct rope_choice *rope, 
     return -1;
 }
 
-/* The same from the compact form; rows that are not among its candidates stay empty: they keep
- * their prior. */
+/* Whether the statistics can tell what the rows do: in the compact form, candidates only. */
+static bool all_stored(const struct moments *m, const struct rope_choice *rope)
+{
+    double complex w;
+    for (int a = 0; a < rope->pairs && m->shape.candidates; a++)
+        if (stored_pair(m, rope, a, 0, &w) < 0)
+            return false;
+    return true;
+}
+
+/* The same from the compact form. */
 static void compact_map(const struct moments *m, const struct rope_choice *rope, int h, double *map)
 {
     int half = m->shape.rope_dim / 2, pairs = rope->pairs, g = h / (m->shape.H / m->shape.G);
@@ -213,6 +222,8 @@ int phase_fit_joint(struct phase_fit *fit, const struct moments *m, const struct
     size_t f = (size_t)moments_features(&m->shape);
     size_t n = (size_t)(m->shape.rope_dim + 4 * rope->pairs);
     size_t size = f * f + f + 2 * n * f + n * n + 2 * n;
+    if (!all_stored(m, rope))
+        return OK; /* the shrinks alone: half a fit is worse than none */
     double *work = mem_calloc(size, sizeof *work);
     int rc = work ? OK : err_nomem(e, size * sizeof *work, "a joint fit");
     for (int h = 0; h < m->shape.H && !rc; h++)
