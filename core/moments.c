@@ -47,39 +47,56 @@ static size_t triangle(int n)
     return (size_t)n * ((size_t)n + 1) / 2;
 }
 
-static bool attended_init(struct moments *m)
+/* What a mapped set keeps in its file. */
+static bool init_large(struct moments *m, bool attended)
 {
     const struct moments_shape *s = &m->shape;
-    size_t H = (size_t)s->H, half = (size_t)(s->rope_dim / 2), groups = (size_t)moments_groups(s);
-    size_t C = (size_t)s->candidates, G = (size_t)s->G, each = triangle(moments_width(s));
+    size_t groups = (size_t)moments_groups(s), each = triangle(moments_width(s));
+    if (s->affine && !(m->key = mem_calloc(triangle(s->G * s->d), sizeof *m->key)))
+        return false;
+    if (!attended)
+        return true;
     m->cko = mem_calloc(groups * each, sizeof *m->cko);
     m->cv = mem_calloc(groups * each, sizeof *m->cv);
+    m->phase = mem_calloc((size_t)s->H * triangle(moments_features(s)), sizeof *m->phase);
+    return m->cko && m->cv && m->phase;
+}
+
+static bool init_small(struct moments *m, bool attended)
+{
+    const struct moments_shape *s = &m->shape;
+    size_t w = (size_t)moments_width(s), d = (size_t)s->d, H = (size_t)s->H;
+    size_t half = (size_t)(s->rope_dim / 2), C = (size_t)s->candidates, G = (size_t)s->G;
+    m->c = mem_calloc(w * w, sizeof *m->c);
+    m->m = mem_calloc(H * d * d, sizeof *m->m);
+    if (!m->c || !m->m || !attended)
+        return m->c && m->m;
     m->cvi = mem_calloc(H, sizeof *m->cvi);
-    m->phase = mem_calloc(H * triangle(moments_features(s)), sizeof *m->phase);
-    if (C) {
-        m->six = mem_calloc(H * half * 6, sizeof *m->six);
-        m->index = mem_calloc(C, sizeof *m->index);
-        m->basis = mem_calloc(C * G * 4, sizeof *m->basis);
-    }
-    return m->cko && m->cv && m->cvi && m->phase && (!C || (m->six && m->index && m->basis));
+    if (!C)
+        return m->cvi;
+    m->six = mem_calloc(H * half * 6, sizeof *m->six);
+    m->index = mem_calloc(C, sizeof *m->index);
+    m->basis = mem_calloc(C * G * 4, sizeof *m->basis);
+    return m->cvi && m->six && m->index && m->basis;
+}
+
+static int no_room(struct moments *m, struct err *e)
+{
+    size_t w = (size_t)moments_width(&m->shape), groups = (size_t)moments_groups(&m->shape);
+    moments_done(m);
+    return err_nomem(e, groups * w * w * sizeof(float), "calibration statistics");
 }
 
 int moments_init(struct moments *m, const struct moments_shape *s, bool attended, struct err *e)
 {
-    size_t w = (size_t)moments_width(s), d = (size_t)s->d;
     *m = (struct moments){.shape = *s};
-    m->c = mem_calloc(w * w, sizeof *m->c);
-    m->m = mem_calloc((size_t)s->H * d * d, sizeof *m->m);
-    bool ok = m->c && m->m;
-    if (ok && s->affine)
-        ok = (m->key = mem_calloc(triangle(s->G * s->d), sizeof *m->key)) != NULL;
-    if (ok && attended)
-        ok = attended_init(m);
-    if (ok)
-        return OK;
-    moments_done(m);
-    return err_nomem(e, (size_t)moments_groups(s) * w * w * sizeof(float),
-                     "calibration statistics");
+    return init_small(m, attended) && init_large(m, attended) ? OK : no_room(m, e);
+}
+
+int moments_init_mapped(struct moments *m, const struct moments_shape *s, struct err *e)
+{
+    *m = (struct moments){.shape = *s, .mapped = true};
+    return init_small(m, true) ? OK : no_room(m, e);
 }
 
 void moments_done(struct moments *m)

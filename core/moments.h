@@ -70,6 +70,8 @@ struct moments {
 };
 /* attended: with room for cko, cv, cvi and phase (weight-only moments have none: NULL). */
 int moments_init(struct moments *m, const struct moments_shape *s, bool attended, struct err *e);
+/* The same with room for what is not mapped only. */
+int moments_init_mapped(struct moments *m, const struct moments_shape *s, struct err *e);
 void moments_done(struct moments *m);
 /* Entry (i, j) of head h's phase covariance. */
 double moments_phase(const struct moments *m, int h, int i, int j);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/mla.h"
 #include "kernels/linalg.h"
 #include "kernels/pool.h"
 #include "sessions/conversion.h"
@@ -164,7 +165,65 @@ static int keep_sample(struct stream *s, float **sample, int which, int rows, st
     return OK;
 }
 
-static int layer_pass(struct stream *s, int layer, struct moments_accum *a, float **sample,
+/* The rope choices that a conversion may make, from the statistics so far. */
+static int choose_candidates(struct moments_accum *a, const struct moments_shape *shape,
+                             struct err *e)
+{
+    struct moments m;
+    struct rope_choice rope = {0};
+    size_t pairs = (size_t)shape->H * (size_t)(shape->rope_dim / 2);
+    double complex *c = mem_calloc(pairs, sizeof *c);
+    double *r2 = mem_calloc(pairs, sizeof *r2);
+    int rc = c && r2 ? moments_so_far(a, &m, e) : err_nomem(e, pairs * sizeof *c, "shrinks");
+    if (!rc) {
+        mla_shrink(&m, c, r2);
+        rc = mla_rope_candidates(&m, r2, shape->candidates, &rope, e);
+        moments_done(&m);
+    }
+    if (!rc)
+        rc = moments_candidates_set(a, rope.index, rope.T, rope.P, e);
+    rope_choice_done(&rope);
+    free(c);
+    free(r2);
+    return rc;
+}
+
+/* The long windows: phase statistics. The compact form looks at them twice. */
+static int long_pass(struct stream *s, int layer, struct moments_accum *a,
+                     const struct moments_shape *shape, float **sample, const struct progress *p,
+                     struct err *e)
+{
+    const struct calib_text *t = s->text;
+    size_t first = (size_t)t->windows * (size_t)t->window, len = (size_t)t->long_len;
+    size_t q = len * s->q_width, k = len * s->k_width;
+    bool twice = shape->candidates && t->n_long;
+    float *kept = twice ? mem_calloc((size_t)t->n_long * (q + k), sizeof *kept) : NULL;
+    int rc = twice && !kept ? err_nomem(e, (size_t)t->n_long * (q + k) * sizeof *kept,
+                                        "queries and keys of the long windows")
+                            : OK;
+    for (int i = 0; i < t->n_long && !rc; i++) {
+        residual_energy(s, first + (size_t)i * len, t->long_len);
+        rc = run_group(s, layer, first + (size_t)i * len, 1, t->long_len, "calibrating", p, e);
+        if (!rc)
+            rc = moments_add_phase(a, s->b->pool, s->q, s->k, t->long_len, PHASE_STEP, e);
+        if (!rc && twice) {
+            memcpy(kept + (size_t)i * (q + k), s->q, q * sizeof *kept);
+            memcpy(kept + (size_t)i * (q + k) + q, s->k, k * sizeof *kept);
+        }
+        if (!rc && (i == 0 || i == t->n_long - 1))
+            rc = keep_sample(s, sample, i != 0, t->window, e);
+    }
+    if (!rc && twice)
+        rc = choose_candidates(a, shape, e);
+    for (int i = 0; i < t->n_long && !rc && twice; i++) {
+        const float *at = kept + (size_t)i * (q + k);
+        rc = moments_add_phase(a, s->b->pool, at, at + q, t->long_len, PHASE_STEP, e);
+    }
+    free(kept);
+    return rc;
+}
+
+static int layer_pass(struct stream *s, int layer, const struct moments_shape *shape, struct moments_accum *a, float **sample,
                       const struct progress *p, struct err *e)
 {
     const struct calib_text *t = s->text;
@@ -178,32 +237,23 @@ static int layer_pass(struct stream *s, int layer, struct moments_accum *a, floa
         if (!rc && !t->n_long && (w == 0 || w + GROUP >= t->windows))
             rc = keep_sample(s, sample, w != 0, t->window, e);
     }
-    size_t first = (size_t)t->windows * (size_t)t->window;
-    for (int i = 0; i < t->n_long && !rc; i++) {
-        residual_energy(s, first + (size_t)i * (size_t)t->long_len, t->long_len);
-        rc = run_group(s, layer, first + (size_t)i * (size_t)t->long_len, 1, t->long_len,
-                       "calibrating", p, e);
-        if (!rc)
-            rc = moments_add_phase(a, s->b->pool, s->q, s->k, t->long_len, PHASE_STEP, e);
-        if (!rc && (i == 0 || i == t->n_long - 1))
-            rc = keep_sample(s, sample, i != 0, t->window, e);
-    }
-    return rc;
+    return rc ? rc : long_pass(s, layer, a, shape, sample, p, e);
 }
 
-static int layer_moments(struct stream *s, int layer, struct moments *out, const struct progress *p,
-                         struct err *e)
+static int layer_moments(struct stream *s, int layer, const struct stats_form *form,
+                         struct moments *out, const struct progress *p, struct err *e)
 {
     const struct model_layer *y = &s->g->model->layer[layer];
-    struct moments_shape shape = conversion_shape(s->g->model, layer);
+    struct moments_shape shape = stats_shape(s->g->model, layer, form);
     struct moments_accum *a = NULL;
     float *wo = NULL, *sample = NULL;
     int rc = tensor_to_f32(&y->o, &wo, e);
     if (!rc)
         rc = moments_accum_new(&a, &shape, wo, y->rope_freq, y->attn_scale,
                                pool_threads(s->b->pool), e);
+    free(wo);
     if (!rc)
-        rc = layer_pass(s, layer, a, &sample, p, e);
+        rc = layer_pass(s, layer, &shape, a, &sample, p, e);
     if (!rc)
         rc = moments_finish(a, out, e);
     if (!rc) {
@@ -214,27 +264,23 @@ static int layer_moments(struct stream *s, int layer, struct moments *out, const
         sample = NULL;
     }
     free(sample);
-    free(wo);
     moments_accum_free(a);
     return rc;
 }
 
-int calibrate_run(const struct engine *g, const struct calib_text *text, struct moments *layer,
-                  void (*on_layer)(void *user, int layer, const struct moments *m), void *user,
+int calibrate_run(const struct engine *g, const struct calib_text *text,
+                  const struct stats_form *form, calibrate_take *take, void *user,
                   const struct progress *p, struct err *e)
 {
     struct stream s;
-    int L = g->model->hp.n_layer, l = 0;
-    memset(layer, 0, (size_t)L * sizeof *layer);
+    struct moments m;
     int rc = stream_init(&s, g, text, e);
-    for (; l < L && !rc; l++) {
-        rc = layer_moments(&s, l, &layer[l], p, e);
-        if (!rc && on_layer)
-            on_layer(user, l, &layer[l]);
+    for (int l = 0; l < g->model->hp.n_layer && !rc; l++) {
+        rc = layer_moments(&s, l, form, &m, p, e);
+        if (!rc)
+            rc = take(user, l, &m, e);
     }
     stream_done(&s);
-    for (l = 0; rc && l < L; l++)
-        moments_done(&layer[l]);
     return rc;
 }
 

@@ -7,6 +7,7 @@
 #include "core/moments.h"
 #include "core/tokenizer.h"
 #include "sessions/infer.h"
+#include "sessions/stats.h"
 #include "sessions/workspace.h"
 
 #define CALIB_WINDOW 256    /* tokens of a window, or the model's context where that is shorter */
@@ -30,13 +31,14 @@ int calib_text_self(struct calib_text *out, const struct engine *g, const struct
                     long long tokens, uint64_t seed, const struct progress *p, struct err *e);
 void calib_text_done(struct calib_text *t);
 
-/* Moments of every layer; layer[n_layer] initialised by the call, moments_done each. on_layer is
- * called with each finished layer. */
-int calibrate_run(const struct engine *g, const struct calib_text *text, struct moments *layer,
-                  void (*on_layer)(void *user, int layer, const struct moments *m), void *user,
+/* Moments of every layer, each handed over as it is done: take owns m from then on, and stops the
+ * run with another return than OK. */
+typedef int calibrate_take(void *user, int layer, struct moments *m, struct err *e);
+int calibrate_run(const struct engine *g, const struct calib_text *text,
+                  const struct stats_form *form, calibrate_take *take, void *user,
                   const struct progress *p, struct err *e);
-/* TransMLA's second pass: E[z zᵀ] of every layer on the partial-rope model (an MLA engine whose
- * latent is z itself): c[n_layer][n·n], fresh memory each. */
+/* TransMLA's second pass: E[z zᵀ] (affine: E[y yᵀ]) of every layer on the partial-rope model (an MLA
+ * engine whose latent is that itself): c[n_layer][w·w], fresh memory each. */
 int calibrate_second(const struct engine *partial, const struct calib_text *text, double **c,
                      const struct progress *p, struct err *e);
 
