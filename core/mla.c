@@ -73,6 +73,19 @@ static int solve_init(struct solve *s, const struct mla_source *src, const struc
     return affine ? mla_affine_init(s, e) : OK;
 }
 
+double mla_solve_bytes(const struct moments_shape *p, int r)
+{
+    double n = moments_n(p), w = moments_width(p), nk = n / 2, wide = w > nk ? w : nk;
+    double H = p->H, d = p->d, D = p->D;
+    double held = 2 * w * w + 2 * r * w + 2 * wide * wide + H * d * nk + nk * nk + H * d * d;
+    held += p->affine ? 2 * n * w + H * d * w : w * w;
+    double roots = 3 * nk * nk + 2 * nk * nk, eigen = 2 * w * w, weights = D * H * d;
+    double refits = 2 * ((w + 2.0 * r + 3 * d) * r), shares = 2 * w * w + nk * w + w * w;
+    double most = fmax(fmax(roots, eigen), fmax(weights, fmax(refits, p->affine ? shares : 0)));
+    double made = H * (d + d) * D + r * D + 2 * H * d * r; /* with a rope as wide as a head */
+    return sizeof(double) * (held + most) + sizeof(float) * made;
+}
+
 double mla_trace_product(const double *a, const double *b, int rows, int lda, int ldb)
 {
     double sum = 0;

@@ -96,6 +96,8 @@ struct mla_options {
 };
 /* Solves a layer. spectrum (may be NULL) receives the joint spectrum. From rank w = moments_width on
  * the latent is z (affine: y) itself: partial rope alone, nothing lost but rotations. */
+/* About what it takes at rank r, beside the source. */
+double mla_solve_bytes(const struct moments_shape *s, int r);
 int mla_solve(const struct mla_source *src, const struct moments *m, const struct mla_options *o,
               struct mla_result *out, struct spectrum *spectrum, struct err *e);
 /* error[i] = |attention output change|² / |attention output|² of each result on layer inputs

@@ -92,6 +92,8 @@ struct moments_accum;
 int moments_accum_new(struct moments_accum **out, const struct moments_shape *s, const float *wo,
                       const double *freq, double scale, int threads, struct err *e);
 void moments_accum_free(struct moments_accum *a);
+/* What one takes: batches of rows, sequences of T, phase sequences of T_long. */
+double moments_accum_bytes(const struct moments_shape *s, int threads, int rows, int T, int T_long);
 /* Adds windows independent sequences of T tokens: q [windows·T][H·d], k, v [windows·T][G·d],
  * un-rotated, starting at position 0 each; x [windows·T][D] the layer input (affine; else NULL). */
 int moments_add(struct moments_accum *a, struct pool *pool, const float *x, const float *q,

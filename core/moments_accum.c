@@ -98,16 +98,29 @@ bool moments_regrow(float **p, size_t n)
 }
 
 /* Numbers of one thread's block: of a task of the second moments, or of the phases. */
-static size_t work_size(const struct moments_accum *a, size_t t)
+static size_t work_size(const struct moments_shape *s, size_t t)
 {
-    size_t w = (size_t)a->w, d = (size_t)a->s.d, f = (size_t)moments_features(&a->s);
-    size_t nk = (size_t)(a->s.G * a->s.d), wide = w > nk ? w : nk;
-    bool shared = a->s.affine || a->s.groups;
+    size_t w = (size_t)moments_width(s), d = (size_t)s->d, f = (size_t)moments_features(s);
+    size_t nk = (size_t)(s->G * s->d), wide = w > nk ? w : nk;
+    bool shared = s->affine || s->groups;
     size_t rows = shared ? t * w + 5 * t * t + t * d : 2 * t * w;
     size_t work = 2 * t * t + rows + 2 * t * d + 4 * t + 2 * w * w + d * d;
     size_t phase = t * t + (MOMENTS_PHASE_ROWS + t + 2) * f + f * f;
     work = wide * wide > work ? wide * wide : work;
     return phase > work ? phase : work;
+}
+
+double moments_accum_bytes(const struct moments_shape *s, int threads, int rows, int T, int T_long)
+{
+    double w = moments_width(s), nk = (double)s->G * s->d, H = s->H, d = s->d;
+    double each = w * (w + 1) / 2, f = (double)moments_features(s);
+    double totals = each * (1 + 2.0 * moments_groups(s)) + H * d * d + H * f * (f + 1) / 2;
+    if (s->affine)
+        totals += nk * (nk + 1) / 2;
+    double work = (double)work_size(s, (size_t)T), phase = (double)work_size(s, (size_t)T_long);
+    work = phase > work ? phase : work;
+    return totals * sizeof(double) +
+           sizeof(float) * (rows * (w + (H + s->G) * d) + threads * work + H * d * s->D);
 }
 
 int moments_reserve(struct moments_accum *a, int rows, int T, struct err *e)
@@ -132,7 +145,7 @@ int moments_reserve(struct moments_accum *a, int rows, int T, struct err *e)
         }
         a->T_cap = ok ? T : 0;
     }
-    size_t work = work_size(a, t);
+    size_t work = work_size(&a->s, t);
     for (int i = 0; ok && work > a->work_cap && i < a->threads; i++)
         ok = moments_regrow(&a->work[i], work);
     if (ok && work > a->work_cap)

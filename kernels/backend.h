@@ -28,6 +28,8 @@ struct backend_options {
     int device;      /* accelerator index */
     bool background; /* helper threads at nice +10 (the screens) */
     bool exact;      /* fp32 activations: never quantise them to int8 */
+    size_t copies;   /* bytes that copies of weights may take, 0: any; beyond it they are used as the
+                      * file has them, more slowly */
     const char *isa; /* "scalar", "avx2", "avx512": the most to use, for tests; NULL: all */
 };
 

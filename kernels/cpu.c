@@ -76,6 +76,7 @@ static int cpu_open(struct backend **out, const struct backend_options *opt, str
     linalg_init();
     b->base.ops = &cpu_backend_ops;
     b->exact = opt->exact;
+    b->copies = opt->copies;
     int rc = choose_isa(b, opt->isa, e);
     if (!rc)
         rc =
@@ -91,8 +92,12 @@ static int cpu_open(struct backend **out, const struct backend_options *opt, str
 static void cpu_describe(const struct backend *base, char *text, size_t size)
 {
     int threads = pool_threads(base->pool);
-    snprintf(text, size, "cpu, %d thread%s, %s", threads, threads == 1 ? "" : "s",
-             ((const struct cpu *)base)->isa.name);
+    const struct cpu *b = (const struct cpu *)base;
+    int n = snprintf(text, size, "cpu, %d thread%s, %s", threads, threads == 1 ? "" : "s",
+                     b->isa.name);
+    if (b->in_place && n > 0 && (size_t)n < size) /* slower: the packed kernels need a copy */
+        snprintf(text + n, size - (size_t)n, ", %d weights read from the file for want of memory",
+                 b->in_place);
 }
 
 static void *cpu_alloc(struct backend *b, size_t bytes)

@@ -19,7 +19,8 @@ struct weight {
     struct matrix m;       /* data is not read again once packed as its own type */
     enum dtype type;       /* of the packed blocks */
     unsigned char *packed; /* NULL: rows are read from m.data */
-    size_t group_bytes;
+    size_t group_bytes, bytes;
+    bool crowded; /* not packed for want of room */
 };
 
 /* T rows of activations as int8: x ≈ scale·q by blocks of 32; sum = scale·Σq of a block. */
@@ -72,6 +73,8 @@ struct cpu {
     struct backend base;
     struct cpu_isa isa;
     bool exact;
+    size_t copied, copies; /* bytes of packed weights; the most there may be, 0: any */
+    int in_place;          /* weights that stayed in the file for that */
     struct err fault; /* latched until sync */
     void *scratch, *shared;
     size_t scratch_bytes, shared_bytes;

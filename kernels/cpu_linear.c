@@ -90,8 +90,13 @@ int cpu_weight_load(struct backend *base, const struct matrix *m, struct weight 
     w->m = *m;
     w->type = cpu_can_pack(m->dtype) ? m->dtype : DTYPE_Q8_0;
     bool blocks = dtype_traits(m->dtype)->block > 1, can = cpu_can_pack(m->dtype) || !b->exact;
-    size_t bytes = 0;
-    int rc = blocks && can && b->isa.matmul_q ? pack(b, w, &bytes, e) : OK;
+    size_t bytes = 0, rows = (size_t)groups_of(w) * CPU_GROUP;
+    bool wanted = blocks && can && b->isa.matmul_q;
+    w->crowded = wanted && b->copies &&
+                 b->copied + dtype_bytes(w->type, (size_t)m->cols) * rows > b->copies;
+    int rc = wanted && !w->crowded ? pack(b, w, &bytes, e) : OK;
+    b->in_place += w->crowded;
+    b->copied += w->bytes = bytes;
     if (rc) {
         free(w);
         return rc;
@@ -102,11 +107,14 @@ int cpu_weight_load(struct backend *base, const struct matrix *m, struct weight 
     return OK;
 }
 
-void cpu_weight_free(struct backend *b, struct weight *w)
+void cpu_weight_free(struct backend *base, struct weight *w)
 {
-    (void)b;
-    if (w)
-        free(w->packed);
+    struct cpu *b = (struct cpu *)base;
+    if (!w)
+        return;
+    b->copied -= w->bytes;
+    b->in_place -= w->crowded;
+    free(w->packed);
     free(w);
 }
 

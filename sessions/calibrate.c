@@ -39,6 +39,29 @@ static size_t text_rows(const struct calib_text *t)
     return (size_t)t->windows * (size_t)t->window + (size_t)t->n_long * (size_t)t->long_len;
 }
 
+double calibrate_hidden_bytes(const struct model *m, const struct calib_text *t)
+{
+    return sizeof(float) * (double)text_rows(t) * m->hp.hidden;
+}
+
+double calibrate_bytes(const struct model *m, const struct calib_text *t,
+                       const struct stats_form *form, int threads)
+{
+    const struct model_hparams *hp = &m->hp;
+    double group = group_rows(t), D = hp->hidden, most = 0;
+    double heads = (double)hp->head_dim * (hp->n_head + 2.0 * hp->n_kv_head);
+    double longs = form->candidates ? (double)t->n_long * t->long_len * heads : 0;
+    /* A group at the backend and on the host, and the feed-forward's three. */
+    double pass = group * (4 * D + 3 * heads + 3.0 * hp->ffn) + longs;
+    for (int l = 0; l < hp->n_layer; l++) {
+        struct moments_shape s = stats_shape(m, l, form);
+        double sums = moments_accum_bytes(&s, threads, group_rows(t), t->window, t->long_len);
+        most = sums > most ? sums : most;
+    }
+    return calibrate_hidden_bytes(m, t) + sizeof(float) * pass + most +
+           stats_bytes(m, form, t->window) / hp->n_layer;
+}
+
 static void stream_done(struct stream *s)
 {
     if (s->b) {
@@ -223,8 +246,9 @@ static int long_pass(struct stream *s, int layer, struct moments_accum *a,
     return rc;
 }
 
-static int layer_pass(struct stream *s, int layer, const struct moments_shape *shape, struct moments_accum *a, float **sample,
-                      const struct progress *p, struct err *e)
+static int layer_pass(struct stream *s, int layer, const struct moments_shape *shape,
+                      struct moments_accum *a, float **sample, const struct progress *p,
+                      struct err *e)
 {
     const struct calib_text *t = s->text;
     int rc = OK;
@@ -240,20 +264,19 @@ static int layer_pass(struct stream *s, int layer, const struct moments_shape *s
     return rc ? rc : long_pass(s, layer, a, shape, sample, p, e);
 }
 
-static int layer_moments(struct stream *s, int layer, const struct stats_form *form,
+static int layer_moments(struct stream *s, int layer, const struct moments_shape *shape,
                          struct moments *out, const struct progress *p, struct err *e)
 {
     const struct model_layer *y = &s->g->model->layer[layer];
-    struct moments_shape shape = stats_shape(s->g->model, layer, form);
     struct moments_accum *a = NULL;
     float *wo = NULL, *sample = NULL;
     int rc = tensor_to_f32(&y->o, &wo, e);
     if (!rc)
-        rc = moments_accum_new(&a, &shape, wo, y->rope_freq, y->attn_scale,
-                               pool_threads(s->b->pool), e);
+        rc = moments_accum_new(&a, shape, wo, y->rope_freq, y->attn_scale, pool_threads(s->b->pool),
+                               e);
     free(wo);
     if (!rc)
-        rc = layer_pass(s, layer, &shape, a, &sample, p, e);
+        rc = layer_pass(s, layer, shape, a, &sample, p, e);
     if (!rc)
         rc = moments_finish(a, out, e);
     if (!rc) {
@@ -268,20 +291,23 @@ static int layer_moments(struct stream *s, int layer, const struct stats_form *f
     return rc;
 }
 
-int calibrate_run(const struct engine *g, const struct calib_text *text,
-                  const struct stats_form *form, calibrate_take *take, void *user,
+int calibrate_run(const struct engine *g, const struct calib_text *text, struct stats *into,
+                  void (*on_layer)(void *user, int layer, const struct moments *m), void *user,
                   const struct progress *p, struct err *e)
 {
     struct stream s;
     struct moments m;
     int rc = stream_init(&s, g, text, e);
     for (int l = 0; l < g->model->hp.n_layer && !rc; l++) {
-        rc = layer_moments(&s, l, form, &m, p, e);
+        struct moments_shape shape = stats_layer_shape(into, l);
+        rc = layer_moments(&s, l, &shape, &m, p, e);
+        if (!rc && on_layer)
+            on_layer(user, l, &m);
         if (!rc)
-            rc = take(user, l, &m, e);
+            rc = stats_put(into, l, &m, e);
     }
     stream_done(&s);
-    return rc;
+    return rc ? rc : stats_finish(into, e);
 }
 
 static int second_layer(struct stream *s, int layer, int n, double **out, const struct progress *p,

@@ -10,9 +10,9 @@
 #include "sessions/stats.h"
 #include "sessions/workspace.h"
 
-#define CALIB_WINDOW 256    /* tokens of a window, or the model's context where that is shorter */
-#define CALIB_LONG 1024     /* tokens of a long window (phase statistics), likewise */
-#define CALIB_LONG_COUNT 8  /* long windows over all files */
+#define CALIB_WINDOW 256   /* tokens of a window, or the model's context where that is shorter */
+#define CALIB_LONG 1024    /* tokens of a long window (phase statistics), likewise */
+#define CALIB_LONG_COUNT 8 /* long windows over all files */
 
 /* The chosen token ids: windows of `window` tokens, then long windows of long_len each. */
 struct calib_text {
@@ -31,14 +31,17 @@ int calib_text_self(struct calib_text *out, const struct engine *g, const struct
                     long long tokens, uint64_t seed, const struct progress *p, struct err *e);
 void calib_text_done(struct calib_text *t);
 
-/* Moments of every layer, each handed over as it is done: take owns m from then on, and stops the
- * run with another return than OK. */
-typedef int calibrate_take(void *user, int layer, struct moments *m, struct err *e);
-int calibrate_run(const struct engine *g, const struct calib_text *text,
-                  const struct stats_form *form, calibrate_take *take, void *user,
+/* Memory that the pass takes: all hidden states, a group of windows, and one layer's statistics. */
+double calibrate_hidden_bytes(const struct model *m, const struct calib_text *t);
+double calibrate_bytes(const struct model *m, const struct calib_text *t,
+                       const struct stats_form *form, int threads);
+/* Moments of every layer into a fresh stats_new, which is finished when all went well. on_layer
+ * (may be NULL) looks at each as it is done. */
+int calibrate_run(const struct engine *g, const struct calib_text *text, struct stats *into,
+                  void (*on_layer)(void *user, int layer, const struct moments *m), void *user,
                   const struct progress *p, struct err *e);
-/* TransMLA's second pass: E[z zᵀ] (affine: E[y yᵀ]) of every layer on the partial-rope model (an MLA
- * engine whose latent is that itself): c[n_layer][w·w], fresh memory each. */
+/* TransMLA's second pass: E[z zᵀ] (affine: E[y yᵀ]) of every layer on the partial-rope model (an
+ * MLA engine whose latent is that itself): c[n_layer][w·w], fresh memory each. */
 int calibrate_second(const struct engine *partial, const struct calib_text *text, double **c,
                      const struct progress *p, struct err *e);
 

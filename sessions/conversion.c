@@ -10,6 +10,7 @@
 #include "core/kvmem.h"
 #include "core/safetensors.h"
 #include "kernels/pool.h"
+#include "sessions/spill.h"
 
 struct moments_shape conversion_shape(const struct model *m, int layer)
 {
@@ -95,6 +96,19 @@ static int measure(const struct mla_source *src, const struct moments *m, struct
     return rc;
 }
 
+/* Moves a solved layer's tensors to disk. */
+static int spill_layer(struct conversion *c, int l, const char *dir, struct err *e)
+{
+    const struct model_hparams *hp = &c->model.hp;
+    struct mla_result *m = &c->made[l];
+    size_t D = (size_t)hp->hidden, H = (size_t)hp->n_head, d = (size_t)hp->head_dim;
+    size_t r = (size_t)m->r, R = (size_t)m->R, kd = (size_t)hp->n_kv_head * d;
+    float **const array[] = {&m->q, &m->kv_a, &m->kv_b};
+    const size_t count[] = {m->normed ? H * R * d : H * (d + R) * D,
+                            (r + R) * (m->normed ? 2 * kd : D), H * 2 * d * r};
+    return spill_floats(&c->spilled[l], dir, 3, array, count, e);
+}
+
 static void solve_layer(void *arg, int i, int thread)
 {
     struct round *r = arg;
@@ -107,12 +121,14 @@ static void solve_layer(void *arg, int i, int thread)
                             .rope_dim = want->qk_rope_head_dim,
                             .freqfold = rankplan_freqfold(r->plan, want->qk_rope_head_dim),
                             .c_second = r->in->c_second ? r->in->c_second[l] : NULL};
-    struct mla_source src;
+    struct mla_source src = {0};
     struct spectrum s = {0};
     (void)thread;
     struct err *e = &r->err[i];
-    const struct moments *m = &r->in->layer[l];
-    int rc = conversion_source(r->in->base, l, &src, e);
+    const struct moments *m = NULL;
+    int rc = stats_layer(r->in->stats, l, &m, e);
+    if (!rc)
+        rc = conversion_source(r->in->base, l, &src, e);
     if (!rc)
         rc = mla_solve(&src, m, &o, &r->c->made[l], r->in->measure ? &s : NULL, e);
     if (!rc) {
@@ -122,8 +138,11 @@ static void solve_layer(void *arg, int i, int thread)
         if (r->in->measure && m->sample)
             rc = measure(&src, m, o, &r->c->made[l], report, e);
     }
+    if (!rc && r->c->spilled)
+        rc = spill_layer(r->c, l, r->in->spill, e);
     spectrum_done(&s);
     conversion_source_done(&src);
+    stats_release(r->in->stats, m);
     r->rc[i] = rc;
 }
 
@@ -206,6 +225,28 @@ int conversion_new(struct conversion **out, const struct model *base, struct err
     return OK;
 }
 
+double conversion_bytes(const struct model *m, const struct rankplan *plan)
+{
+    double D = m->hp.hidden, H = m->hp.n_head, d = m->hp.head_dim, sum = 0;
+    for (int l = 0; l < m->hp.n_layer; l++) {
+        double r = plan->layer[l].kv_lora_rank, R = plan->layer[l].qk_rope_head_dim;
+        sum += H * (d + R) * D + (r + R) * D + 2 * H * d * r;
+    }
+    return sizeof(float) * sum;
+}
+
+double conversion_layer_bytes(const struct model *m, int r)
+{
+    double D = m->hp.hidden, d = m->hp.head_dim, most = 0;
+    double heads = d * (2.0 * m->hp.n_head + 2.0 * m->hp.n_kv_head);
+    for (int l = 0; l < m->hp.n_layer; l++) {
+        struct moments_shape s = conversion_shape(m, l);
+        double bytes = mla_solve_bytes(&s, r);
+        most = bytes > most ? bytes : most;
+    }
+    return most + sizeof(float) * heads * D;
+}
+
 void conversion_fill_report(struct conversion *c)
 {
     const struct plan_model *m = &c->plan.model;
@@ -219,6 +260,8 @@ static int solve_rounds(struct conversion *c, const struct conversion_input *in,
                         const struct convert_sink *sink, const struct progress *p, struct err *e)
 {
     int L = in->base->hp.n_layer, threads = pool_threads(in->pool), rc = OK;
+    if (in->at_once && in->at_once < threads)
+        threads = in->at_once;
     int *codes = mem_calloc((size_t)threads, sizeof *codes);
     struct err *errs = mem_calloc((size_t)threads, sizeof *errs);
     if (!codes || !errs)
@@ -254,7 +297,9 @@ int conversion_solve(struct conversion **out, const struct conversion_input *in,
         return rc;
     rc = rankplan_copy(&c->plan, plan, e);
     c->made = rc ? NULL : mem_calloc((size_t)in->base->hp.n_layer, sizeof *c->made);
-    if (!rc && !c->made)
+    if (!rc && in->spill)
+        c->spilled = mem_calloc((size_t)in->base->hp.n_layer, sizeof *c->spilled);
+    if (!rc && (!c->made || (in->spill && !c->spilled)))
         rc = err_nomem(e, sizeof *c->made, "a conversion");
     if (!rc)
         rc = solve_rounds(c, in, sink, p, e);
@@ -328,6 +373,10 @@ void conversion_free(struct conversion *c)
     free(c->small_data);
     free(c->small.layer);
     for (int l = 0; l < c->report.n_layer; l++) {
+        if (c->spilled && c->spilled[l].data) {
+            c->made[l].q = c->made[l].kv_a = c->made[l].kv_b = NULL;
+            spill_done(&c->spilled[l]);
+        }
         if (c->made)
             mla_result_done(&c->made[l]);
         if (c->freq)
@@ -335,6 +384,7 @@ void conversion_free(struct conversion *c)
         if (c->freq_long)
             free(c->freq_long[l]);
     }
+    free(c->spilled);
     free(c->made);
     free(c->freq);
     free(c->freq_long);

@@ -5,9 +5,11 @@
 
 #include "core/mla.h"
 #include "core/model.h"
+#include "sessions/stats.h"
 #include "sessions/workspace.h"
 
 struct safetensors;
+struct spill;
 
 /* What a conversion may replace in a layer: q (or rope rows over normed heads), kv_a, kv_b, o. */
 #define CONVERSION_MATRICES 4
@@ -17,6 +19,7 @@ struct conversion {
     struct model model; /* hp of the base; MLA layers */
     struct rankplan plan;
     struct conversion_report report;
+    struct spill *spilled;      /* [L] where made's tensors lie, or NULL: on the heap */
     struct mla_result *made;    /* [L] tensors in memory (F32), or NULL when read from a file */
     struct safetensors *stored; /* the file they are read from, or NULL */
     double **freq, **freq_long; /* [L] of a stored conversion; long: contexts beyond the original */
@@ -32,11 +35,17 @@ int conversion_runtime(struct conversion *c, bool rounded, const struct model **
 /* What solving needs: the base, its statistics, and (transmla) the second pass's moments. */
 struct conversion_input {
     const struct model *base;
-    const struct moments *layer; /* [L] */
-    double *const *c_second;     /* [L] or NULL */
+    const struct stats *stats;
+    double *const *c_second; /* [L] or NULL */
     struct pool *pool;
-    bool measure; /* fill the report's errors from the kept samples */
+    bool measure;      /* fill the report's errors from the kept samples */
+    int at_once;       /* layers solved side by side; 0: one a thread */
+    const char *spill; /* folder whose disk the tensors go to as layers are done (spill.h); NULL: they
+                        * stay in memory */
 };
+/* Bytes that solving one of the model's layers takes at rank r, and the tensors of a plan (F32). */
+double conversion_layer_bytes(const struct model *m, int r);
+double conversion_bytes(const struct model *m, const struct rankplan *plan);
 /* What moments and conversion need to know of a layer's attention. */
 struct moments_shape conversion_shape(const struct model *m, int layer);
 /* A GQA layer's attention as fp32, for mla_*; free with conversion_source_done. */

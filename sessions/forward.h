@@ -55,6 +55,7 @@ struct engine {
     struct backend *backend;
     struct engine_layer *layer;
     struct weight *embed, *head;
+    size_t owned; /* bytes of the weights, beside the model's own */
     bool embed_borrowed, head_borrowed;
     float *final_norm;
 };

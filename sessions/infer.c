@@ -26,7 +26,9 @@ static int load_weight(struct engine *g, const struct tensor *t, struct weight *
 {
     struct matrix m = tensor_matrix(t);
     size_t owned = 0;
-    return g->backend->ops->weight_load(g->backend, &m, out, &owned, e);
+    int rc = g->backend->ops->weight_load(g->backend, &m, out, &owned, e);
+    g->owned += owned;
+    return rc;
 }
 
 static int load_norm(struct engine *g, const struct tensor *t, float **out, struct err *e)
@@ -179,6 +181,11 @@ void engine_free(struct engine *g)
         op->weight_free(g->backend, g->embed);
     free(g->layer);
     free(g);
+}
+
+size_t engine_bytes(const struct engine *g)
+{
+    return g->owned;
 }
 
 const struct model *engine_model(const struct engine *g)

@@ -12,6 +12,8 @@ struct engine;
 int engine_new(struct engine **out, const struct model *m, struct backend *b,
                const struct engine *share, struct err *e);
 void engine_free(struct engine *g);
+/* Bytes of weights that the backend holds beside the model's mapping, borrowed ones left out. */
+size_t engine_bytes(const struct engine *g);
 const struct model *engine_model(const struct engine *g);
 struct backend *engine_backend(const struct engine *g);
 

@@ -15,8 +15,8 @@
 #include "sessions/conversion.h"
 
 #define STATS_VERSION 4
-#define STATS_KEEP 4            /* sets in the cache folder */
-#define STATS_KEEP_BYTES 8e9    /* that they may take together, the newest apart */
+#define STATS_KEEP 4         /* sets in the cache folder */
+#define STATS_KEEP_BYTES 8e9 /* that they may take together, the newest apart */
 #define STATS_PARTS 13
 
 struct stats {
@@ -104,8 +104,8 @@ double stats_bytes(const struct model *m, const struct stats_form *form, int win
 int stats_check_groups(const struct model *m, int groups, struct err *e)
 {
     if (groups < 0 || groups > m->hp.n_head || (groups && m->hp.n_head % groups))
-        return err_set(e, ERR_ARG, "statistics in %d groups: %s has %d query heads to divide", groups,
-                       m->hp.name, m->hp.n_head);
+        return err_set(e, ERR_ARG, "statistics in %d groups: %s has %d query heads to divide",
+                       groups, m->hp.name, m->hp.n_head);
     return OK;
 }
 
@@ -468,6 +468,11 @@ void stats_free(struct stats *s)
     safetensors_close(s->file);
     free(s->prefix);
     free(s);
+}
+
+struct moments_shape stats_layer_shape(const struct stats *s, int layer)
+{
+    return stats_shape(s->model, layer, &s->form);
 }
 
 int stats_layer(const struct stats *s, int layer, const struct moments **out, struct err *e)

@@ -40,6 +40,7 @@ int stats_finish(struct stats *s, struct err *e);
 int stats_open(struct stats **out, const char *prefix, const struct model *m,
                const struct stats_form *form, bool resident, struct err *e);
 void stats_free(struct stats *s);
+struct moments_shape stats_layer_shape(const struct stats *s, int layer);
 /* The layer's statistics, valid until stats_release (any thread, several at once). */
 int stats_layer(const struct stats *s, int layer, const struct moments **out, struct err *e);
 void stats_release(const struct stats *s, const struct moments *m); /* m may be NULL */

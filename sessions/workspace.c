@@ -14,7 +14,7 @@
 #include "kernels/pool.h"
 #include "sessions/calibrate.h"
 #include "sessions/conversion.h"
-#include "sessions/stats.h"
+#include "sessions/memory.h"
 #include "sessions/clock.h"
 
 #define DEFAULT_TOKENS_FILES 32768
@@ -30,7 +30,9 @@ struct workspace {
     struct chatfmt *chatfmt;
     struct err no_tokenizer, no_chatfmt;
     struct calib_text text;  /* of the statistics */
-    struct moments *moments; /* [L] or NULL */
+    struct stats *stats;     /* NULL: not calibrated */
+    char *spill;             /* folder for what does not fit into memory, or NULL */
+    double memory;           /* bytes that may be used */
     double seconds_calibrate;
     struct conversion *conv;
     struct engine *conv_engine;
@@ -43,8 +45,11 @@ int workspace_new(struct workspace **out, const struct workspace_options *o, str
     if (!w)
         return err_nomem(e, sizeof *w, "a workspace");
     w->opt = *o;
-    struct backend_options b = {
-        .threads = o->threads, .background = o->background, .exact = o->exact};
+    w->memory = memory_limit(o->memory);
+    struct backend_options b = {.threads = o->threads,
+                                .background = o->background,
+                                .exact = o->exact,
+                                .copies = (size_t)(w->memory / 2)};
     int rc = backend_open(&w->backend, o->device ? o->device : "auto", &b, e);
     if (rc) {
         free(w);
@@ -52,13 +57,6 @@ int workspace_new(struct workspace **out, const struct workspace_options *o, str
     }
     *out = w;
     return OK;
-}
-
-static void moments_free(struct moments *m, int L)
-{
-    for (int l = 0; m && l < L; l++)
-        moments_done(&m[l]);
-    free(m);
 }
 
 static void drop_conversion(struct workspace *w)
@@ -73,8 +71,10 @@ static void drop_conversion(struct workspace *w)
 static void drop_model(struct workspace *w)
 {
     drop_conversion(w);
-    moments_free(w->moments, w->base ? w->base->hp.n_layer : 0);
-    w->moments = NULL;
+    stats_free(w->stats);
+    free(w->spill);
+    w->stats = NULL;
+    w->spill = NULL;
     calib_text_done(&w->text);
     chatfmt_free(w->chatfmt);
     tokenizer_free(w->tokenizer);
@@ -165,7 +165,7 @@ static int converted_engine(const struct workspace *w, struct conversion *c, str
 
 int workspace_open(struct workspace *w, const char *path, const struct progress *p, struct err *e)
 {
-    struct workspace fresh = {.opt = w->opt, .backend = w->backend};
+    struct workspace fresh = {.opt = w->opt, .backend = w->backend, .memory = w->memory};
     char *base = NULL, print[65];
     bool is_conversion = conversion_is_dir(path);
     int rc = is_conversion ? conversion_base(path, &base, print, e) : OK;
@@ -274,12 +274,12 @@ int workspace_vocab_limit(const struct workspace *w)
 
 bool workspace_calibrated(const struct workspace *w)
 {
-    return w->moments != NULL;
+    return w->stats != NULL;
 }
 
 void workspace_stamp_plan(const struct workspace *w, struct rankplan *plan)
 {
-    if (!w->moments)
+    if (!w->stats)
         return;
     copy_text(plan->calibration.source, sizeof plan->calibration.source, w->text.source);
     copy_text(plan->calibration.sha256, sizeof plan->calibration.sha256, w->text.sha256);
@@ -325,15 +325,26 @@ struct spectra_task {
     struct spectrum *out;
     struct err *err;
     int *rc;
+    int first;
 };
 
-static void spectra_task(void *arg, int i, int thread)
+/* Wide layers take so much memory to solve that they cannot all be in work together. */
+static int layers_at_once(const struct workspace *w, int rank)
+{
+    return memory_layers_at_once(w->base, w->memory, rank, pool_threads(w->backend->pool));
+}
+
+static void spectra_task(void *arg, int task, int thread)
 {
     const struct spectra_task *t = arg;
-    int l = t->layer[i];
+    int i = t->first + task, l = t->layer[i];
     (void)thread;
-    t->rc[i] = layer_spectrum(t->w, l, t->w->moments ? &t->w->moments[l] : NULL, t->layout,
-                              t->rope_dim[i], &t->out[i], &t->err[i]);
+    const struct moments *m = NULL;
+    t->rc[i] = t->w->stats ? stats_layer(t->w->stats, l, &m, &t->err[i]) : OK;
+    if (!t->rc[i])
+        t->rc[i] = layer_spectrum(t->w, l, m, t->layout, t->rope_dim[i], &t->out[i], &t->err[i]);
+    if (m)
+        stats_release(t->w->stats, m);
 }
 
 int workspace_spectra(struct workspace *w, int n, const int *layer, enum plan_layout layout,
@@ -346,12 +357,13 @@ int workspace_spectra(struct workspace *w, int n, const int *layer, enum plan_la
     int rc = refuse_conversion(w, e);
     if (rc)
         return rc;
-    struct spectra_task t = {w, layer, rope_dim, layout, out, NULL, NULL};
+    struct spectra_task t = {w, layer, rope_dim, layout, out, NULL, NULL, 0};
     t.err = mem_calloc((size_t)n, sizeof *t.err);
     t.rc = mem_calloc((size_t)n, sizeof *t.rc);
     rc = t.err && t.rc ? OK : err_nomem(e, (size_t)n * sizeof *t.err, "spectra");
-    if (!rc)
-        pool_for(w->backend->pool, n, spectra_task, &t);
+    int at_once = layers_at_once(w, 1);
+    for (; !rc && t.first < n; t.first += at_once)
+        pool_for(w->backend->pool, n - t.first < at_once ? n - t.first : at_once, spectra_task, &t);
     for (int i = 0; i < n && !rc; i++)
         if ((rc = t.rc[i]) != OK)
             err_set(e, rc, "layer %d: %s", layer[i], t.err[i].text);
@@ -399,47 +411,51 @@ static int calibration_text(struct workspace *w, const struct calib_options *o,
 }
 
 /* Statistics from the cache, or by a pass over the text (then put into the cache). */
-static int obtain(struct workspace *w, const struct calib_text *text, const char *prefix,
-                  struct moments *m, const struct calib_sink *sink, const struct progress *p,
-                  struct err *e)
+static int obtain(struct workspace *w, const struct calib_text *text, const char *cache_dir,
+                  const struct memory_plan *plan, const struct calib_sink *sink,
+                  struct stats **out, const struct progress *p, struct err *e)
 {
     struct publish publish = {w, sink};
     void (*on_layer)(void *, int, const struct moments *) =
         sink && sink->on_layer ? publish_layer : NULL;
-    if (prefix && stats_load(prefix, w->base, m, NULL) == OK) {
-        for (int l = 0; on_layer && l < w->base->hp.n_layer; l++)
-            on_layer(&publish, l, &m[l]);
-        return OK;
+    char *prefix = cache_dir ? stats_path(cache_dir, w->plan_model.fingerprint, text->sha256,
+                                          &plan->form)
+                             : NULL;
+    int rc = OK;
+    if (prefix && stats_open(out, prefix, w->base, &plan->form, plan->resident, NULL) == OK) {
+        for (int l = 0; on_layer && l < w->base->hp.n_layer && !rc; l++) {
+            const struct moments *m;
+            rc = stats_layer(*out, l, &m, e);
+            if (!rc)
+                on_layer(&publish, l, m);
+            if (!rc)
+                stats_release(*out, m);
+        }
+    } else {
+        rc = memory_check(w->base, plan, text, pool_threads(w->backend->pool),
+                          (double)engine_bytes(w->base_engine), cache_dir, e);
+        if (!rc)
+            rc = model_check_finite(w->base, p, e);
+        if (!rc)
+            rc = stats_new(out, w->base, &plan->form, plan->resident, prefix, text->window, e);
+        if (!rc)
+            rc = calibrate_run(w->base_engine, text, *out, on_layer, &publish, p, e);
     }
-    int rc = model_check_finite(w->base, p, e);
-    if (!rc)
-        rc = calibrate_run(w->base_engine, text, m, on_layer, &publish, p, e);
-    if (!rc && prefix) {
-        struct err ignored; /* the cache is a convenience: a full disk must not lose the pass */
-        stats_save(prefix, m, w->base->hp.n_layer, &ignored);
+    free(prefix);
+    if (rc) {
+        stats_free(*out);
+        *out = NULL;
     }
     return rc;
 }
 
-/* Statistics are kept per query head: on large models they outgrow memory. Better said at once than
- * found out by the kernel. */
-static int check_memory(const struct workspace *w, struct err *e)
+/* Before any work: the tokens' own share is known only with the text. */
+static int check_early(const struct workspace *w, const struct memory_plan *plan, int window,
+                       const char *cache_dir, struct err *e)
 {
-    const struct model_hparams *hp = &w->base->hp;
-    double n = 2.0 * hp->n_kv_head * hp->head_dim, head = n * n * hp->n_head;
-    double f = 4.0 * hp->n_kv_head * (w->base->layer[0].rope_dim / 2), phase = f * f * hp->n_head;
-    double need = sizeof(float) * hp->n_layer * (head + phase / 2) +
-                  sizeof(double) * (2 * head + phase); /* kept packed, and one layer's sums */
-    double have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    char needs[32], has[32];
-    if (need < 0.8 * have)
-        return OK;
-    kvmem_text(need, needs, sizeof needs);
-    kvmem_text(have, has, sizeof has);
-    return err_set(e, ERR_LIMIT,
-                   "%s: calibration statistics would take %s, this machine has %s: use one with "
-                   "more memory, or a smaller model",
-                   hp->name, needs, has);
+    struct calib_text none = {.window = window};
+    return memory_check(w->base, plan, &none, pool_threads(w->backend->pool),
+                        (double)engine_bytes(w->base_engine), cache_dir, e);
 }
 
 int workspace_calibrate(struct workspace *w, const struct calib_options *o, const char *cache_dir,
@@ -448,30 +464,33 @@ int workspace_calibrate(struct workspace *w, const struct calib_options *o, cons
     if (!w->base)
         return err_set(e, ERR_ARG, "no model is open");
     double start = clock_now();
-    int L = w->base->hp.n_layer;
+    int window = w->base->hp.context < CALIB_WINDOW ? w->base->hp.context : CALIB_WINDOW;
     struct calib_text text = {0};
-    char *prefix = NULL;
-    int rc = refuse_conversion(w, e);
+    struct stats *stats = NULL;
+    const char *folder = cache_dir && file_mkdirs(cache_dir, NULL) == OK ? cache_dir : NULL;
+    char *spill = folder ? mem_strdup(folder) : NULL;
+    struct memory_plan plan = {0};
+    int rc = folder && !spill ? err_nomem(e, 4096, "a path") : refuse_conversion(w, e);
     if (!rc)
-        rc = check_memory(w, e);
+        rc = stats_check_groups(w->base, o->stat_groups, e);
+    if (!rc) {
+        plan = memory_plan_for(w->base, w->memory, o->stat_groups, window, folder != NULL);
+        rc = check_early(w, &plan, window, folder, e);
+    }
     if (!rc)
         rc = calibration_text(w, o, &text, p, e);
-    struct moments *m = rc ? NULL : mem_calloc((size_t)L, sizeof *m);
-    if (!rc && !m)
-        rc = err_nomem(e, (size_t)L * sizeof *m, "statistics");
-    if (!rc && cache_dir && file_mkdirs(cache_dir, NULL) == OK)
-        prefix = stats_path(cache_dir, w->plan_model.fingerprint, text.sha256);
     if (!rc)
-        rc = obtain(w, &text, prefix, m, sink, p, e);
-    free(prefix);
+        rc = obtain(w, &text, folder, &plan, sink, &stats, p, e);
     if (rc) {
-        free(m);
+        free(spill);
         calib_text_done(&text);
         return rc;
     }
-    moments_free(w->moments, L);
+    stats_free(w->stats);
+    free(w->spill);
     calib_text_done(&w->text);
-    w->moments = m;
+    w->stats = stats;
+    w->spill = spill;
     w->text = text;
     w->seconds_calibrate = clock_now() - start;
     return OK;
@@ -482,7 +501,7 @@ int workspace_calibrate(struct workspace *w, const struct calib_options *o, cons
 static int second_pass(struct workspace *w, const struct rankplan *plan, double **c,
                        const struct progress *p, struct err *e)
 {
-    struct conversion_input in = {.base = w->base, .layer = w->moments, .pool = w->backend->pool};
+    struct conversion_input in = {.base = w->base, .stats = w->stats, .pool = w->backend->pool};
     struct rankplan narrow = {0};
     struct conversion *partial = NULL;
     struct engine *g = NULL;
@@ -503,6 +522,36 @@ static int second_pass(struct workspace *w, const struct rankplan *plan, double 
     return rc;
 }
 
+/* The published method's second moments of all layers are held together. */
+static int check_second_pass(const struct workspace *w, struct err *e)
+{
+    double sum = 0, have = MEMORY_USABLE * w->memory;
+    char needs[32], has[32];
+    for (int l = 0; l < w->base->hp.n_layer; l++) {
+        struct moments_shape s = conversion_shape(w->base, l);
+        sum += sizeof(double) * (double)moments_width(&s) * moments_width(&s);
+    }
+    kvmem_text(sum, needs, sizeof needs);
+    kvmem_text(have, has, sizeof has);
+    return sum <= have ? OK
+                       : err_set(e, ERR_LIMIT,
+                                 "%s: the second pass of method transmla holds %s, %s may be used: "
+                                 "use method mlathe",
+                                 w->base->hp.name, needs, has);
+}
+
+/* Layers side by side as memory allows; what would crowd it goes to disk as it is made. */
+static void fit_into_memory(const struct workspace *w, const struct rankplan *plan,
+                            struct conversion_input *in)
+{
+    int top = 1;
+    for (int l = 0; l < plan->model.n_layer; l++)
+        top = plan->layer[l].kv_lora_rank > top ? plan->layer[l].kv_lora_rank : top;
+    in->at_once = layers_at_once(w, top);
+    if (conversion_bytes(w->base, plan) > MEMORY_RESIDENT * w->memory)
+        in->spill = w->spill;
+}
+
 static int report_copy(struct conversion_report *to, const struct conversion_report *from,
                        struct err *e)
 {
@@ -520,15 +569,18 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
                       const struct convert_sink *sink, const struct progress *p,
                       struct conversion_report *out, struct err *e)
 {
-    if (!w->base || !w->moments)
+    if (!w->base || !w->stats)
         return err_set(e, ERR_ARG, "nothing to convert with: open a model and calibrate first");
     int L = w->base->hp.n_layer;
     struct conversion_input in = {
-        .base = w->base, .layer = w->moments, .pool = w->backend->pool, .measure = true};
+        .base = w->base, .stats = w->stats, .pool = w->backend->pool, .measure = true};
     struct conversion *c = NULL;
     struct engine *g = NULL;
     double **second = NULL, start = clock_now();
+    fit_into_memory(w, plan, &in);
     int rc = refuse_conversion(w, e);
+    if (!rc && plan->method == METHOD_TRANSMLA)
+        rc = check_second_pass(w, e);
     if (!rc && plan->method == METHOD_TRANSMLA) {
         second = mem_calloc((size_t)L, sizeof *second);
         rc = second ? second_pass(w, plan, second, p, e)

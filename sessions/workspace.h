@@ -32,6 +32,7 @@ struct workspace_options {
     int threads;        /* 0: all */
     bool background;    /* compute at nice +10 */
     bool exact;         /* activations are never quantised to int8 */
+    size_t memory;      /* bytes that may be used; 0: what the machine has */
     bool rounded;       /* run conversions on rounded attention weights (conversion_runtime) */
 };
 
@@ -61,6 +62,7 @@ struct calib_options {
     int n_files;       /* 0: self-generated */
     long long tokens;  /* 0: 32768 from files, 8192 self-generated */
     uint64_t seed;
+    int stat_groups; /* query heads share statistics in so many groups; 0: as memory allows */
 };
 /* on_layer (may be NULL): called as each layer's statistics are complete. Statistics are kept in
  * the workspace and, unless cache_dir is NULL, in a file there that a later call with the same

@@ -22,7 +22,7 @@ struct subject {
     struct backend *b;
     struct model *m;
     struct engine *g;
-    struct moments *layer;
+    struct stats *stats;
     struct plan_model pm;
     float *want; /* [T][V] the original's logits */
 };
@@ -53,8 +53,9 @@ static void calibrate(struct subject *s)
     text.ids = calloc(n, sizeof *text.ids);
     for (size_t i = 0; i < n; i++)
         text.ids[i] = (int32_t)(s->m->hp.vocab * test_uniform(&seed));
-    s->layer = calloc((size_t)s->m->hp.n_layer, sizeof *s->layer);
-    CHECK_OK(calibrate_run(s->g, &text, s->layer, NULL, NULL, NULL, &e), e);
+    struct stats_form form = {0, 0};
+    CHECK_OK(stats_new(&s->stats, s->m, &form, true, NULL, window, &e), e);
+    CHECK_OK(calibrate_run(s->g, &text, s->stats, NULL, NULL, NULL, &e), e);
     calib_text_done(&text);
 }
 
@@ -64,7 +65,7 @@ static struct conversion *convert(struct subject *s, enum plan_layout layout, in
     struct rankplan plan;
     struct conversion *c = NULL;
     struct conversion_input in = {
-        .base = s->m, .layer = s->layer, .pool = s->b->pool, .measure = true};
+        .base = s->m, .stats = s->stats, .pool = s->b->pool, .measure = true};
     CHECK_OK(rankplan_init(&plan, &s->pm, &e), e);
     plan.layout = layout;
     for (int l = 0; l < s->pm.n_layer; l++)
@@ -168,9 +169,7 @@ static void check_family(const char *name)
     conversion_free(full);
     conversion_free(half);
     conversion_free(few);
-    for (int l = 0; l < hp->n_layer; l++)
-        moments_done(&s.layer[l]);
-    free(s.layer);
+    stats_free(s.stats);
     free(s.want);
     engine_free(s.g);
     backend_close(s.b);

@@ -20,7 +20,7 @@ struct subject {
     struct backend *b;
     struct model *m;
     struct engine *g;
-    struct moments *layer;
+    struct stats *stats;
     struct conversion *c;
     float **outputs; /* [L] made-up layer outputs to match */
     int32_t ids[ROWS], next[ROWS];
@@ -37,8 +37,9 @@ static void calibrate(struct subject *s)
     text.ids = calloc(n, sizeof *text.ids);
     for (size_t i = 0; i < n; i++)
         text.ids[i] = (int32_t)(s->m->hp.vocab * test_uniform(&seed));
-    s->layer = calloc((size_t)s->m->hp.n_layer, sizeof *s->layer);
-    CHECK_OK(calibrate_run(s->g, &text, s->layer, NULL, NULL, NULL, &e), e);
+    struct stats_form form = {0, 0};
+    CHECK_OK(stats_new(&s->stats, s->m, &form, true, NULL, window, &e), e);
+    CHECK_OK(calibrate_run(s->g, &text, s->stats, NULL, NULL, NULL, &e), e);
     calib_text_done(&text);
 }
 
@@ -59,9 +60,9 @@ static bool subject_open(struct subject *s, const char *name)
                             .n_kv_head = hp->n_kv_head,
                             .head_dim = hp->head_dim};
     struct rankplan plan;
-    struct conversion_input in = {.base = s->m, .layer = s->layer, .pool = s->b->pool};
+    struct conversion_input in = {.base = s->m, .stats = s->stats, .pool = s->b->pool};
     calibrate(s);
-    in.layer = s->layer;
+    in.stats = s->stats;
     CHECK_OK(rankplan_init(&plan, &pm, &e), e);
     for (int l = 0; l < hp->n_layer; l++)
         plan.layer[l] = (struct plan_layer){hp->n_kv_head * hp->head_dim / 2 + l, 6 + 2 * (l % 2)};
@@ -84,13 +85,11 @@ static bool subject_open(struct subject *s, const char *name)
 static void subject_done(struct subject *s)
 {
     for (int l = 0; s->m && l < s->m->hp.n_layer; l++) {
-        if (s->layer)
-            moments_done(&s->layer[l]);
         if (s->outputs)
             free(s->outputs[l]);
     }
     free(s->outputs);
-    free(s->layer);
+    stats_free(s->stats);
     conversion_free(s->c);
     engine_free(s->g);
     backend_close(s->b);

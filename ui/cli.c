@@ -56,7 +56,11 @@
     OPT_FILES("--calib", "F ...", "calibration text files, or \"self\": text the model writes",    \
               calib),                                                                              \
         OPT_INT("--tokens", NULL, "calibration tokens (32768 from files, 8192 self)", tokens, 256, \
-                1e9)
+                1e9),                                                                              \
+        OPT_INT("--stat-groups", NULL, "query heads share statistics in N groups (as memory "      \
+                                       "allows)",                                                  \
+                stat_groups, 1, 65536),                                                            \
+        OPT_INT("--memory", NULL, "MiB that may be used (what the machine has)", memory, 64, 1e9)
 #define OPT_LAYOUT                                                                                 \
     OPT_TEXT("--layout", NULL, "L", "own (best, our runtime) or stock (DeepSeek's grid)", layout), \
         OPT_INT("--rope", NULL, "rotary numbers (R) a token and layer, even", rope, 2, 65536)

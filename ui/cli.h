@@ -21,6 +21,7 @@ struct cli_list {
 struct cli_options {
     const char *device, *log, *script, *size;
     long long threads, seed, tokens, context, predict, repeat, windows, rank, rope, freqfold, limit;
+    long long stat_groups, memory;
     double temperature, top_p, min_p;
     long long top_k;
     bool quiet, json, progress, exact, fast, help, version;

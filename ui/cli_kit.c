@@ -243,6 +243,7 @@ int cli_open(struct cli *c, const char *model, enum cli_care care, struct worksp
         care = c->o.exact ? CLI_EXACT : CLI_FAST;
     struct workspace_options o = {.device = c->o.device,
                                   .threads = (int)c->o.threads,
+                                  .memory = (size_t)c->o.memory << 20,
                                   .exact = care != CLI_FAST,
                                   .rounded = care != CLI_EXACT};
     char *path;

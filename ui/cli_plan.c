@@ -14,8 +14,11 @@
 static int calib_files(const struct cli *c, struct calib_options *o, struct err *e)
 {
     const struct cli_list *list = &c->o.calib;
-    *o = (struct calib_options){
-        .files = list->v, .n_files = list->n, .tokens = c->o.tokens, .seed = (uint64_t)c->o.seed};
+    *o = (struct calib_options){.files = list->v,
+                                .n_files = list->n,
+                                .tokens = c->o.tokens,
+                                .seed = (uint64_t)c->o.seed,
+                                .stat_groups = (int)c->o.stat_groups};
     for (int i = 0; i < list->n; i++) {
         if (strcmp(list->v[i], "self"))
             continue;
