@@ -1,39 +1,22 @@
-/* From messages to a rendered conversation and its ids. Nothing is guessed: without a template
- * there is no conversation, and a template that raises gives its own words. */
+/* From messages to a rendered conversation and its ids. Without a template there is no
+ * conversation, and a template that raises gives its own words; only one that needs what our
+ * interpreter lacks is replaced, and that is said. */
 #include "core/chatfmt.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/chatfmt_builtin.h"
 #include "core/jinja.h"
 
 struct chatfmt {
     struct jinja *jinja;
     cJSON *bos, *eos, *vars;
+    char note[512]; /* "": the model's own template runs */
 };
 
 #define MAX_VARS 32
-
-int chatfmt_new(struct chatfmt **out, const char *source, const char *bos, const char *eos,
-                struct err *e)
-{
-    *out = NULL;
-    if (!source)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "the model brings no chat template; it may not be made for conversations");
-    struct chatfmt *f = mem_calloc(1, sizeof *f);
-    if (!f)
-        return err_nomem(e, sizeof *f, "a chat template");
-    f->bos = cJSON_CreateString(bos ? bos : "");
-    f->eos = cJSON_CreateString(eos ? eos : "");
-    int rc = f->bos && f->eos ? jinja_new(&f->jinja, source, strlen(source), e)
-                              : err_nomem(e, 64, "a chat template");
-    if (rc)
-        chatfmt_free(f);
-    else
-        *out = f;
-    return rc;
-}
 
 void chatfmt_free(struct chatfmt *f)
 {
@@ -44,6 +27,11 @@ void chatfmt_free(struct chatfmt *f)
     cJSON_Delete(f->eos);
     cJSON_Delete(f->vars);
     free(f);
+}
+
+const char *chatfmt_note(const struct chatfmt *f)
+{
+    return *f->note ? f->note : NULL;
 }
 
 int chatfmt_set_vars(struct chatfmt *f, const cJSON *vars, struct err *e)
@@ -118,6 +106,61 @@ int chatfmt_render(const struct chatfmt *f, const struct chat_message *m, size_t
     int rc = chatfmt_render_json(f, messages, generation_prompt, vars, text, e);
     cJSON_Delete(messages);
     return rc;
+}
+
+/* Does an ordinary conversation meet something that we lack? What else may fail is for the user to
+ * see when it does. */
+static bool lacks(const struct chatfmt *f, struct err *e)
+{
+    static const struct chat_message talk[] = {
+        {"system", "a"}, {"user", "b"}, {"assistant", "c"}, {"user", "d"}};
+    bool lacking = false;
+    for (size_t skip = 0; skip < 2 && !lacking; skip++) {
+        cJSON *messages = messages_json(talk + skip, 4 - skip);
+        struct jinja_text text = {0};
+        if (messages && !render(f, messages, true, NULL, &text, e))
+            jinja_text_free(&text);
+        else
+            lacking = text.lacking;
+        cJSON_Delete(messages);
+    }
+    return lacking;
+}
+
+static int fall_back(struct chatfmt *f, const char *source, const char *why, struct err *e)
+{
+    const char *name, *plain = chatfmt_builtin(source, &name);
+    snprintf(f->note, sizeof f->note,
+             "%.300s: not supported; the plain %s format is used instead of the model's template",
+             why, name);
+    jinja_free(f->jinja);
+    f->jinja = NULL;
+    return jinja_new(&f->jinja, plain, strlen(plain), e);
+}
+
+int chatfmt_new(struct chatfmt **out, const char *source, const char *bos, const char *eos,
+                struct err *e)
+{
+    struct err why = {0};
+    *out = NULL;
+    if (!source)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "the model brings no chat template; it may not be made for conversations");
+    struct chatfmt *f = mem_calloc(1, sizeof *f);
+    if (!f)
+        return err_nomem(e, sizeof *f, "a chat template");
+    f->bos = cJSON_CreateString(bos ? bos : "");
+    f->eos = cJSON_CreateString(eos ? eos : "");
+    int rc = f->bos && f->eos ? jinja_new(&f->jinja, source, strlen(source), &why)
+                              : err_nomem(&why, 64, "a chat template");
+    if (rc == ERR_UNSUPPORTED || (!rc && lacks(f, &why)))
+        rc = fall_back(f, source, why.text, &why);
+    if (!rc) {
+        *out = f;
+        return OK;
+    }
+    chatfmt_free(f);
+    return err_set(e, rc, "%s", why.text);
 }
 
 int chatfmt_encode(const struct chatfmt *f, const struct tokenizer *t, const struct chat_message *m,

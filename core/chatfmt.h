@@ -16,11 +16,15 @@ struct chat_message {
 };
 
 struct chatfmt;
-/* source NULL (the model brings no template) is ERR_UNSUPPORTED: nothing is guessed. bos and eos
- * are the strings that the template calls bos_token and eos_token; NULL: empty. */
+/* source NULL (the model brings no template) is ERR_UNSUPPORTED: nothing is guessed. A template
+ * with a construct that we do not have is replaced by the plain built-in form of its family, see
+ * chatfmt_note. bos and eos are the strings that the template calls bos_token and eos_token; NULL:
+ * empty. */
 int chatfmt_new(struct chatfmt **out, const char *source, const char *bos, const char *eos,
                 struct err *e);
 void chatfmt_free(struct chatfmt *f);
+/* A sentence for the user when the model's own template is not what runs, else NULL. */
+const char *chatfmt_note(const struct chatfmt *f);
 /* Template variables (object, copied; NULL: none) for every call that is not given its own, such as
  * "__date" or Qwen3's "enable_thinking". */
 int chatfmt_set_vars(struct chatfmt *f, const cJSON *vars, struct err *e);

@@ -28,6 +28,7 @@ struct jinja_text {
     size_t n;
     struct tokenizer_part *parts; /* what the template wrote; ascending */
     size_t n_parts;
+    bool lacking; /* rendering failed for a construct that we do not have */
 };
 /* What the template raises is ERR_UNSUPPORTED with exactly its message. The variable "__date"
  * {"year", "month", "day"} is the day that strftime_now speaks of; without it 26 July 2024, the

@@ -231,7 +231,7 @@ int jcall(struct jrun *r, const struct jvalue *callee, const struct jargs *args,
     case J_FUNC: return callee->u.func->call(r, none, args, out);
     case J_METHOD: return callee->u.method->func->call(r, callee->u.method->self, args, out);
     case J_MACRO: return call_macro(r, callee->u.macro, args, out);
-    case J_UNDEF: return jfail(r, "%s", callee->u.why);
+    case J_UNDEF: return jlack(r, "%s", callee->u.why);
     default: return jfail(r, "a %s cannot be called", jtype_name(callee));
     }
 }
@@ -570,6 +570,7 @@ int jinja_render(const struct jinja *j, const struct jinja_var *vars, size_t n_v
         rc = finish(&text, out, e);
     if (rc)
         jinja_text_free(out);
+    out->lacking = rc && r.lacking;
     jbuf_free(&text);
     jarena_free(&r.arena);
     return rc;

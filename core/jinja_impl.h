@@ -20,6 +20,7 @@ struct jrun {
     long steps;
     int depth;
     bool breaks, continues;
+    bool lacking; /* it failed for something that we do not have */
     int year, month, day;
 };
 
@@ -39,6 +40,8 @@ bool jarg(const struct jargs *args, size_t at, const char *name, struct jvalue *
 
 /* jinja_value.c. jfail gives ERR_UNSUPPORTED with the line; jspend counts work. */
 int jfail(struct jrun *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* As jfail, for what a complete interpreter would do. */
+int jlack(struct jrun *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int jspend(struct jrun *r, size_t work);
 void *jalloc(struct jrun *r, size_t n);
 int jnomem(struct jrun *r);

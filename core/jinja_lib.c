@@ -32,6 +32,10 @@ FN(filter_tojson)
             return jfail(r, "tojson: indent must be a whole number up to 16");
         indent = (int)v.u.i;
     }
+    if ((jarg(args, 99, "separators", &v) && v.kind != J_NONE) ||
+        (jarg(args, 99, "sort_keys", &v) && jtruth(&v)) ||
+        (jarg(args, 99, "ensure_ascii", &v) && jtruth(&v)))
+        return jlack(r, "tojson: separators, sort_keys and ensure_ascii are not supported");
     int rc = jto_json(r, &b, &self, indent);
     if (!rc)
         return jbuf_take(r, &b, out);
@@ -197,6 +201,60 @@ FN(filter_int)
     return jspend(r, 0);
 }
 
+FN(filter_float)
+{
+    char text[64], *end = NULL;
+    double v = 0;
+    if (self.kind == J_STR && self.u.str.n < sizeof text) {
+        memcpy(text, self.u.str.s, self.u.str.n);
+        text[self.u.str.n] = '\0';
+        v = strtod(text, &end);
+        v = end != text && !*end ? v : 0;
+    } else if (self.kind == J_INT || self.kind == J_BOOL) {
+        v = self.kind == J_INT ? (double)self.u.i : self.u.b;
+    } else if (self.kind == J_FLOAT) {
+        v = self.u.f;
+    }
+    *out = (struct jvalue){J_FLOAT, {.f = v}};
+    if (v == 0 && self.kind == J_STR)
+        jarg(args, 0, "default", out);
+    return jspend(r, 0);
+}
+
+/* Stable, by comparison; lists in templates are short, and the work is counted. */
+FN(filter_sort)
+{
+    struct jlist *items;
+    struct jvalue reverse = jbool(false), before;
+    if (jarg(args, 2, "attribute", &before) || jarg(args, 1, "case_sensitive", &before))
+        return jlack(r, "sort: attribute and case_sensitive are not supported");
+    jarg(args, 0, "reverse", &reverse);
+    int rc = jitems(r, &self, &items);
+    if (!rc)
+        rc = jlist_new(r, items->n, out);
+    for (size_t i = 0; !rc && i < items->n; i++) {
+        struct jlist *l = out->u.list;
+        rc = jlist_push(r, l, items->v[i]);
+        for (size_t k = i; !rc && k > 0; k--) {
+            struct jvalue a = l->v[k], b = l->v[k - 1];
+            bool texts = a.kind == J_STR && b.kind == J_STR;
+            struct jvalue x = a, y = b;
+            if (texts) /* Jinja ignores case */
+                rc = jstr_lower(r, a, &(struct jargs){0}, &x);
+            if (texts && !rc)
+                rc = jstr_lower(r, b, &(struct jargs){0}, &y);
+            if (!rc)
+                rc = jbinary(r, jtruth(&reverse) ? ">" : "<", &x, &y, &before);
+            if (rc || !jtruth(&before))
+                break;
+            l->v[k] = b;
+            l->v[k - 1] = a;
+            rc = jspend(r, 0);
+        }
+    }
+    return rc;
+}
+
 FN(filter_indent)
 {
     struct jvalue width = jint(4), first = jbool(false), blank = jbool(false);
@@ -249,7 +307,7 @@ static int passes(struct jrun *r, const struct jvalue *item, const struct jargs 
     text[name.u.str.n] = '\0';
     const struct jfunc *f = jfind_test(text);
     if (!f)
-        return jfail(r, "unknown test \"%s\"", text);
+        return jlack(r, "unknown test \"%s\"", text);
     struct jargs rest = rest_of(args, at + 1);
     int rc = f->call(r, *item, &rest, &verdict);
     *out = !rc && jtruth(&verdict);
@@ -313,7 +371,7 @@ FN(filter_map)
         memcpy(name, args->v[0].u.str.s, args->v[0].u.str.n);
         f = jfind_filter(name);
         if (!f)
-            return jfail(r, "unknown filter \"%s\"", name);
+            return jlack(r, "unknown filter \"%s\"", name);
     }
     struct jargs rest = rest_of(args, 1);
     int rc = jitems(r, &self, &items);
@@ -547,7 +605,7 @@ FN(global_strftime)
         i += 1 + (size_t)bare;
         if (i >= s.n || !put_date(r, s.s[i], bare, part, sizeof part)) {
             jbuf_free(&b);
-            return jfail(r, "strftime_now: unknown directive in \"%.*s\"", s.n > 60 ? 60 : (int)s.n,
+            return jlack(r, "strftime_now: unknown directive in \"%.*s\"", s.n > 60 ? 60 : (int)s.n,
                          s.s);
         }
         rc = jbuf_put(r, &b, part, NULL, 0, strlen(part));
@@ -573,6 +631,8 @@ static const struct jfunc filters[] = {{"trim", jstr_strip},
                                        {"last", filter_last},
                                        {"reverse", filter_reverse},
                                        {"int", filter_int},
+                                       {"float", filter_float},
+                                       {"sort", filter_sort},
                                        {"indent", filter_indent},
                                        {"select", filter_select},
                                        {"reject", filter_reject},
@@ -605,7 +665,9 @@ static const struct jfunc tests[] = {{"defined", test_defined},
                                      {"equalto", test_equal},
                                      {"eq", test_equal},
                                      {"sameas", test_equal},
+                                     {"==", test_equal},
                                      {"ne", test_unequal},
+                                     {"!=", test_unequal},
                                      {"in", test_in},
                                      {"divisibleby", test_divisible},
                                      {NULL, NULL}};

@@ -49,7 +49,7 @@ static int loop_attr(struct jrun *r, const struct jloop *l, const char *name, st
     else if (!strcmp(name, "previtem") || !strcmp(name, "nextitem"))
         return jundef(r, out, "there is no %s item", *name == 'p' ? "previous" : "next");
     else
-        return jfail(r, "unknown loop attribute \"%.60s\"", name);
+        return jlack(r, "unknown loop attribute \"%.60s\"", name);
     return OK;
 }
 
@@ -217,6 +217,17 @@ static int join_lists(struct jrun *r, const struct jlist *a, const struct jlist 
     return rc ? rc : jspend(r, a->n + b->n);
 }
 
+static int repeat_list(struct jrun *r, const struct jlist *l, int64_t times, struct jvalue *out)
+{
+    int rc = jlist_new(r, 0, out);
+    for (; !rc && times > 0 && l->n; times--) {
+        rc = jspend(r, l->n);
+        for (size_t i = 0; !rc && i < l->n; i++)
+            rc = jlist_push(r, out->u.list, l->v[i]);
+    }
+    return rc;
+}
+
 int jbinary(struct jrun *r, const char *op, const struct jvalue *a, const struct jvalue *b,
             struct jvalue *out)
 {
@@ -250,6 +261,10 @@ int jbinary(struct jrun *r, const char *op, const struct jvalue *a, const struct
         return join_lists(r, a->u.list, b->u.list, out);
     if (*op == '*' && a->kind == J_STR && b->kind == J_INT)
         return repeat(r, a->u.str, b->u.i, out);
+    if (*op == '*' && a->kind == J_LIST && b->kind == J_INT)
+        return repeat_list(r, a->u.list, b->u.i, out);
+    if (*op == '%' && a->kind == J_STR)
+        return jlack(r, "formatting with %% is not supported");
     if (*op == '+' && a->kind == J_STR && b->kind != J_UNDEF)
         return jfail(r, "can only concatenate str (not \"%s\") to str", jtype_name(b));
     return jarithmetic(r, op, a, b, out);

@@ -190,6 +190,44 @@ static int str_split(struct jrun *r, struct jvalue self, const struct jargs *arg
     return rc ? rc : jlist_push(r, out->u.list, jsub(s, done, s.n));
 }
 
+/* As split, but counted from the end: what is left of the last cut stays whole. */
+static int str_rsplit(struct jrun *r, struct jvalue self, const struct jargs *args,
+                      struct jvalue *out)
+{
+    struct jstr s, sep = {0};
+    bool given;
+    int64_t max = -1;
+    int rc = own_text(r, &self, &s);
+    if (!rc)
+        rc = text_arg(r, args, 0, "sep", &sep, &given);
+    if (!rc)
+        rc = count_arg(r, args, 1, "maxsplit", &max);
+    if (rc || max < 0)
+        return rc ? rc : str_split(r, self, args, out);
+    if (!given || !sep.n)
+        return jlack(r, "rsplit by white space is not supported");
+    rc = jlist_new(r, 0, out);
+    size_t end = s.n;
+    for (size_t at = s.n; !rc && max > 0 && at-- > 0;) {
+        if (end - at < sep.n || memcmp(s.s + at, sep.s, sep.n))
+            continue;
+        rc = jspend(r, 0);
+        if (!rc)
+            rc = jlist_push(r, out->u.list, jsub(s, at + sep.n, end));
+        end = at;
+        max--;
+    }
+    if (!rc)
+        rc = jlist_push(r, out->u.list, jsub(s, 0, end));
+    struct jlist *l = out->u.list;
+    for (size_t i = 0; !rc && i < l->n / 2; i++) {
+        struct jvalue v = l->v[i];
+        l->v[i] = l->v[l->n - 1 - i];
+        l->v[l->n - 1 - i] = v;
+    }
+    return rc ? rc : jspend(r, s.n / 16);
+}
+
 static int str_splitlines(struct jrun *r, struct jvalue self, const struct jargs *args,
                           struct jvalue *out)
 {
@@ -260,7 +298,7 @@ int jstr_replace(struct jrun *r, struct jvalue self, const struct jargs *args, s
     if (!rc)
         rc = count_arg(r, args, 2, "count", &count);
     if (!rc && !from.n)
-        return jfail(r, "replacing the empty string is not supported");
+        return jlack(r, "replacing the empty string is not supported");
     for (; !rc && count != 0; count--) {
         size_t at = find(s, from, done);
         if (at == s.n)
@@ -384,7 +422,7 @@ static int str_count(struct jrun *r, struct jvalue self, const struct jargs *arg
     if (rc)
         return rc;
     if (!what.n)
-        return jfail(r, "counting the empty string is not supported");
+        return jlack(r, "counting the empty string is not supported");
     for (size_t at = find(s, what, 0); at < s.n; at = find(s, what, at + what.n))
         n++;
     *out = jint(n);
@@ -485,23 +523,13 @@ static int map_get(struct jrun *r, struct jvalue self, const struct jargs *args,
     return rc;
 }
 
-static const struct jfunc str_methods[] = {{"strip", jstr_strip},
-                                           {"lstrip", str_lstrip},
-                                           {"rstrip", str_rstrip},
-                                           {"split", str_split},
-                                           {"startswith", str_startswith},
-                                           {"endswith", str_endswith},
-                                           {"replace", jstr_replace},
-                                           {"upper", jstr_upper},
-                                           {"lower", jstr_lower},
-                                           {"title", str_title},
-                                           {"capitalize", jstr_capitalize},
-                                           {"find", str_find},
-                                           {"count", str_count},
-                                           {"isdigit", str_isdigit},
-                                           {"join", str_join},
-                                           {"splitlines", str_splitlines},
-                                           {NULL, NULL}};
+static const struct jfunc str_methods[] = {
+    {"strip", jstr_strip},      {"lstrip", str_lstrip},         {"rstrip", str_rstrip},
+    {"split", str_split},       {"rsplit", str_rsplit},         {"startswith", str_startswith},
+    {"endswith", str_endswith}, {"replace", jstr_replace},      {"upper", jstr_upper},
+    {"lower", jstr_lower},      {"title", str_title},           {"capitalize", jstr_capitalize},
+    {"find", str_find},         {"count", str_count},           {"isdigit", str_isdigit},
+    {"join", str_join},         {"splitlines", str_splitlines}, {NULL, NULL}};
 static const struct jfunc map_methods[] = {{"items", map_items},
                                            {"keys", map_keys},
                                            {"values", map_values},

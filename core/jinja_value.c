@@ -45,15 +45,31 @@ void jarena_free(struct jarena *a)
     a->total = 0;
 }
 
-int jfail(struct jrun *r, const char *fmt, ...)
+static int fail(struct jrun *r, const char *fmt, va_list ap)
 {
     char why[512];
-    va_list ap;
-    va_start(ap, fmt);
     vsnprintf(why, sizeof why, fmt, ap);
-    va_end(ap);
     return err_set(r->e, ERR_UNSUPPORTED, "chat template line %d: %s", r->at ? r->at->line : 0,
                    why);
+}
+
+int jfail(struct jrun *r, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    int rc = fail(r, fmt, ap);
+    va_end(ap);
+    return rc;
+}
+
+int jlack(struct jrun *r, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    int rc = fail(r, fmt, ap);
+    va_end(ap);
+    r->lacking = true;
+    return rc;
 }
 
 int jspend(struct jrun *r, size_t work)

@@ -102,6 +102,9 @@ static void describe(struct shop *s, struct loaded_model *m)
     m->calibrated = workspace_calibrated(s->w);
     if (!workspace_tokenizer(s->w, &why) || !workspace_chatfmt(s->w, &why))
         snprintf(m->chat_reason, sizeof m->chat_reason, "%.250s", why.text);
+    else if (chatfmt_note(workspace_chatfmt(s->w, &why)))
+        snprintf(m->chat_note, sizeof m->chat_note, "%s",
+                 chatfmt_note(workspace_chatfmt(s->w, &why)));
     if (workspace_has_conversion(s->w))
         m->has_conversion = workspace_conversion(s->w, &m->plan, &m->report, &why);
 }

@@ -39,6 +39,7 @@ struct loaded_model {
     struct model_info info;
     char device[128];
     char chat_reason[256]; /* why it cannot chat; "" when it can */
+    char chat_note[512];   /* when it does not chat in its own format; "" when it does */
     bool calibrated;
     bool has_conversion;
     struct rankplan plan;             /* valid with has_conversion */

@@ -52,4 +52,6 @@
 {"{{ (1, 2)[0] }} {{ (3) }} {{ [1, 2,] }} {{ l + [4] }} {{ 'a' + 'b' | upper + 'c' }} {{ -1 | string }} {{ 'x' if 'a' in m else 'y' ~ 'z' }}", V, "1 3 [1, 2] [3, 1, 2, 4] aBc -1 x"},
 {"{{ m.b[2] }} {{ 100000000000000000000.0 }} {{ 0.00001 }} {{ 123456789.125 }} {{ 1 / 3 }} {{ 3.0 // 2 }} {{ 5.5 % 2 }}", V, "1.5 1e+20 1e-05 123456789.125 0.3333333333333333 1.0 1.5"},
 {"{{ ms[0].content + ms[1]['content'] }} {{ ms[-1].role }} {{ ms[0].x is defined and ms[0].x }} {{ (ms | length - 1) - 0 }} {{ not (ms[0].role == 'user' or ms[0].y) }}", V, "xy assistant False 1 False"},
+{"{{ 'a,b,c'.rsplit(',', 1) }} {{ 'a,b'.rsplit(',') }} {{ 'abc'.rsplit('x', 2) }} {{ [1, 2] * 2 }}", V, "['a,b', 'c'] ['a', 'b'] ['abc'] [1, 2, 1, 2]"},
+{"{{ l | sort }} {{ l | sort(reverse=true) }} {{ ['b', 'A', 'c'] | sort }} {{ '2.5' | float }} {{ 3 | float }} {{ 'x' | float }} {{ ms | selectattr('role', '==', 'user') | list | length }}{{ ms | rejectattr('role', '!=', 'user') | list | length }}", V, "[1, 2, 3] [3, 2, 1] ['A', 'b', 'c'] 2.5 3.0 0.0 11"},
 #undef V

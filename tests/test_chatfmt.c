@@ -212,11 +212,58 @@ static void test_vars(void)
     cJSON_Delete(other);
 }
 
+/* What our interpreter lacks is named, and the plain form of the family stands in. What a template
+ * refuses itself is its own business. */
+static void test_fallback(void)
+{
+    static const struct {
+        const char *source, *word, *name, *want;
+    } cases[] = {
+        {"{% include 'x' %}<|im_start|>", "include", "ChatML",
+         "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n"
+         "<|im_start|>assistant\n"},
+        {"<start_of_turn>{{ messages | groupby('role') }}", "groupby", "Gemma",
+         "<s><start_of_turn>user\nS\n\nU<end_of_turn>\n<start_of_turn>model\n"},
+        {"[INST]{{ messages[0].content.frobnicate() }}", "frobnicate", "Mistral",
+         "<s>[INST] S\n\nU [/INST]"},
+        {"<|im_sep|><|im_start|>{% block a %}{% endblock %}", "block", "Phi 4",
+         "<|im_start|>system<|im_sep|>S<|im_end|><|im_start|>user<|im_sep|>U<|im_end|>"
+         "<|im_start|>assistant<|im_sep|>"},
+        {"<|assistant|><|end|>{% import 'a' as b %}", "import", "Phi 3",
+         "<|system|>\nS<|end|>\n<|user|>\nU<|end|>\n<|assistant|>\n"},
+        {"<|start_header_id|>{% extends 'a' %}", "extends", "Llama 3",
+         "<s><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>"
+         "<|start_header_id|>user<|end_header_id|>\n\nU<|eot_id|>"
+         "<|start_header_id|>assistant<|end_header_id|>\n\n"},
+    };
+    struct chat_message m[] = {{"system", "S"}, {"user", "U"}};
+    struct chatfmt *f;
+    char *text;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        CHECK_OK(chatfmt_new(&f, cases[i].source, "<s>", "</s>", &e), e);
+        if (!f)
+            continue;
+        const char *note = chatfmt_note(f);
+        CHECK(note && strstr(note, cases[i].word) && strstr(note, cases[i].name), "%s", note);
+        CHECK_OK(chatfmt_render(f, m, 2, true, NULL, &text, &e), e);
+        CHECK(!strcmp(text, cases[i].want), "%s", text);
+        free(text);
+        chatfmt_free(f);
+    }
+    CHECK_OK(chatfmt_new(&f, "{{ raise_exception('no') }}", NULL, NULL, &e), e);
+    CHECK(!chatfmt_note(f));
+    CHECK(chatfmt_render(f, m, 2, true, NULL, &text, &e) == ERR_UNSUPPORTED);
+    CHECK(!strcmp(e.text, "no"), "%s", e.text);
+    chatfmt_free(f);
+    CHECK(chatfmt_new(&f, "{% if %}", NULL, NULL, &e) == ERR_FORMAT && !f);
+}
+
 int main(void)
 {
     struct tokenizer *t = default_model();
     test_no_template();
     test_vars();
+    test_fallback();
     if (t) {
         test_smollm2(t);
         test_parts(t);

@@ -246,6 +246,7 @@ static void take_loaded(struct app *a, struct loaded_model *m)
     a->has_conversion = m->has_conversion;
     snprintf(a->device, sizeof a->device, "%s", m->device);
     snprintf(a->chat_reason, sizeof a->chat_reason, "%s", m->chat_reason);
+    snprintf(a->chat_note, sizeof a->chat_note, "%s", m->chat_note);
     convert_drop(a);
     if (m->has_conversion) {
         text_set(&a->j.conversion, m->report.path[0] ? m->report.path : a->opening);
@@ -257,6 +258,8 @@ static void take_loaded(struct app *a, struct loaded_model *m)
     }
     if (a->j.screen == SCREEN_MODEL && !a->message[0])
         app_message(a, ROLE_GOOD, "opened %s: 2 shows its ranks, 4 talks to it", a->info.name);
+    if (a->chat_note[0])
+        app_message(a, ROLE_WARN, "%s", a->chat_note);
     plan_loaded(a, m);
     if (m->has_conversion)
         convert_adopt(a, &m->plan, &m->report);

@@ -112,6 +112,7 @@ struct app {
     bool has_model, calibrated, has_conversion;
     struct model_info info;
     char device[128], chat_reason[256];
+    char chat_note[512]; /* "" unless a built-in format stands in for the model's template */
 
     struct ranks_state ranks;
     struct convert_state convert;

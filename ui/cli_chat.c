@@ -209,6 +209,9 @@ static int new_chats(struct talk *k, struct err *e)
             .context = context,
             .mode = o->forced ? CHAT_FORCED : CHAT_FREE};
         rc = chat_new(&k->chat[i], k->w[i], k->both ? 2 : 1, cli_side(k->c, k->w[i]), &s, e);
+        const struct chatfmt *format = rc ? NULL : workspace_chatfmt(k->w[i], e);
+        if (format && chatfmt_note(format))
+            cli_say(k->c, "%s", chatfmt_note(format));
         if (!rc)
             rc = chat_system(k->chat[i], o->system, e);
     }

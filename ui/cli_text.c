@@ -169,7 +169,10 @@ static int open_template(struct cli *c, struct render *r, struct chatfmt **f, st
     /* The file's own bos_token and eos_token win. */
     bos = json_str_or(r->vars, "bos_token", bos ? bos : "");
     eos = json_str_or(r->vars, "eos_token", eos ? eos : "");
-    return chatfmt_new(f, source, bos, eos, e);
+    rc = chatfmt_new(f, source, bos, eos, e);
+    if (!rc && chatfmt_note(*f))
+        cli_say(c, "%s", chatfmt_note(*f));
+    return rc;
 }
 
 /* The ids of the conversation, when it is made of nothing but roles and texts. */

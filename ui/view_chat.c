@@ -210,6 +210,8 @@ static void draw_side(struct app *a, struct screen *s, struct rect r, int side)
         if (a->has_model && !a->has_conversion && in.h > 1)
             screen_put(s, in.y + 1, in.x, in.w, ROLE_DIM,
                        "After a conversion (F2, c) the converted model answers beside it.");
+        if (a->chat_note[0] && in.h > 2)
+            screen_put(s, in.y + 2, in.x, in.w, ROLE_WARN, a->chat_note);
         return;
     }
     draw_text(a, s, in, side);
