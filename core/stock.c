@@ -22,14 +22,11 @@ const char *stock_name(enum stock_engine t)
     return names[t];
 }
 
-/* How many of the frequencies follow the first two in geometric progression from 1 on. */
-static int grid_pairs(const double *freq, int n)
+/* How many of the frequencies are the unscaled ones. */
+static int grid_pairs(const double *freq, int n, double theta)
 {
-    if (n < 1 || fabs(freq[0] - 1) > GRID_TOLERANCE)
-        return 0;
-    double step = n > 1 ? freq[1] : 1;
-    int j = 1;
-    while (j < n && fabs(freq[j] / pow(step, j) - 1) <= GRID_TOLERANCE * (1 + j))
+    int j = 0;
+    while (j < n && fabs(freq[j] * pow(theta, (double)j / n) - 1) <= GRID_TOLERANCE)
         j++;
     return j;
 }
@@ -61,8 +58,7 @@ void stock_facts_of(const struct model *base, struct stock_facts *out)
         out->two_ropes |= y->rope_dim != first->rope_dim ||
                           memcmp(y->rope_freq, first->rope_freq, (size_t)half * sizeof(double));
     }
-    out->grid_pairs = grid_pairs(first->rope_freq, half);
-    out->theta = half > 1 ? pow(first->rope_freq[1], -half) : hp->rope_theta;
+    out->grid_pairs = grid_pairs(first->rope_freq, half, hp->rope_theta);
 }
 
 static void say(struct stock_verdict *v, enum stock_fit fit, const char *text)
@@ -148,7 +144,7 @@ static void say_size(const struct rankplan *p, int rank, int rope, bool near,
     bool padded =
         rank != v->kv_lora_rank || rope != v->qk_rope_head_dim || v->kept > rankplan_kept(p) + 1e-9;
     if (padded)
-        snprintf(size, sizeof size, "as %d+%d with zeros: keeps %.0f %% instead of %.0f %%",
+        snprintf(size, sizeof size, "as %d+%d with zeros: keeps %.1f %% instead of %.1f %%",
                  v->kv_lora_rank, v->qk_rope_head_dim, 100 * v->kept, 100 * rankplan_kept(p));
     snprintf(v->text, sizeof v->text, "%s%s%s", size, padded && near ? "; " : "",
              near ? "its slowest frequencies are approximated" : "");

@@ -16,7 +16,6 @@ struct stock_facts {
     int n_head, n_kv_head, head_dim, rope_dim, experts;
     int window;     /* of the layers that have one within the context; 0: none */
     int grid_pairs; /* leading frequencies that lie on θ^(-2j/rope_dim) */
-    double theta;
     bool biases, head_norms, soft_caps, post_norms, gelu, two_ropes, long_rope, own_router;
 };
 void stock_facts_of(const struct model *base, struct stock_facts *out);

@@ -29,14 +29,23 @@ static bool same_list(const double *a, const double *b, int n)
     return true;
 }
 
-/* theta of a grid of width R that has the frequencies as its first ones, and how far it is off. */
-static double fit_theta(const double *freq, int n, int R, double *error)
+/* theta of a grid of width R that has the n frequencies at every stride-th place, and how far off
+ * it is. Spread out like this, a narrow rope in a wide grid keeps a theta that programs accept. */
+static double fit_theta(const double *freq, int n, int stride, int R, double *error)
 {
-    double theta = n > 1 ? pow(freq[1] / freq[0], -R / 2.0) : 10000;
-    *error = 0;
-    for (int i = 0; i < n; i++)
-        *error = fmax(*error, fabs(freq[i] - pow(theta, -2.0 * i / R)));
-    return theta;
+    double best = 10000;
+    *error = n > 1 ? INFINITY : fabs(freq[0] - 1);
+    for (int k = 1; k < n;
+         k++) { /* the grid through each of them; the one that is nearest to all */
+        double theta = pow(freq[k], -R / (2.0 * k * stride)), off = 0;
+        for (int i = 0; i < n; i++)
+            off = fmax(off, fabs(freq[i] - pow(theta, -2.0 * i * stride / R)));
+        if (off < *error) {
+            *error = off;
+            best = theta;
+        }
+    }
+    return best;
 }
 
 static int set_frequencies(struct stock_export *x, struct err *e)
@@ -55,12 +64,14 @@ static int set_frequencies(struct stock_export *x, struct err *e)
                            "layer %d has rope frequencies of its own: convert with --layout stock",
                            l);
     }
-    x->theta = fit_theta(widest->rope_freq, x->pairs, x->R, &x->freq_error);
+    x->stride = x->R / (2 * x->pairs);
+    x->theta = fit_theta(widest->rope_freq, x->pairs, x->stride, x->R, &x->freq_error);
     /* A millionth of a radian a token is fp32's rounding of the fastest frequencies. */
     if (x->engine == STOCK_HF && (x->freq_error > 1e-6 || widest->rope_freq_long)) {
         x->freq = widest->rope_freq;
         x->freq_long = widest->rope_freq_long;
         x->freq_error = 0;
+        x->stride = 1;
         x->theta = 10000;
     }
     return OK;

@@ -52,7 +52,8 @@ struct stock_export {
     double theta;
     const double *freq, *freq_long; /* [pairs] to be listed, or NULL: theta says it */
     int pairs;                      /* frequencies of the conversion, R/2 or fewer */
-    double freq_error;              /* largest, rad/token, of theta's frequencies */
+    int stride;        /* places of the engine's grid from one of them to the next; zeros between */
+    double freq_error; /* largest, rad/token, of theta's frequencies */
     struct stock_tensor *tensor;
     size_t n, cap, bytes;
     int *level; /* [L] power of two that gives a layer's latents a size near one */

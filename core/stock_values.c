@@ -8,10 +8,11 @@
 
 #define COPY_NUMBERS ((size_t)1 << 20) /* at a time */
 
-/* Place of rope number i (interleaved pairs) among R numbers in halves; -1: a zero. */
-static int rope_place(int i, int R)
+/* Place of the engine's rope number i (interleaved pairs) among R numbers in halves; -1: a zero. */
+static int rope_place(const struct stock_export *x, int i, int R)
 {
-    return i / 2 < R / 2 ? i / 2 + (i % 2) * (R / 2) : -1;
+    int pair = i / 2 / x->stride;
+    return i / 2 % x->stride == 0 && pair < R / 2 ? pair + (i % 2) * (R / 2) : -1;
 }
 
 static void scaled_row(const struct tensor *t, size_t row, double factor, float *out)
@@ -35,7 +36,7 @@ static int query(const struct stock_export *x, int l, float *out, struct err *e)
     int rc = y->q_bias.data ? tensor_to_f32(&y->q_bias, &bias, e) : OK;
     for (int i = 0; i < H * (x->P + x->R) && !rc; i++) {
         int h = i / (x->P + x->R), j = i % (x->P + x->R);
-        int at = j < P ? j : rope_place(j - P, R);
+        int at = j < P ? j : rope_place(x, j - P, R);
         float *row = out + (size_t)i * cols;
         if (at < 0)
             continue;
@@ -63,8 +64,9 @@ static void latent(const struct stock_export *x, int l, float *out)
     for (int i = 0; i < r; i++)
         scaled_row(&y->kv_a, (size_t)i, latent_factor(x, l), out + (size_t)i * D);
     for (int i = 0; i < x->R; i++)
-        if (rope_place(i, R) >= 0)
-            tensor_row_f32(&y->kv_a, (size_t)(r + rope_place(i, R)), out + (size_t)(x->c + i) * D);
+        if (rope_place(x, i, R) >= 0)
+            tensor_row_f32(&y->kv_a, (size_t)(r + rope_place(x, i, R)),
+                           out + (size_t)(x->c + i) * D);
 }
 
 static int latent_bias(const struct stock_export *x, int l, float *out, struct err *e)
@@ -80,8 +82,8 @@ static int latent_bias(const struct stock_export *x, int l, float *out, struct e
     for (int i = 0; i < r; i++)
         out[i] = (float)(latent_factor(x, l) * (double)bias[i]);
     for (int i = 0; i < x->R; i++)
-        if (rope_place(i, R) >= 0)
-            out[x->c + i] = bias[r + rope_place(i, R)];
+        if (rope_place(x, i, R) >= 0)
+            out[x->c + i] = bias[r + rope_place(x, i, R)];
     free(bias);
     return OK;
 }

@@ -110,7 +110,15 @@ int export_compare(struct export_job *j, struct err *e)
         compare(got, want, (int)ids.n, j->model->hp.vocab, c);
         c->done = true;
         c->passed = c->nmse < CHECK_LIMIT;
-        if (!c->passed)
+        if (!c->passed && j->x.freq_error > 1e-6)
+            rc =
+                err_set(e, ERR_NUMERIC,
+                        "%s cannot be told this model's scaled rope frequencies, and the nearest "
+                        "ones (off by up to %.2g radians a token) make another model of it "
+                        "(normalised squared error %.2g of its logits): it was not kept; export to "
+                        "hf, or convert with a narrower rope",
+                        stock_name(j->x.engine), j->x.freq_error, c->nmse);
+        else if (!c->passed)
             rc = err_set(e, ERR_NUMERIC,
                          "the export computes something else than the conversion (normalised "
                          "squared error %.2g of its logits): it was not kept",
