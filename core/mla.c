@@ -128,9 +128,11 @@ static void nope_form(const struct solve *s, int h, double *B)
 
 static int build_forms(struct solve *s, const struct mla_options *o, struct err *e)
 {
-    bool fitted = o->method == METHOD_MLATHE && s->m->phase && !s->src->shape.still;
-    int rc = phase_fit_init(&s->fit, s->m, &s->rope, fitted ? s->shrink : NULL, e);
-    if (!rc && fitted && !o->no_joint_fit)
+    bool fitted = o->method == METHOD_MLATHE && s->m->phase && !s->src->shape.still &&
+                  !(o->without & STEP_ROPE);
+    bool shrunk = fitted && !(o->without & STEP_SHRINK);
+    int rc = phase_fit_init(&s->fit, s->m, &s->rope, shrunk ? s->shrink : NULL, e);
+    if (!rc && fitted && !(o->without & STEP_JOINT))
         rc = phase_fit_joint(&s->fit, s->m, &s->rope, e);
     for (int h = 0; h < s->H && !rc; h++)
         nope_form(s, h, s->B + (size_t)h * (size_t)s->d * (size_t)s->nk);
@@ -202,6 +204,25 @@ static void key_metric(struct solve *s)
         s->tau = ku > 0 && vi > 0 && vu > 0 ? (ko / ku) / (vi / vu) : 1;
     if (!(s->tau > 0) || !isfinite(s->tau))
         s->tau = 1;
+}
+
+/* Without weights: every nope form and every value counts alike, keys scaled to values. */
+static void plain_metric(struct solve *s)
+{
+    int d = s->d, nk = s->nk, n = s->n;
+    double value = 0;
+    memset(s->MK, 0, (size_t)nk * (size_t)nk * sizeof *s->MK);
+    for (int h = 0; h < s->H; h++) {
+        const double *B = s->B + (size_t)h * (size_t)d * (size_t)nk;
+        mla_gemm(true, false, nk, nk, d, B, nk, B, nk, 1, s->MK, nk);
+    }
+    memset(s->LG, 0, (size_t)s->G * (size_t)(d * d) * sizeof *s->LG);
+    for (int i = 0; i < s->G * d; i++) {
+        s->LG[(size_t)(i / d) * (size_t)(d * d) + (size_t)(i % d) * (size_t)(d + 1)] = 1;
+        value += s->m->c[(size_t)(nk + i) * (size_t)(n + 1)];
+    }
+    double key = trace_product(s->MK, s->m->c, nk, nk, n);
+    s->tau = key > 0 && value > 0 ? value / key : 1;
 }
 
 /* a[m][m] → √a into root, √a⁻¹ into inverse (leading dimension ld), times f and 1/f. */
@@ -461,9 +482,13 @@ static int choose_rope(struct solve *s, const struct mla_options *o, double **re
         return mla_rope_none(s->m, o->rope_dim, &s->rope, e);
     if (o->method == METHOD_TRANSMLA)
         return mla_rope_transmla(s->m, o->rope_dim, o->freqfold, &s->rope, rest, e);
-    mla_shrink(s->m, s->shrink, s->r2);
-    for (int i = 0; p->still && i < s->H * (p->rope_dim / 2); i++)
-        s->r2[i] = 0; /* what never turns is explained without a loss, but worth its key's energy */
+    if (o->without & STEP_ROPE)
+        return mla_rope_transmla(s->m, o->rope_dim, o->freqfold, &s->rope, NULL, e);
+    mla_shrink(s->m, o->without & STEP_PHASE, s->shrink, s->r2);
+    /* What never turns is explained without a loss, but worth its key's energy. */
+    bool energy = p->still || o->without & STEP_BENEFIT;
+    for (int i = 0; energy && i < s->H * (p->rope_dim / 2); i++)
+        s->r2[i] = 0;
     if (o->layout == LAYOUT_STOCK)
         return mla_rope_stock(s->m, s->r2, o->rope_dim, &s->rope, e);
     return mla_rope_own(s->m, s->r2, o->rope_dim, &s->rope, e);
@@ -529,13 +554,15 @@ static int solve_maps(struct solve *s, const struct mla_options *o, int r, bool 
         rc = latent_transmla(s, rest, o->c_second ? o->c_second : s->m->c, r, e);
     } else {
         rc = output_metrics(s, e);
-        if (!rc)
+        if (!rc && o->without & STEP_WEIGHTS)
+            plain_metric(s);
+        else if (!rc)
             key_metric(s);
         if (!rc)
             rc = build_weighting(s, e);
         if (!rc)
             rc = latent(s, r, e);
-        *fitted = s->m->cko != NULL;
+        *fitted = s->m->cko && !(o->without & STEP_HEADS);
     }
     free(rest);
     if (!rc && r >= s->w) {

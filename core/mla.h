@@ -37,8 +37,8 @@ struct rope_choice {
 void rope_choice_done(struct rope_choice *c);
 
 /* Shrinks c_{h,j} = α − iβ [H][d/2] and explained fractions R² [H][d/2] from the phase moments
- * (method: step 1). Without phase moments (all zero): c = 1, R² = 0. */
-void mla_shrink(const struct moments *m, double complex *c, double *r2);
+ * (method: step 1). Without phase moments (all zero): c = 1, R² = 0. real: β = 0. */
+void mla_shrink(const struct moments *m, bool real, double complex *c, double *r2);
 /* Free choice: the R/2 pairs worth most (method: step 2, own layout). */
 int mla_rope_own(const struct moments *m, const double *r2, int R, struct rope_choice *out,
                  struct err *e);
@@ -91,7 +91,7 @@ struct mla_options {
     enum plan_layout layout;
     int rank, rope_dim;
     int freqfold;           /* transmla */
-    bool no_joint_fit;      /* mlathe: leave out step 4 */
+    unsigned without;       /* mlathe: enum plan_step left out */
     const double *c_second; /* transmla: [w][w] as m->c, on the partial-rope model; NULL: m->c */
 };
 /* Solves a layer. spectrum (may be NULL) receives the joint spectrum. From rank w = moments_width on

@@ -48,10 +48,39 @@ fail:
     return err_nomem(e, (size_t)from->model.n_layer * sizeof *to->layer, "a plan");
 }
 
+static const char *const step_names[PLAN_STEPS] = {"rope",  "benefit", "shrink", "phase",
+                                                   "joint", "weights", "heads",  "output"};
+
+const char *plan_step_name(int bit)
+{
+    return step_names[bit];
+}
+
+int plan_steps_parse(const char *text, unsigned *steps, struct err *e)
+{
+    *steps = 0;
+    while (*text) {
+        size_t n = strcspn(text, ",");
+        int bit = 0;
+        while (bit < PLAN_STEPS &&
+               (strlen(step_names[bit]) != n || strncmp(text, step_names[bit], n)))
+            bit++;
+        if (bit == PLAN_STEPS)
+            return err_set(
+                e, ERR_ARG,
+                "\"%.*s\" is no step of the recipe: rope, benefit, shrink, phase, joint, "
+                "weights, heads, output",
+                (int)(n < 40 ? n : 40), text);
+        *steps |= 1u << bit;
+        text += n + (text[n] == ',');
+    }
+    return OK;
+}
+
 bool rankplan_equal(const struct rankplan *a, const struct rankplan *b)
 {
     if (a->method != b->method || a->layout != b->layout || a->freqfold != b->freqfold ||
-        a->model.n_layer != b->model.n_layer)
+        a->without != b->without || a->model.n_layer != b->model.n_layer)
         return false;
     for (int l = 0; l < a->model.n_layer; l++)
         if (a->layer[l].kv_lora_rank != b->layer[l].kv_lora_rank ||
@@ -281,7 +310,8 @@ int rankplan_budget(const struct plan_model *m, const char *text, int kv_bytes, 
             "must fit (24GiB,8192x16)",
             text);
     if (plain && rest[0] == '%' && value > 100)
-        return err_set(e, ERR_ARG, "budget \"%s\": more than the whole cache; give up to 100%%", text);
+        return err_set(e, ERR_ARG, "budget \"%s\": more than the whole cache; give up to 100%%",
+                       text);
     /* A hair of slack, so that 33.333% of 384 is 128 and not 127. Room for more than the original's
      * cache is room for all of it. */
     *numbers = (long long)floor(fmin(want, all) + 1e-3);

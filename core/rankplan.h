@@ -9,6 +9,23 @@
 
 enum plan_method { METHOD_MLATHE, METHOD_TRANSMLA };
 enum plan_layout { LAYOUT_OWN, LAYOUT_STOCK };
+/* Steps of the recipe that can be left out, to see what each is worth (method: section 4). */
+enum plan_step {
+    STEP_ROPE = 1 << 0,     /* our rope choice and shrinks: TransMLA's folded choice instead */
+    STEP_BENEFIT = 1 << 1,  /* (1 − R²): directions chosen by energy alone */
+    STEP_SHRINK = 1 << 2,   /* what loses its rotation counts as it is */
+    STEP_PHASE = 1 << 3,    /* shrinks are real */
+    STEP_JOINT = 1 << 4,    /* the joint fit of shrinks and rope gains */
+    STEP_WEIGHTS = 1 << 5,  /* query and output weighting: plain balanced PCA */
+    STEP_HEADS = 1 << 6,    /* kv_b refitted per head */
+    STEP_OUTPUT = 1 << 7,   /* output projections refitted in sequence */
+};
+#define PLAN_STEPS 8
+/* "rope", "benefit", … in the order of the bits. */
+const char *plan_step_name(int bit);
+/* "joint,output" → bits; ERR_ARG names what is not known. */
+int plan_steps_parse(const char *text, unsigned *steps, struct err *e);
+
 enum plan_alloc { ALLOC_UNIFORM, ALLOC_ENERGY };
 
 struct plan_layer {
@@ -26,6 +43,7 @@ struct rankplan {
     struct plan_model model;
     enum plan_method method;
     enum plan_layout layout;
+    unsigned without;         /* mlathe: enum plan_step left out */
     int freqfold;             /* transmla: M; 0 = automatic (2·d/R … see rankplan_freqfold) */
     struct {
         char source[512];     /* "self", or file names joined by ", " */

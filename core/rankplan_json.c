@@ -58,14 +58,40 @@ static bool write_model(cJSON *root, const struct plan_model *m)
            put_number(o, "head_dim", m->head_dim);
 }
 
+/* Only where something is left out, so that an ordinary plan stays plain. */
+static bool write_steps(cJSON *method, unsigned without)
+{
+    cJSON_DeleteItemFromObjectCaseSensitive(method, "without");
+    if (!without)
+        return true;
+    cJSON *list = cJSON_AddArrayToObject(method, "without");
+    for (int i = 0; list && i < PLAN_STEPS; i++)
+        if (without & 1u << i)
+            cJSON_AddItemToArray(list, cJSON_CreateString(plan_step_name(i)));
+    return list != NULL;
+}
+
+static int read_steps(const cJSON *method, unsigned *without, const char *where, struct err *e)
+{
+    const cJSON *list = json_get(method, "without");
+    for (const cJSON *v = list ? list->child : NULL; v; v = v->next) {
+        unsigned one;
+        int rc = plan_steps_parse(cJSON_IsString(v) ? v->valuestring : "?", &one, e);
+        if (rc)
+            return err_set(e, ERR_UNSUPPORTED, "%s: method.without names an unknown step", where);
+        *without |= one;
+    }
+    return OK;
+}
+
 static bool write_method(cJSON *root, const struct rankplan *p)
 {
     cJSON *o = sub_object(root, "method");
     if (!o || !put_text(o, "name", method_names[p->method]) ||
         !put_text(o, "layout", layout_names[p->layout]))
         return false;
-    return p->freqfold > 0 ? put_number(o, "freqfold", p->freqfold)
-                           : put_text(o, "freqfold", "auto");
+    return write_steps(o, p->without) && (p->freqfold > 0 ? put_number(o, "freqfold", p->freqfold)
+                                                          : put_text(o, "freqfold", "auto"));
 }
 
 static bool write_calibration(cJSON *root, const struct rankplan *p)
@@ -209,6 +235,8 @@ static int read_method(struct rankplan *p, const cJSON *root, const char *where,
         rc = read_name(o, "layout", layout_names, &layout, where, e);
     if (!rc && strcmp(json_str_or(o, "freqfold", ""), "auto"))
         rc = json_int_opt(o, "freqfold", 0, p->model.head_dim, &fold, where, e);
+    if (!rc)
+        rc = read_steps(o, &p->without, where, e);
     p->method = (enum plan_method)method;
     p->layout = (enum plan_layout)layout;
     p->freqfold = (int)fold;

@@ -33,7 +33,7 @@ static int choice_init(struct rope_choice *c, int pairs, size_t width, struct er
     return err_nomem(e, 2 * n * sizeof *c->T, "rope directions");
 }
 
-void mla_shrink(const struct moments *m, double complex *c, double *r2)
+void mla_shrink(const struct moments *m, bool real, double complex *c, double *r2)
 {
     int half = m->shape.rope_dim / 2;
     for (int i = 0; i < m->shape.H * half; i++) {
@@ -48,7 +48,8 @@ void mla_shrink(const struct moments *m, double complex *c, double *r2)
             continue;
         double ridge = SHRINK_RIDGE * (rr + ii) / 2 + 1e-30, a = rr + ridge, b = ii + ridge;
         double det = a * b - ri * ri;
-        double al = (b * ry - ri * iy) / det, be = (a * iy - ri * ry) / det;
+        double al = real ? ry / a : (b * ry - ri * iy) / det;
+        double be = real ? 0 : (a * iy - ri * ry) / det;
         double left = yy - 2 * (al * ry + be * iy) + al * al * rr + be * be * ii + 2 * al * be * ri;
         c[i] = al - be * I;
         r2[i] = fmin(1, fmax(0, 1 - left / yy));

@@ -119,6 +119,7 @@ static void solve_layer(void *arg, int i, int thread)
                             .layout = r->plan->layout,
                             .rank = want->kv_lora_rank,
                             .rope_dim = want->qk_rope_head_dim,
+                            .without = r->plan->without,
                             .freqfold = rankplan_freqfold(r->plan, want->qk_rope_head_dim),
                             .c_second = r->in->c_second ? r->in->c_second[l] : NULL};
     struct mla_source src = {0};

@@ -71,6 +71,7 @@
         OPT_INT("--rank", NULL, "latent numbers (r) a token, in every layer", rank, 1, 1e7),       \
         OPT_TEXT("--alloc", NULL, "A", "uniform (default) or energy", alloc),                      \
         OPT_TEXT("--method", NULL, "M", "mlathe (default) or transmla (the baseline)", method),    \
+        OPT_TEXT("--without", NULL, "S,…", "leave steps out: joint, output, heads, …", without),   \
         OPT_INT("--freqfold", NULL, "transmla: frequencies folded together (0: automatic)",        \
                 freqfold, 0, 65536)
 

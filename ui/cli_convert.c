@@ -70,7 +70,7 @@ static int get_plan(struct cli *c, struct workspace *w, struct rankplan *plan, s
     if (!o->plan)
         return cli_make_plan(c, w, plan, e);
     if (o->kept || o->bytes_per_token || o->fit || o->rank || o->rope || o->method || o->layout ||
-        o->alloc || o->freqfold)
+        o->alloc || o->freqfold || o->without)
         return cli_usage(e, "--plan says ranks, rope, method and layout: leave those options out");
     workspace_info(w, &info);
     return rankplan_load(plan, &info.plan_model, o->plan, e);

@@ -65,6 +65,8 @@ static int choose_method(const struct cli *c, struct rankplan *p, struct err *e)
     p->method = method && !strcmp(method, "transmla") ? METHOD_TRANSMLA : METHOD_MLATHE;
     p->layout = layout && !strcmp(layout, "stock") ? LAYOUT_STOCK : LAYOUT_OWN;
     p->freqfold = (int)c->o.freqfold;
+    if (c->o.without && plan_steps_parse(c->o.without, &p->without, e))
+        return CLI_USAGE;
     return OK;
 }
 
