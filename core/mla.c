@@ -221,7 +221,7 @@ static void plain_metric(struct solve *s)
         s->LG[(size_t)(i / d) * (size_t)(d * d) + (size_t)(i % d) * (size_t)(d + 1)] = 1;
         value += s->m->c[(size_t)(nk + i) * (size_t)(n + 1)];
     }
-    double key = trace_product(s->MK, s->m->c, nk, nk, n);
+    double key = mla_trace_product(s->MK, s->m->c, nk, nk, n);
     s->tau = key > 0 && value > 0 ? value / key : 1;
 }
 
@@ -554,7 +554,11 @@ static int solve_maps(struct solve *s, const struct mla_options *o, int r, bool 
         rc = latent_transmla(s, rest, o->c_second ? o->c_second : s->m->c, r, e);
     } else {
         rc = output_metrics(s, e);
-        if (!rc && o->without & STEP_WEIGHTS)
+        if (!rc && o->without & STEP_WEIGHTS && s->src->shape.affine)
+            rc = err_set(e, ERR_UNSUPPORTED,
+                         "step \"weights\" cannot be left out where keys and values are wider than "
+                         "the layer's input");
+        else if (!rc && o->without & STEP_WEIGHTS)
             plain_metric(s);
         else if (!rc)
             key_metric(s);

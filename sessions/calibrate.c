@@ -199,7 +199,7 @@ static int choose_candidates(struct moments_accum *a, const struct moments_shape
     double *r2 = mem_calloc(pairs, sizeof *r2);
     int rc = c && r2 ? moments_so_far(a, &m, e) : err_nomem(e, pairs * sizeof *c, "shrinks");
     if (!rc) {
-        mla_shrink(&m, c, r2);
+        mla_shrink(&m, false, c, r2);
         rc = mla_rope_candidates(&m, r2, shape->candidates, &rope, e);
         moments_done(&m);
     }

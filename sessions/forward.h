@@ -60,6 +60,9 @@ struct engine {
     float *final_norm;
 };
 
+/* Another matrix for a slot of an engine that nobody shares yet. */
+int engine_replace(struct engine *g, int layer, int slot, const struct tensor *t, struct err *e);
+
 /* One layer's cache of one sequence: GQA a = K rows, b = V rows [ctx][G·d]; MLA a [ctx][r+R]. */
 struct layer_cache {
     void *a, *b;

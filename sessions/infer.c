@@ -113,6 +113,20 @@ static int load_layer(struct engine *g, const struct engine *share, int l, struc
     return rc;
 }
 
+int engine_replace(struct engine *g, int layer, int slot, const struct tensor *t, struct err *e)
+{
+    struct engine_layer *y = &g->layer[layer];
+    struct weight *fresh;
+    int rc = load_weight(g, t, &fresh, e);
+    if (rc)
+        return rc;
+    if (y->w[slot] && !y->borrowed[slot])
+        g->backend->ops->weight_free(g->backend, y->w[slot]);
+    y->w[slot] = fresh;
+    y->borrowed[slot] = false;
+    return OK;
+}
+
 int engine_new(struct engine **out, const struct model *m, struct backend *b,
                const struct engine *share, struct err *e)
 {

@@ -15,6 +15,7 @@
 #include "sessions/calibrate.h"
 #include "sessions/conversion.h"
 #include "sessions/memory.h"
+#include "sessions/refit.h"
 #include "sessions/clock.h"
 
 #define DEFAULT_TOKENS_FILES 32768
@@ -592,6 +593,8 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
     for (int l = 0; second && l < L; l++)
         free(second[l]);
     free(second);
+    if (!rc && plan->method == METHOD_MLATHE && !(plan->without & STEP_OUTPUT))
+        rc = refit_outputs(c, w->base_engine, &w->text, p, e);
     if (!rc)
         rc = converted_engine(w, c, &g, e);
     if (!rc) {

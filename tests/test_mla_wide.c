@@ -71,7 +71,7 @@ static void calibrate(const struct layer *l, const struct moments_shape *s, stru
         double complex c[H * HALF];
         double r2[H * HALF];
         CHECK_OK(moments_so_far(a, &first, &e), e);
-        mla_shrink(&first, c, r2);
+        mla_shrink(&first, false, c, r2);
         CHECK_OK(mla_rope_candidates(&first, r2, s->candidates, &rope, &e), e);
         CHECK_OK(moments_candidates_set(a, rope.index, rope.T, rope.P, &e), e);
         phases(a, pool, l);
@@ -266,7 +266,7 @@ static void check_candidates(void)
     o.layout = LAYOUT_OWN;
     o.rope_dim = 24; /* beyond the candidates: the shrinks alone */
     gap = compare(&l, &src, &b, &a, o, &spectra);
-    o.no_joint_fit = true;
+    o.without = STEP_JOINT;
     CHECK(gap > compare(&l, &src, &b, &a, o, &spectra), "candidates are all that can be fitted");
     moments_done(&a);
     moments_done(&b);

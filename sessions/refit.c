@@ -1,0 +1,160 @@
+/* Sequential least squares of output projections. Sums run in fp32 inside a group of windows and
+ * in fp64 across groups; the solve is fp64. */
+#include "sessions/refit.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/linalg.h"
+#include "kernels/pool.h"
+#include "sessions/states.h"
+
+/* λ over the mean diagonal of E[ã ãᵀ], for as many unknowns a row as tokens: few tokens pull
+ * towards the map that was there. */
+#define REFIT_RIDGE 0.7
+
+struct refit {
+    struct conversion *c;
+    struct engine *engine; /* of c; its output projections are replaced on the way */
+    struct states original, converted;
+    int D, width;  /* width = H·d */
+    float *a[2];   /* host, one group: heads' outputs of the original and the converted */
+    float *y, *h;  /* targets; the converted stream */
+    float *block;  /* a group's products */
+    double *S, *X; /* Σ ã ãᵀ [width][width], Σ ã yᵀ [width][D] */
+};
+
+static int refit_init(struct refit *r, struct conversion *c, const struct engine *base,
+                      const struct calib_text *text, struct err *e)
+{
+    const struct model_hparams *hp = &base->model->hp;
+    size_t n = (size_t)states_group_rows(text);
+    *r = (struct refit){.c = c, .D = hp->hidden, .width = hp->n_head * hp->head_dim};
+    size_t D = (size_t)r->D, W = (size_t)r->width;
+    r->a[0] = mem_aligned(n * W, sizeof(float));
+    r->a[1] = mem_aligned(n * W, sizeof(float));
+    r->y = mem_aligned(n * D, sizeof(float));
+    r->h = mem_aligned(n * D, sizeof(float));
+    r->block = mem_aligned(W * (W > D ? W : D), sizeof(float));
+    r->S = mem_calloc(W * W, sizeof *r->S);
+    r->X = mem_calloc(W * D, sizeof *r->X);
+    if (!r->a[0] || !r->a[1] || !r->y || !r->h || !r->block || !r->S || !r->X)
+        return err_nomem(e, W * (W + D) * sizeof *r->S, "refitting output projections");
+    int rc = engine_new(&r->engine, &c->model, base->backend, base, e);
+    if (!rc)
+        rc = states_init(&r->original, base, text, e);
+    return rc ? rc : states_init(&r->converted, r->engine, text, e);
+}
+
+static void refit_done(struct refit *r)
+{
+    states_done(&r->original);
+    states_done(&r->converted);
+    engine_free(r->engine);
+    free(r->a[0]);
+    free(r->a[1]);
+    free(r->y);
+    free(r->h);
+    free(r->block);
+    free(r->S);
+    free(r->X);
+}
+
+static void add(double *to, const float *from, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        to[i] += (double)from[i];
+}
+
+/* Both models' attention over a group; the original's states go on to the next layer. */
+static void add_group(struct refit *r, int l, const struct states_group *group, const float *wo)
+{
+    struct backend *b = r->engine->backend;
+    int n = group->n, D = r->D, W = r->width;
+    size_t nd = (size_t)n * (size_t)D, nw = (size_t)n * (size_t)W;
+    size_t at = group->first * (size_t)D;
+    b->ops->get(b, r->y, r->original.h + at, nd * sizeof(float));
+    b->ops->get(b, r->h, r->converted.h + at, nd * sizeof(float));
+    bool normed = r->engine->layer[l].v[V_POST_ATTN];
+    for (size_t i = 0; i < nd; i++)
+        r->y[i] = normed ? 0 : r->y[i] - r->h[i];
+    states_layer(&r->original, l, group, NULL);
+    states_attention(&r->converted, l, group);
+    b->ops->get(b, r->a[0], r->original.scratch.att, nw * sizeof(float));
+    b->ops->get(b, r->a[1], r->converted.scratch.att, nw * sizeof(float));
+    linalg_sgemm(b->pool, false, true, n, D, W, 1, r->a[0], W, wo, W, 1, r->y, D);
+    linalg_sgemm(b->pool, true, false, W, W, n, 1, r->a[1], W, r->a[1], W, 0, r->block, W);
+    add(r->S, r->block, (size_t)W * (size_t)W);
+    linalg_sgemm(b->pool, true, false, W, D, n, 1, r->a[1], W, r->y, D, 0, r->block, D);
+    add(r->X, r->block, (size_t)W * (size_t)D);
+}
+
+/* X becomes W_O'ᵀ [width][D]. */
+static int solve(struct refit *r, const float *wo, struct err *e)
+{
+    size_t D = (size_t)r->D, W = (size_t)r->width;
+    double mean = 0, share = (double)W / states_rows(r->original.text);
+    for (size_t i = 0; i < W; i++)
+        mean += r->S[i * (W + 1)] / (double)W;
+    double ridge = REFIT_RIDGE * share * mean;
+    for (size_t j = 0; j < W; j++) {
+        r->S[j * (W + 1)] += ridge;
+        for (size_t i = 0; i < D; i++)
+            r->X[j * D + i] += ridge * (double)wo[i * W + j];
+    }
+    return linalg_solve_spd(r->width, r->D, r->S, r->X, e);
+}
+
+/* The solved map becomes layer l's output projection, in the conversion and in the engine. */
+static int publish(struct refit *r, int l, struct err *e)
+{
+    size_t D = (size_t)r->D, W = (size_t)r->width;
+    float *o = mem_calloc(D * W, sizeof *o);
+    if (!o)
+        return err_nomem(e, D * W * sizeof *o, "an output projection");
+    for (size_t i = 0; i < D; i++)
+        for (size_t j = 0; j < W; j++)
+            o[i * W + j] = (float)r->X[j * D + i];
+    struct tensor *t = &r->c->model.layer[l].o;
+    r->c->made[l].o = o;
+    *t = (struct tensor){.data = o, .dtype = DTYPE_F32, .rank = 2, .dim = {D, W}};
+    return engine_replace(r->engine, l, W_O, t, e);
+}
+
+static int refit_layer(struct refit *r, int l, const struct progress *p, struct err *e)
+{
+    const struct calib_text *text = r->original.text;
+    struct states_group group;
+    int layers = r->c->report.n_layer;
+    float *wo;
+    int rc = tensor_to_f32(&r->c->base->layer[l].o, &wo, e);
+    if (rc)
+        return rc;
+    memset(r->S, 0, (size_t)r->width * (size_t)r->width * sizeof *r->S);
+    memset(r->X, 0, (size_t)r->width * (size_t)r->D * sizeof *r->X);
+    for (int i = 0; states_group(text, i, &group) && !rc; i++) {
+        if (!progress_report(p, "refitting output projections", l, layers))
+            rc = err_set(e, ERR_CANCELLED, "conversion stopped");
+        else
+            add_group(r, l, &group, wo);
+    }
+    if (!rc)
+        rc = solve(r, wo, e);
+    if (!rc)
+        rc = publish(r, l, e);
+    free(wo);
+    for (int i = 0; states_group(text, i, &group) && !rc; i++)
+        states_layer(&r->converted, l, &group, NULL);
+    return rc;
+}
+
+int refit_outputs(struct conversion *c, const struct engine *base, const struct calib_text *text,
+                  const struct progress *p, struct err *e)
+{
+    struct refit r;
+    int rc = refit_init(&r, c, base, text, e);
+    for (int l = 0; l < c->report.n_layer && !rc; l++)
+        rc = refit_layer(&r, l, p, e);
+    refit_done(&r);
+    return rc;
+}
