@@ -15,6 +15,7 @@
 void calib_text_done(struct calib_text *t)
 {
     free(t->ids);
+    free(t->held);
     *t = (struct calib_text){0};
 }
 
@@ -48,14 +49,58 @@ static void text_hash(struct calib_text *t)
     sha256_hex(&s, t->sha256);
 }
 
-/* count windows of len tokens spread evenly over ids[n], from the first token to the last. */
-static void spread(const int32_t *ids, size_t n, int count, int len, int32_t *out)
+/* Where window i of count lies, of len tokens each spread evenly over n, from the first to the last.
+ */
+static size_t window_at(size_t n, int count, int len, int i)
 {
     size_t slack = n - (size_t)len;
-    for (int i = 0; i < count; i++) {
-        size_t at = count > 1 ? slack * (size_t)i / (size_t)(count - 1) : slack / 2;
-        memcpy(out + (size_t)i * (size_t)len, ids + at, (size_t)len * sizeof *out);
+    return count > 1 ? slack * (size_t)i / (size_t)(count - 1) : slack / 2;
+}
+
+static void spread(const int32_t *ids, size_t n, int count, int len, int32_t *out)
+{
+    for (int i = 0; i < count; i++)
+        memcpy(out + (size_t)i * (size_t)len, ids + window_at(n, count, len, i),
+               (size_t)len * sizeof *out);
+}
+
+/* Windows of one file that something is fitted to: both kinds. */
+struct fitted {
+    size_t n;
+    int count, len, longs, long_len;
+};
+
+static bool is_free(const struct fitted *f, size_t at, int len)
+{
+    for (int i = 0; i < f->count + f->longs; i++) {
+        bool is_long = i >= f->count;
+        int width = is_long ? f->long_len : f->len;
+        size_t start = is_long ? window_at(f->n, f->longs, width, i - f->count)
+                               : window_at(f->n, f->count, width, i);
+        if (at < start + (size_t)width && start < at + (size_t)len)
+            return false;
     }
+    return true;
+}
+
+/* The first of count windows of len tokens, each the first free one of its share of the file. */
+static void hold_back(struct calib_text *t, const int32_t *ids, const struct fitted *f, int count)
+{
+    for (int i = 0; i < count; i++) {
+        size_t end = f->n * (size_t)(i + 1) / (size_t)count, len = (size_t)t->held_len;
+        /* From the middle of the share on: its ends are where windows of the pass lie. */
+        size_t at = f->n * (size_t)(2 * i + 1) / (size_t)(2 * count);
+        while (at + len <= end && !is_free(f, at, t->held_len))
+            at++;
+        if (at + len <= end)
+            memcpy(t->held + (size_t)t->n_held++ * len, ids + at, len * sizeof *ids);
+    }
+}
+
+/* Of all, what falls to file i of n. */
+static int share(int all, int i, int n)
+{
+    return all * (i + 1) / n - all * i / n;
 }
 
 static void name_source(struct calib_text *t, const char *const *files, int n)
@@ -66,6 +111,24 @@ static void name_source(struct calib_text *t, const char *const *files, int n)
                            path_base(files[i]));
         at += put > 0 ? (size_t)put : 0;
     }
+}
+
+static int hold_all(struct calib_text *t, const struct ids *ids, int n_files, int len,
+                    struct err *e)
+{
+    t->held_len = len;
+    t->held = mem_calloc((size_t)len * CALIB_HELD_COUNT, sizeof *t->held);
+    if (!t->held)
+        return err_nomem(e, (size_t)len * CALIB_HELD_COUNT * sizeof *t->held, "calibration text");
+    for (int i = 0; i < n_files; i++) {
+        struct fitted f = {.n = ids[i].n,
+                           .count = share(t->windows, i, n_files),
+                           .len = t->window,
+                           .longs = share(t->n_long, i, n_files),
+                           .long_len = t->long_len};
+        hold_back(t, ids[i].v, &f, share(CALIB_HELD_COUNT, i, n_files));
+    }
+    return OK;
 }
 
 int calib_text_files(struct calib_text *out, const struct tokenizer *t, const char *const *files,
@@ -89,13 +152,14 @@ int calib_text_files(struct calib_text *out, const struct tokenizer *t, const ch
     }
     int32_t *at = out->ids, *far = out->ids + (size_t)out->windows * (size_t)out->window;
     for (int i = 0; i < n_files && !rc; i++) {
-        int count = out->windows * (i + 1) / n_files - out->windows * i / n_files;
-        int longs = out->n_long * (i + 1) / n_files - out->n_long * i / n_files;
+        int count = share(out->windows, i, n_files), longs = share(out->n_long, i, n_files);
         spread(ids[i].v, ids[i].n, count, out->window, at);
         spread(ids[i].v, ids[i].n, longs, out->long_len, far);
         at += (size_t)count * (size_t)out->window;
         far += (size_t)longs * (size_t)out->long_len;
     }
+    if (!rc)
+        rc = hold_all(out, ids, n_files, least(CALIB_HELD, context), e);
     for (int i = 0; i < n_files; i++)
         ids_free(&ids[i]);
     free(ids);
@@ -222,5 +286,29 @@ int calib_text_self(struct calib_text *out, const struct engine *g, const struct
     out->seed = seed;
     snprintf(out->source, sizeof out->source, "self");
     text_hash(out);
+    return OK;
+}
+
+int calib_text_hold_self(struct calib_text *t, const struct engine *g, const struct tokenizer *tok,
+                         const struct progress *p, struct err *e)
+{
+    int count = CALIB_HELD_COUNT * CALIB_HELD / t->window;
+    count = count < SELF_BATCH ? count : SELF_BATCH;
+    const struct written done = {p, 0, count};
+    size_t n = (size_t)count * (size_t)t->window;
+    int32_t *held = mem_calloc(n, sizeof *held);
+    if (!held)
+        return err_nomem(e, n * sizeof *held, "calibration text");
+    /* Seeds beyond those of the pass. */
+    int rc = write_batch(g, tok, count, t->window, t->seed + (uint64_t)t->windows + SELF_BATCH,
+                         &done, held, e);
+    if (rc) {
+        free(held);
+        return rc;
+    }
+    free(t->held);
+    t->held = held;
+    t->n_held = count;
+    t->held_len = t->window;
     return OK;
 }

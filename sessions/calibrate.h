@@ -13,6 +13,8 @@
 #define CALIB_WINDOW 256   /* tokens of a window, or the model's context where that is shorter */
 #define CALIB_LONG 1024    /* tokens of a long window (phase statistics), likewise */
 #define CALIB_LONG_COUNT 8 /* long windows over all files */
+#define CALIB_HELD 256     /* tokens of a window held back for measuring, likewise */
+#define CALIB_HELD_COUNT 4 /* over all files; fewer where the text has no room */
 
 /* The chosen token ids: windows of `window` tokens, then long windows of long_len each. */
 struct calib_text {
@@ -21,6 +23,8 @@ struct calib_text {
     char source[512], sha256[65];
     long long tokens;
     uint64_t seed;
+    int32_t *held; /* [n_held][held_len] of the same text, outside all windows: never fitted to */
+    int n_held, held_len;
 };
 /* Windows spread evenly over each file, files sharing the tokens equally. */
 int calib_text_files(struct calib_text *out, const struct tokenizer *t, const char *const *files,
@@ -29,6 +33,9 @@ int calib_text_files(struct calib_text *out, const struct tokenizer *t, const ch
 /* t NULL: sequences begin with the model's own BOS, or with ids all over the vocabulary. */
 int calib_text_self(struct calib_text *out, const struct engine *g, const struct tokenizer *t,
                     long long tokens, uint64_t seed, const struct progress *p, struct err *e);
+/* Held windows of self-written text, which is written only when it is wanted. */
+int calib_text_hold_self(struct calib_text *t, const struct engine *g, const struct tokenizer *tok,
+                         const struct progress *p, struct err *e);
 void calib_text_done(struct calib_text *t);
 
 /* Memory that the pass takes: all hidden states, a group of windows, and one layer's statistics. */

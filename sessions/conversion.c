@@ -182,6 +182,8 @@ static void bind_made(struct conversion *c)
     for (int l = 0; l < hp->n_layer; l++) {
         const struct mla_result *m = &c->made[l];
         struct model_layer *y = &c->model.layer[l];
+        if (!m->kv_a)
+            continue; /* not asked for */
         size_t r = (size_t)m->r, R = (size_t)m->R;
         conversion_set_layer(c, l, m->r, m->R, m->freq, m->freq_long);
         if (m->normed)
@@ -215,6 +217,7 @@ int conversion_new(struct conversion **out, const struct model *base, struct err
     c->model.layer = mem_calloc(L, sizeof *c->model.layer);
     c->report.layer = mem_calloc(L, sizeof *c->report.layer);
     c->report.n_layer = (int)L;
+    c->report.kl_held = NAN;
     c->freq = mem_calloc(L, sizeof *c->freq);
     c->freq_long = mem_calloc(L, sizeof *c->freq_long);
     if (!c->model.layer || !c->report.layer || !c->freq || !c->freq_long) {
@@ -260,14 +263,15 @@ void conversion_fill_report(struct conversion *c)
 static int solve_rounds(struct conversion *c, const struct conversion_input *in,
                         const struct convert_sink *sink, const struct progress *p, struct err *e)
 {
-    int L = in->base->hp.n_layer, threads = pool_threads(in->pool), rc = OK;
+    int threads = pool_threads(in->pool), rc = OK;
+    int first = in->count ? in->first : 0, L = in->count ? first + in->count : in->base->hp.n_layer;
     if (in->at_once && in->at_once < threads)
         threads = in->at_once;
     int *codes = mem_calloc((size_t)threads, sizeof *codes);
     struct err *errs = mem_calloc((size_t)threads, sizeof *errs);
     if (!codes || !errs)
         rc = err_nomem(e, (size_t)threads * sizeof *errs, "a round of layers");
-    for (int l = 0; l < L && !rc; l += threads) {
+    for (int l = first; l < L && !rc; l += threads) {
         int n = L - l < threads ? L - l : threads;
         struct round round = {in, &c->plan, c, l, codes, errs};
         if (!progress_report(p, "solving layers", l, L)) {

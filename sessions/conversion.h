@@ -42,6 +42,7 @@ struct conversion_input {
     int at_once;       /* layers solved side by side; 0: one a thread */
     const char *spill; /* folder whose disk the tensors go to as layers are done (spill.h); NULL: they
                         * stay in memory */
+    int first, count;  /* layers to convert, the others stay as they are; count 0: all */
 };
 /* Bytes that solving one of the model's layers takes at rank r, and the tensors of a plan (F32). */
 double conversion_layer_bytes(const struct model *m, int r);

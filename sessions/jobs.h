@@ -18,6 +18,7 @@ struct shop {
 void shop_done(struct shop *s);
 
 extern const struct job_kind job_scan, job_load, job_spectra, job_calibrate, job_convert, job_chat;
+extern const struct job_kind job_sensitivity;
 
 enum {
     EVENT_MODELS = 1, /* struct found_models */
@@ -28,6 +29,7 @@ enum {
     EVENT_ANSWERED,   /* struct answered_turn */
     EVENT_EVAL,     /* struct eval_news (sessions/job_eval.h) */
     EVENT_RESULTS,  /* struct eval_results (there) */
+    EVENT_SENSITIVITY, /* struct sensitivity */
     EVENT_SAVED,      /* from the saver: data is the path, status and text say how it went */
 };
 
@@ -71,6 +73,9 @@ void *spectra_args(enum plan_layout layout, const int *rope, int n_layer, int fi
 /* file NULL: the model writes its own text. */
 void *calibrate_args(const char *file, long long tokens, const char *cache_dir,
                      enum plan_layout layout, int rope_dim);
+/* For plan's method, layout and rope widths, around `even` numbers of rank a layer; measure false:
+ * only what is in cache_dir, silently nothing when nothing is. */
+void *sensitivity_args(const struct rankplan *plan, int even, bool measure, const char *cache_dir);
 /* dir: the folder under which <model>-<n> is made; NULL: do not save. */
 void *convert_args(const struct rankplan *plan, const char *dir);
 

@@ -2,6 +2,7 @@
  * Everything new is built aside and swapped in only when it is whole. */
 #include "sessions/workspace.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,7 @@
 #include "sessions/calibrate.h"
 #include "sessions/conversion.h"
 #include "sessions/memory.h"
+#include "sessions/probe.h"
 #include "sessions/refit.h"
 #include "sessions/clock.h"
 
@@ -553,6 +555,69 @@ static void fit_into_memory(const struct workspace *w, const struct rankplan *pl
         in->spill = w->spill;
 }
 
+/* Energies of all layers at the plan's rope widths, a few at a time. */
+static int sensitivity_spectra(struct workspace *w, const struct rankplan *plan,
+                               struct sensitivity *s, struct err *e)
+{
+    enum { BATCH = 4 };
+    int rc = OK;
+    for (int l = 0; l < s->n_layer && !rc; l += BATCH) {
+        struct spectrum found[BATCH];
+        int layer[BATCH], rope[BATCH], n = s->n_layer - l < BATCH ? s->n_layer - l : BATCH;
+        for (int i = 0; i < n; i++) {
+            layer[i] = l + i;
+            rope[i] = plan->layer[l + i].qk_rope_head_dim;
+        }
+        rc = workspace_spectra(w, n, layer, plan->layout, rope, found, e);
+        for (int i = 0; i < n && !rc; i++) {
+            sensitivity_set_energy(s, l + i, &found[i]);
+            spectrum_done(&found[i]);
+        }
+    }
+    return rc;
+}
+
+static int sensitivity_measure(struct workspace *w, const struct rankplan *plan, const int *rank,
+                               int n, struct sensitivity *s, const struct progress *p,
+                               struct err *e)
+{
+    struct conversion_input in = {.base = w->base, .stats = w->stats, .pool = w->backend->pool};
+    const struct tokenizer *t = workspace_tokenizer(w, e);
+    int rc = t ? OK : e ? e->status : ERR_UNSUPPORTED;
+    if (!rc && !w->text.n_held && !strcmp(w->text.source, "self"))
+        rc = calib_text_hold_self(&w->text, w->base_engine, t, p, e);
+    if (!rc && !s->n_point)
+        rc = sensitivity_spectra(w, plan, s, e);
+    in.at_once = layers_at_once(w, s->n);
+    struct probe_text text = {w->text.held, w->text.n_held, w->text.held_len};
+    return rc ? rc : probe_run(s, rank, n, w->base_engine, &in, plan, &text, p, e);
+}
+
+int workspace_sensitivity(struct workspace *w, const struct rankplan *plan, int even, bool measure,
+                          const char *cache_dir, struct sensitivity *out, const struct progress *p,
+                          struct err *e)
+{
+    int rank[SENSITIVITY_POINTS], n, rc = OK;
+    *out = (struct sensitivity){0};
+    if (!w->base || !w->stats)
+        return err_set(e, ERR_ARG, "no statistics to measure sensitivities with: calibrate first");
+    if (plan->method != METHOD_MLATHE)
+        return err_set(e, ERR_UNSUPPORTED, "sensitivities are measured for method mlathe only");
+    char *path = cache_dir ? probe_path(cache_dir, plan, w->text.sha256) : NULL;
+    if (!path || sensitivity_load(out, plan, path, e))
+        rc = measure ? sensitivity_init(out, plan, e)
+                     : err_set(e, ERR_IO, "no sensitivities are known");
+    if (!rc && measure && (n = sensitivity_wanted(out, even, rank)) > 0) {
+        rc = sensitivity_measure(w, plan, rank, n, out, p, e);
+        if (!rc && path && file_mkdirs(cache_dir, NULL) == OK)
+            sensitivity_save(out, path, NULL); /* a full disk must not lose the measurement */
+    }
+    free(path);
+    if (rc)
+        sensitivity_done(out);
+    return rc;
+}
+
 static int report_copy(struct conversion_report *to, const struct conversion_report *from,
                        struct err *e)
 {
@@ -564,6 +629,15 @@ static int report_copy(struct conversion_report *to, const struct conversion_rep
     *to = *from;
     to->layer = layer;
     return OK;
+}
+
+/* The KL that a prediction is held against. */
+static int measure_held(const struct workspace *w, const struct engine *g, double *kl,
+                        const struct progress *p, struct err *e)
+{
+    struct probe_text text = {w->text.held, w->text.n_held, w->text.held_len};
+    *kl = NAN;
+    return text.windows ? probe_kl(w->base_engine, g, &text, kl, p, e) : OK;
 }
 
 int workspace_convert(struct workspace *w, const struct rankplan *plan,
@@ -601,9 +675,10 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
         workspace_stamp_plan(w, &c->plan);
         c->report.seconds_calibrate = w->seconds_calibrate;
         c->report.seconds_solve = clock_now() - start;
-        if (out)
-            rc = report_copy(out, &c->report, e);
+        rc = measure_held(w, g, &c->report.kl_held, p, e);
     }
+    if (!rc && out)
+        rc = report_copy(out, &c->report, e);
     if (rc) {
         engine_free(g);
         conversion_free(c);

@@ -7,6 +7,7 @@
 
 #include "core/chatfmt.h"
 #include "core/rankplan.h"
+#include "core/sensitivity.h"
 #include "core/tokenizer.h"
 #include "sessions/infer.h"
 
@@ -86,6 +87,14 @@ int workspace_spectrum(struct workspace *w, int layer, enum plan_layout layout, 
 int workspace_spectra(struct workspace *w, int n, const int *layer, enum plan_layout layout,
                       const int *rope_dim, struct spectrum *out, struct err *e);
 
+/* What each layer's conversion costs, by the method, layout and rope widths of plan, around `even`
+ * numbers of rank a layer: from the file beside the statistics as far as it goes (cache_dir NULL:
+ * none), measured otherwise on text held back from calibration. measure false: only what is known,
+ * ERR_IO when nothing is. Needs statistics. */
+int workspace_sensitivity(struct workspace *w, const struct rankplan *plan, int even, bool measure,
+                          const char *cache_dir, struct sensitivity *out, const struct progress *p,
+                          struct err *e);
+
 struct layer_report {
     int kv_lora_rank, qk_rope_head_dim;
     double error;      /* |attention output change|² / |attention output|² on held samples */
@@ -97,6 +106,7 @@ struct conversion_report {
     double kept;
     size_t kv_bytes_before, kv_bytes_after; /* a token, F16 cache */
     double seconds_calibrate, seconds_solve;
+    double kl_held; /* measured on text held back from calibration; NaN: none was */
     int n_layer;
     struct layer_report *layer; /* owned: conversion_report_done */
     char path[1024];            /* "" until saved */

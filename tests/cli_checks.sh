@@ -189,7 +189,8 @@ json 'd["prediction"]["kv_bytes_per_token"] <= 128'
 for bad in 0% -5% 25%% 50 x ""; do want 2 plan tiny.gguf --kept "$bad"; done
 want 2 plan tiny.gguf
 want 2 plan tiny.gguf --kept 50% --rank 3
-want 1 plan tiny.gguf --kept 50% --alloc sensitivity
+want 2 plan tiny.gguf --kept 50% --alloc sensitivity --weights-only
+want 2 plan tiny.gguf --rank 8 --alloc sensitivity
 want 1 plan tiny.gguf --rank 12 --rope 7
 want 1 plan tiny.gguf --kept 50% -o no/such/folder/plan.json
 want 0 spectra tiny.gguf --weights-only --json
@@ -198,6 +199,12 @@ json 'abs(d["layers"][1]["energy"][-1] - 1) < 1e-9 and d["layers"][1]["index"] =
 
 # --- conversion -------------------------------------------------------------------------------
 for i in $(seq 400); do echo "Line $i of a text that says little, but in words: $((i * 7919 % 997))."; done >text.txt
+for i in $(seq 60); do cat text.txt; done >long.txt
+want 0 plan tiny.gguf --kept 50% --alloc sensitivity --calib long.txt --tokens 1024 --json
+json 'd["prediction"]["kl"] > 0 and d["prediction"]["kv_bytes_per_token"] <= 128'
+said "predicted KL"
+want 0 plan tiny.gguf --kept 50% --calib long.txt --tokens 1024 --json # by default
+json 'd["prediction"]["kl"] > 0'
 want 0 convert tiny.gguf --plan plan.json --calib text.txt --tokens 1024 -o conv --json
 json 'd["kept"] == 0.5 and d["kv_bytes_per_token_before"] == 256'
 json 'd["kv_bytes_per_token_after"] == 128 and len(d["layers"]) == 2 and d["seconds"] > 0'
@@ -209,6 +216,9 @@ want 0 bench conv -p 16 -n 0 -r 1 --json
 json 'd["rows"][0]["kv_bytes"] == 16 * 128' # what was promised is what is allocated
 want 0 generate conv --text "Line 1" -n 8 --json
 want 0 tokenize conv --text "Line 1" --json
+want 0 convert tiny.gguf --kept 50% --calib long.txt --tokens 1024 -o foretold --json
+json 'd["prediction"]["kl"] > 0 and d["prediction"]["kl_measured"] > 0'
+json 'abs(d["prediction"]["kl"] / d["prediction"]["kl_measured"] - 1 - d["prediction"]["error"]) < 1e-9'
 want 0 convert tiny.gguf --rank 12 --calib text.txt --tokens 1024 -o conv # over its own
 want 0 convert tiny.gguf --kept 50% --method transmla --calib text.txt --tokens 1024 -o base --json
 json 'd["method"] == "transmla"'
@@ -287,7 +297,6 @@ if [[ -w /dev/full ]]; then
     "$program" paths --json >/dev/full 2>err || code=$?
     [[ $code == 1 ]] || fail "/dev/full: exit code $code"
 fi
-for i in $(seq 60); do cat text.txt; done >long.txt
 interrupt() { # ARG…: runs, interrupts after a second, wants 130 soon
     "$program" "$@" >out 2>err </dev/null &
     local pid=$! code=0 start=$SECONDS

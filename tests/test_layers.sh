@@ -33,7 +33,7 @@ includes kernels | grep -vE '"(kernels/|core/base\.h")' | none "kernels include 
 includes core | grep -vE '"(core|kernels)/' | none "core includes core and kernels"
 includes sessions | grep -vE '"(sessions|core|kernels)/' | none "sessions include sessions, core, kernels"
 includes ui |
-    grep -vE '"(ui/|sessions/|core/(base|file|json|kvmem|rankplan|spectrum|sampler)\.h")' |
+    grep -vE '"(ui/|sessions/|core/(base|file|json|kvmem|rankplan|spectrum|sampler|sensitivity)\.h")' |
     none "ui includes ui, sessions, and core's plain values"
 includes ui sessions core kernels | grep '"tests/' | none "nothing includes tests"
 includes core/base.h | none "core/base.h is a leaf"

@@ -275,7 +275,10 @@ static void job_ended(struct app *a, const struct event *v)
         app_message(a, ROLE_GOOD, "calibrated: the spectra are those of the text now");
         if (a->ranks.has_plan && (plan_curves(a, &all) < a->info.n_layer || !all))
             plan_want_spectra(a);
+        sensitivity_fetch(a);
     }
+    if (v->job_kind == &job_sensitivity)
+        sensitivity_job_done(a);
     if (v->job_kind == &job_convert || v->job_kind == &job_calibrate)
         convert_job_done(a, v);
     if (v->job_kind == &job_chat)
@@ -297,6 +300,7 @@ static void take_event(struct app *a, struct event *v)
     case EVENT_MODELS: take_found(a, v->data); break;
     case EVENT_LOADED: take_loaded(a, v->data); break;
     case EVENT_SPECTRUM: plan_spectrum(a, v->data); break;
+    case EVENT_SENSITIVITY: sensitivity_event(a, v->data); break;
     case EVENT_LAYER:
     case EVENT_CONVERTED: convert_event(a, v); break;
     case EVENT_ANSWERED: chat_answered(a, v->data); break;
@@ -465,6 +469,8 @@ static bool global_request(struct app *a, enum request r)
 static bool leftover_request(struct app *a, enum request r)
 {
     if (r == REQ_STOP) {
+        if (sensitivity_stop(a))
+            return true;
         if (worker_count(a->worker, &job_calibrate)) {
             worker_cancel_kind(a->worker, &job_calibrate);
             app_message(a, ROLE_NORMAL, "stopping the calibration…");

@@ -40,6 +40,9 @@ struct ranks_state {
     struct layer_curve *curve; /* [n_layer] */
     int layer, top;
     bool energy_pending;       /* allocate by energy when the spectra are complete */
+    bool has_sensitivity, sensitivity_pending;
+    struct sensitivity sensitivity; /* valid with has_sensitivity; may be of another rope width */
+    double price;              /* KL a number, of the last allocation by it */
 };
 
 enum convert_phase { CONVERT_NONE, CONVERT_WAITING, CONVERT_RUNNING, CONVERT_DONE,

@@ -39,6 +39,22 @@ void eval_drop(struct app *a);
 /* What is to be shown: the run, or the chosen result; NULL: nothing yet. */
 const struct eval_record *eval_shown(const struct app *a);
 
+/* Takes next over: the old plan can be undone to. false: out of memory, next is freed. */
+bool plan_replace(struct app *a, struct rankplan *next);
+void plan_spend_evenly(struct app *a);
+
+/* app_sensitivity.c: what layers cost, measured */
+const struct sensitivity *sensitivity_now(const struct app *a); /* NULL: none for this plan */
+void sensitivity_fetch(struct app *a);   /* what an earlier run left on disk */
+void sensitivity_measure(struct app *a);
+bool sensitivity_stop(struct app *a);
+void sensitivity_refresh(struct app *a); /* the plan's predicted KL */
+bool sensitivity_spend(struct app *a);   /* false: nothing measured for this plan */
+void sensitivity_event(struct app *a, struct sensitivity *s);
+void sensitivity_job_done(struct app *a);
+void sensitivity_drag(struct app *a, int percent);
+void sensitivity_wants(const struct app *a, char *text, size_t size);
+
 /* app_convert.c */
 void convert_start(struct app *a);
 void convert_stop(struct app *a);

@@ -25,6 +25,8 @@ void plan_drop(struct app *a)
     for (size_t i = 0; i < r->n_past; i++)
         rankplan_done(&r->past[i]);
     free(r->past);
+    if (r->has_sensitivity)
+        sensitivity_done(&r->sensitivity);
     *r = (struct ranks_state){0};
 }
 
@@ -110,7 +112,20 @@ static void set_plan(struct app *a, struct rankplan *next)
     a->ranks.plan = *next;
     if (spectra)
         plan_want_spectra(a);
+    sensitivity_fetch(a);
     app_changed(a);
+}
+
+bool plan_replace(struct app *a, struct rankplan *next)
+{
+    if (!remember(a)) {
+        rankplan_done(next);
+        app_message(a, ROLE_BAD, "out of memory");
+        return false;
+    }
+    a->ranks.energy_pending = false;
+    set_plan(a, next);
+    return true;
 }
 
 static void step_past(struct app *a, int direction)
@@ -206,6 +221,11 @@ static void spend(struct app *a, const struct spectrum *all)
     app_message(a, ROLE_GOOD,
                 all ? "ranks spend %s where it keeps most energy" : "ranks spend %s evenly",
                 a->j.budget);
+}
+
+void plan_spend_evenly(struct app *a)
+{
+    spend(a, NULL);
 }
 
 static void spend_by_energy(struct app *a)
@@ -325,7 +345,7 @@ static void choose_layer(struct app *a, enum request r)
     s->layer = s->layer < 0 ? 0 : s->layer >= n ? n - 1 : s->layer;
 }
 
-bool plan_request(struct app *a, enum request r)
+static bool request(struct app *a, enum request r)
 {
     struct ranks_state *s = &a->ranks;
     char text[64];
@@ -340,7 +360,13 @@ bool plan_request(struct app *a, enum request r)
     case REQ_MORE: change_rank(a, 1); return true;
     case REQ_LESS_FAST: change_rank(a, -4); return true;
     case REQ_MORE_FAST: change_rank(a, 4); return true;
-    case REQ_AUTO: spend(a, NULL); return true;
+    case REQ_AUTO:
+        if (s->plan.layout == LAYOUT_STOCK || !sensitivity_spend(a)) /* engines want one rank */
+            spend(a, NULL);
+        return true;
+    case REQ_PROBE: sensitivity_measure(a); return true;
+    case REQ_BUDGET_LESS: sensitivity_drag(a, -1); return true;
+    case REQ_BUDGET_MORE: sensitivity_drag(a, 1); return true;
     case REQ_ENERGY: spend_by_energy(a); return true;
     case REQ_UNIFORM: uniform(a); return true;
     case REQ_LAYOUT: toggle_layout(a); return true;
@@ -370,6 +396,13 @@ bool plan_request(struct app *a, enum request r)
         return true;
     default: return false;
     }
+}
+
+bool plan_request(struct app *a, enum request r)
+{
+    bool taken = request(a, r);
+    sensitivity_refresh(a);
+    return taken;
 }
 
 char *ask_expand_home(const char *text)
@@ -525,7 +558,7 @@ static bool answer_calibrate(struct app *a, const char *text)
     return e.status == 0;
 }
 
-bool plan_answer(struct app *a, enum request what, const char *text)
+static bool answer(struct app *a, enum request what, const char *text)
 {
     switch (what) {
     case REQ_BUDGET: return answer_budget(a, text);
@@ -543,6 +576,13 @@ bool plan_answer(struct app *a, enum request what, const char *text)
     }
     default: return eval_answer(a, what, text);
     }
+}
+
+bool plan_answer(struct app *a, enum request what, const char *text)
+{
+    bool taken = answer(a, what, text);
+    sensitivity_refresh(a);
+    return taken;
 }
 
 /* A plan of another model is put into a file instead of being dropped. */

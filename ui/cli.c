@@ -69,7 +69,8 @@
         OPT_TEXT("--bytes-per-token", NULL, "N", "KV bytes a token (F16 cache)", bytes_per_token), \
         OPT_TEXT("--fit", NULL, "M,CxB", "what must fit where: 24GiB,8192x16", fit),               \
         OPT_INT("--rank", NULL, "latent numbers (r) a token, in every layer", rank, 1, 1e7),       \
-        OPT_TEXT("--alloc", NULL, "A", "uniform (default) or energy", alloc),                      \
+        OPT_TEXT("--alloc", NULL, "A", "uniform, energy, or sensitivity (measured; default with calibration)", \
+                 alloc),                                                                           \
         OPT_TEXT("--method", NULL, "M", "mlathe (default) or transmla (the baseline)", method),    \
         OPT_TEXT("--without", NULL, "S,…", "leave steps out: joint, output, heads, …", without),   \
         OPT_INT("--freqfold", NULL, "transmla: frequencies folded together (0: automatic)",        \

@@ -2,6 +2,7 @@
  * than a conversion folder or cannot be written. */
 #include <dirent.h>
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -97,6 +98,10 @@ static cJSON *report_json(const struct conversion_report *r, const struct rankpl
     cli_json_add(o, "seconds", seconds);
     cli_json_add(o, "seconds_calibrate", r->seconds_calibrate);
     cli_json_add(o, "seconds_solve", r->seconds_solve);
+    cJSON *foretold = cJSON_AddObjectToObject(o, "prediction");
+    cli_json_add(foretold, "kl", p->predicted_kl);
+    cli_json_add(foretold, "kl_measured", r->kl_held); /* on text held back from calibration */
+    cli_json_add(foretold, "error", p->predicted_kl / r->kl_held - 1);
     cJSON *list = cJSON_AddArrayToObject(o, "layers");
     for (int i = 0; i < r->n_layer; i++) {
         const struct layer_report *l = &r->layer[i];
@@ -113,7 +118,8 @@ static cJSON *report_json(const struct conversion_report *r, const struct rankpl
     return o;
 }
 
-static void print_report(const struct conversion_report *r, const char *dir, double seconds)
+static void print_report(const struct conversion_report *r, const struct rankplan *p,
+                         const char *dir, double seconds)
 {
     char before[32], after[32];
     kvmem_text((double)r->kv_bytes_before, before, sizeof before);
@@ -126,6 +132,11 @@ static void print_report(const struct conversion_report *r, const char *dir, dou
     }
     printf("kept %.1f %% of the KV cache: %s a token instead of %s; %.0f s\n", 100 * r->kept, after,
            before, seconds);
+    if (isfinite(r->kl_held) && isfinite(p->predicted_kl))
+        printf("KL on text held back from calibration: %.3f, predicted %.3f (%+.0f %%)\n",
+               r->kl_held, p->predicted_kl, 100 * (p->predicted_kl / r->kl_held - 1));
+    else if (isfinite(r->kl_held))
+        printf("KL on text held back from calibration: %.3f\n", r->kl_held);
     printf("next: mlathe chat MODEL %s, mlathe eval %s --against MODEL --ppl FILE\n", dir, dir);
 }
 
@@ -158,7 +169,7 @@ int cli_convert(struct cli *c, struct err *e)
     if (!rc && c->o.json)
         rc = cli_print_json(report_json(&report, &plan, c->o.output, seconds), e);
     else if (!rc)
-        print_report(&report, c->o.output, seconds);
+        print_report(&report, &plan, c->o.output, seconds);
     conversion_report_done(&report);
     rankplan_done(&plan);
     workspace_free(w);

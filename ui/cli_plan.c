@@ -29,18 +29,23 @@ static int calib_files(const struct cli *c, struct calib_options *o, struct err 
     return OK;
 }
 
+static char *statistics_dir(void)
+{
+    struct paths p;
+    if (paths_init(&p, NULL))
+        return NULL;
+    char *dir = path_join(p.cache, "statistics");
+    paths_done(&p);
+    return dir;
+}
+
 int cli_calibrate(struct cli *c, struct workspace *w, struct err *e)
 {
     struct calib_options o;
-    struct paths p;
-    char *cache = NULL;
     int rc = calib_files(c, &o, e);
     if (rc)
         return rc;
-    if (!paths_init(&p, NULL)) {
-        cache = path_join(p.cache, "statistics");
-        paths_done(&p);
-    }
+    char *cache = statistics_dir();
     if (!o.n_files)
         cli_say(c, "calibrating on text that the model writes itself; your own text is better: "
                    "--calib FILE");
@@ -135,17 +140,59 @@ static int allocate_by_energy(struct cli *c, struct workspace *w, struct rankpla
     return rc;
 }
 
+/* Spends the budget where it takes most off the measured KL; p holds even ranks, and keeps them
+ * when measuring was nobody's explicit wish and cannot be done. */
+static int allocate_by_sensitivity(struct cli *c, struct workspace *w, struct rankplan *p,
+                                   long long numbers, struct err *e)
+{
+    struct sensitivity s;
+    double price = 0;
+    int max = rankplan_max_rank(&p->model), step = max >= 1024 ? 16 : max >= 256 ? 8 : 2;
+    int rc = workspace_calibrated(w) ? OK : cli_calibrate(c, w, e);
+    if (rc)
+        return rc;
+    char *cache = statistics_dir();
+    rc = workspace_sensitivity(w, p, p->layer[0].kv_lora_rank, true, cache, &s, &c->progress, e);
+    cli_progress_end(c);
+    free(cache);
+    if (rc == ERR_ARG && !c->o.alloc) {
+        cli_say(c, "even ranks: %s", e->text);
+        return OK;
+    }
+    if (rc)
+        return rc;
+    double even = sensitivity_predict(&s, p);
+    rc = sensitivity_allocate(&s, p, numbers, step, max, step, &price, e);
+    if (!rc) {
+        p->predicted_kl = sensitivity_predict(&s, p);
+        cli_say(c, "ranks by sensitivity: predicted KL %.3f (even ranks %.3f), %.2g a number more",
+                p->predicted_kl, even, price);
+    }
+    sensitivity_done(&s);
+    return rc;
+}
+
+/* Asked for, or the best there is where statistics are made anyway. One rank for all layers is what
+ * engines that load the stock layout want. */
+static bool by_sensitivity(const struct cli *c, const struct rankplan *p)
+{
+    if (c->o.alloc)
+        return !strcmp(c->o.alloc, "sensitivity");
+    return p->method == METHOD_MLATHE && p->layout == LAYOUT_OWN &&
+           (c->o.calib.n || !strcmp(c->command->name, "convert"));
+}
+
 static int check_alloc(const struct cli *c, struct err *e)
 {
     const char *alloc = c->o.alloc;
-    if (alloc && !strcmp(alloc, "sensitivity"))
-        return err_set(e, ERR_UNSUPPORTED,
-                       "allocation by sensitivity is not in this version: uniform or energy");
-    if (alloc && strcmp(alloc, "uniform") && strcmp(alloc, "energy"))
-        return cli_usage(e, "--alloc takes uniform or energy, not \"%s\"", alloc);
-    if (alloc && !strcmp(alloc, "energy") && c->o.rank)
-        return cli_usage(e,
-                         "--rank gives every layer the same rank: --alloc energy needs a budget");
+    if (alloc && strcmp(alloc, "uniform") && strcmp(alloc, "energy") &&
+        strcmp(alloc, "sensitivity"))
+        return cli_usage(e, "--alloc takes uniform, energy or sensitivity, not \"%s\"", alloc);
+    if (alloc && strcmp(alloc, "uniform") && c->o.rank)
+        return cli_usage(e, "--rank gives every layer the same rank: --alloc %s needs a budget",
+                         alloc);
+    if (alloc && !strcmp(alloc, "sensitivity") && c->o.weights_only)
+        return cli_usage(e, "--alloc sensitivity measures: leave --weights-only out");
     return OK;
 }
 
@@ -166,6 +213,8 @@ static int fill_plan(struct cli *c, struct workspace *w, struct rankplan *p, str
         rc = allocate_by_energy(c, w, p, numbers, e);
     else if (!rc)
         rc = rankplan_spread(p, numbers, e);
+    if (!rc && by_sensitivity(c, p))
+        rc = allocate_by_sensitivity(c, w, p, numbers, e);
     p->budget_kept = kept;
     return rc;
 }

@@ -15,6 +15,15 @@
  * others leave. */
 enum { COL_LAYER = 1, COL_RANK = 5, COL_KEPT = 11, COL_BAR = 16, W_ENERGY = 6, W_DAMAGE = 6 };
 
+/* A KL in at most five columns: ".0042", ".421", "4.21". */
+static const char *small(double v, char text[16])
+{
+    snprintf(text, 16, v < 0.1 ? "%.4f" : v < 1 ? "%.3f" : "%.2f", v);
+    if (text[0] == '0')
+        memmove(text, text + 1, strlen(text));
+    return text;
+}
+
 static void draw_layer(const struct app *a, struct screen *s, int y, struct rect in, int l)
 {
     const struct ranks_state *r = &a->ranks;
@@ -44,8 +53,11 @@ static void draw_layer(const struct app *a, struct screen *s, int y, struct rect
         screen_putf(s, y, in.x + COL_BAR + (bar > 0 ? bar : 0), W_ENERGY, soft, "%s%5.1f",
                     fits ? " " : "~", 100 * energy);
     }
+    const struct sensitivity *m = bar >= 0 ? sensitivity_now(a) : NULL;
+    char cost[16];
     if (bar >= 0)
-        screen_right(s, y, in.x, in.w - 1, role, "–");
+        screen_right(s, y, in.x, in.w - 1, role,
+                     m ? small(sensitivity_layer(m, l, p->kv_lora_rank), cost) : "–");
 }
 
 static void draw_list(struct app *a, struct screen *s, struct rect r)
@@ -159,6 +171,17 @@ static void draw_joint(const struct app *a, struct screen *s, struct rect r)
     double energy = spectrum_energy(&c->spectrum, rank);
     struct rect plot = {in.y, in.x, in.h - 1, in.w};
     draw_plot(s, plot, &curve, fits);
+    const struct sensitivity *m = sensitivity_now(a);
+    char rope[16], cost[16];
+    if (m) { /* where this layer's loss comes from */
+        double of_rope = sensitivity_rope(m, k->layer);
+        double all = sensitivity_layer(m, k->layer, rank);
+        screen_putf(s, in.y + in.h - 1, in.x + 1, in.w - 1, ROLE_NORMAL,
+                    in.w < 42 ? "kept %.1f%%  ΔKL rope %s rank %s"
+                              : "kept %.1f%%   ΔKL by rope %s, by rank %s",
+                    100 * energy, small(of_rope, rope), small(fmax(all - of_rope, 0), cost));
+        return;
+    }
     screen_putf(s, in.y + in.h - 1, in.x + 1, in.w - 1, fits ? ROLE_NORMAL : ROLE_DIM,
                 in.w < 42 ? "kept %.1f%%   K share %.0f%%"
                           : "kept %.1f%%   K share of this latent %.0f%%",
@@ -214,11 +237,36 @@ static void memory_lines(const struct app *a, struct screen *s, struct rect r)
     free(was);
 }
 
+/* Beside the prediction, what the conversion in use measured, if it is of this plan. */
+static void measured(const struct app *a, char *text, size_t size)
+{
+    const struct convert_state *c = &a->convert;
+    const struct rankplan *p = &a->ranks.plan;
+    text[0] = 0;
+    if (!c->has_result || !isfinite(c->result.kl_held) || !rankplan_equal(&c->result_plan, p))
+        return;
+    int n = snprintf(text, size, ", measured %.3f", c->result.kl_held);
+    if (isfinite(p->predicted_kl) && n > 0 && (size_t)n < size)
+        snprintf(text + n, size - (size_t)n, " (%+.0f%%)",
+                 100 * (p->predicted_kl / c->result.kl_held - 1));
+}
+
+/* What would help, and what a number is worth at the margin. */
+static void wants_line(const struct app *a, struct screen *s, int y, struct rect r)
+{
+    char text[128], price[32] = "";
+    sensitivity_wants(a, text, sizeof text);
+    if (a->ranks.price > 0)
+        snprintf(price, sizeof price, "  price %.1e KL", a->ranks.price);
+    screen_putf(s, y, r.x + 1, r.w - 2, ROLE_NORMAL, "16 more numbers help most: %s%s", text,
+                price);
+}
+
 static void plan_line(const struct app *a, struct screen *s, int y, struct rect r)
 {
     const struct rankplan *p = &a->ranks.plan;
     int lo = p->layer[0].qk_rope_head_dim, hi = lo;
-    char rope[32], kl[32];
+    char rope[32], kl[96];
     for (int l = 1; l < p->model.n_layer; l++) {
         int w = p->layer[l].qk_rope_head_dim;
         lo = w < lo ? w : lo;
@@ -226,6 +274,7 @@ static void plan_line(const struct app *a, struct screen *s, int y, struct rect 
     }
     snprintf(rope, sizeof rope, lo == hi ? "R %d" : "R %d–%d", lo, hi);
     snprintf(kl, sizeof kl, isfinite(p->predicted_kl) ? "%.3f" : "–", p->predicted_kl);
+    measured(a, kl + strlen(kl), sizeof kl - strlen(kl));
     screen_putf(s, y, r.x + 1, r.w - 2, ROLE_NORMAL,
                 "method %s (m)  layout %s (l)  %s (R)  budget %s (b)  predicted KL %s",
                 p->method == METHOD_MLATHE ? "mlathe" : "transmla",
@@ -252,7 +301,8 @@ static void engines_line(const struct app *a, struct screen *s, int y, struct re
 
 static void draw(struct app *a, struct screen *s, struct rect body)
 {
-    struct ranks_layout l = layout_ranks(body, FACTS);
+    bool measured_layers = sensitivity_now(a) != NULL;
+    struct ranks_layout l = layout_ranks(body, FACTS + measured_layers);
     if (!a->ranks.has_plan) {
         screen_box(s, body, ROLE_BORDER, "ranks");
         struct rect in = layout_inside(body);
@@ -275,6 +325,8 @@ static void draw(struct app *a, struct screen *s, struct rect body)
         plan_line(a, s, l.facts.y + 2, l.facts);
     if (l.facts.h >= 4)
         engines_line(a, s, l.facts.y + 3, l.facts);
+    if (l.facts.h >= 5)
+        wants_line(a, s, l.facts.y + 4, l.facts);
 }
 
 const struct view_ops view_ranks = {"ranks", IN_RANKS, draw};

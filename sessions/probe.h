@@ -1,0 +1,29 @@
+/* probe: what converting one layer costs the whole model. The original's hidden states travel
+ * layer by layer through held-out windows; at each layer copies of them go through the converted
+ * layer at every rank asked for, then on through the rest of the original, and their last logits are
+ * compared with the original's. Beside them, one set of states a rank goes through converted layers
+ * only: what all of it costs together. */
+#ifndef MLATHE_SESSIONS_PROBE_H
+#define MLATHE_SESSIONS_PROBE_H
+
+#include "core/sensitivity.h"
+#include "sessions/conversion.h"
+
+/* Text that the statistics have not seen. Borrowed. */
+struct probe_text {
+    const int32_t *ids; /* [windows][window] */
+    int windows, window;
+};
+/* Adds a point to s for each rank (rank[n] ascending, at most SENSITIVITY_POINTS together with those
+ * there). plan says method, layout and rope widths. s is changed only when all succeeded. */
+int probe_run(struct sensitivity *s, const int *rank, int n, const struct engine *base,
+              const struct conversion_input *in, const struct rankplan *plan,
+              const struct probe_text *text, const struct progress *p, struct err *e);
+/* Mean KL(base‖other) a token over the text; other: base with converted attention. */
+int probe_kl(const struct engine *base, const struct engine *other, const struct probe_text *text,
+             double *kl, const struct progress *p, struct err *e);
+/* Where measurements for a plan's method, layout and rope widths are kept (text: the sha256 of the
+ * calibration text): fresh memory. */
+char *probe_path(const char *dir, const struct rankplan *plan, const char *text);
+
+#endif
