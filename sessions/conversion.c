@@ -7,6 +7,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "core/json.h"
 #include "core/kvmem.h"
 #include "core/safetensors.h"
 #include "kernels/pool.h"
@@ -390,6 +391,10 @@ void conversion_free(struct conversion *c)
             free(c->freq_long[l]);
     }
     free(c->spilled);
+    for (size_t i = 0; i < c->n_copies; i++)
+        free(c->copies[i]);
+    free(c->copies);
+    cJSON_Delete(c->healing);
     free(c->made);
     free(c->freq);
     free(c->freq_long);

@@ -10,6 +10,7 @@
 
 struct safetensors;
 struct spill;
+struct cJSON;
 
 /* What a conversion may replace in a layer: q (or rope rows over normed heads), kv_a, kv_b, o. */
 #define CONVERSION_MATRICES 4
@@ -24,6 +25,9 @@ struct conversion {
     struct safetensors *stored; /* the file they are read from, or NULL */
     double **freq, **freq_long; /* [L] of a stored conversion; long: contexts beyond the original */
     char *dir;                  /* where it is saved; NULL: nowhere yet */
+    float **copies;        /* [n_copies] the tensors of a conversion_copy, F32 */
+    size_t n_copies;
+    struct cJSON *healing; /* what was trained when (a list), or NULL */
     struct model small; /* as model, its attention rounded for speed; layer NULL: not made */
     void **small_data;  /* [CONVERSION_MATRICES·L] */
 };
@@ -72,6 +76,11 @@ int conversion_open(struct conversion **out, const char *dir, const struct model
 /* Writes mlathe.json and attention.safetensors into dir (created). base_path is recorded as an
  * absolute path. */
 int conversion_save(struct conversion *c, const char *dir, const char *base_path, struct err *e);
+/* A conversion of its own, to be changed through the views of its model: every attention tensor
+ * copied as F32, o as well where with_o; plan, report and history too. Saved nowhere yet.
+ * (conversion_copy.c) */
+int conversion_copy(struct conversion **out, const struct conversion *c, bool with_o,
+                    struct err *e);
 void conversion_free(struct conversion *c);
 
 #endif

@@ -198,6 +198,8 @@ int conversion_open(struct conversion **out, const char *dir, const struct model
     if (!rc) {
         conversion_fill_report(c);
         read_report(c, json_get(root, "report"));
+        if (cJSON_IsArray(json_get(root, "healing")))
+            c->healing = cJSON_DetachItemFromObjectCaseSensitive(root, "healing");
         snprintf(c->report.path, sizeof c->report.path, "%s", dir);
         *out = c;
     } else {
@@ -265,6 +267,8 @@ static int folder_json(const struct conversion *c, const char *base_path, const 
         cJSON_AddItemToArray(list, item);
     }
     cJSON_AddItemToObject(root, "report", report_json(&c->report));
+    if (c->healing)
+        cJSON_AddItemToObject(root, "healing", cJSON_Duplicate(c->healing, true));
     *out = root;
     return OK;
 }

@@ -41,7 +41,7 @@ struct eval_run {
 };
 
 /* The data set's rows joined by blank lines: see eval.h. Fresh memory. */
-static char *join_rows(const char *text, size_t size, size_t *out_size)
+char *eval_join_rows(const char *text, size_t size, size_t *out_size)
 {
     size_t lines = 1, n = 0;
     for (size_t i = 0; i < size; i++)
@@ -77,7 +77,7 @@ int eval_text_ids(const struct tokenizer *t, const char *file, enum eval_protoco
     if (rc)
         return rc;
     if (protocol == EVAL_HF) {
-        joined = join_rows(text, size, &size);
+        joined = eval_join_rows(text, size, &size);
         if (!joined)
             rc = err_nomem(e, size, file);
     }

@@ -57,6 +57,8 @@ struct eval_result {
 int eval_ppl(const struct engine *model, const struct engine *against, const struct tokenizer *t,
              const struct eval_options *o, const struct progress *p, struct eval_result *out,
              struct err *e);
+/* A text as the hf protocol joins its lines, fresh memory (NULL: none left). */
+char *eval_join_rows(const char *text, size_t size, size_t *out_size);
 /* The token ids of a text file under a protocol (shared with calibration): appends to out. */
 int eval_text_ids(const struct tokenizer *t, const char *file, enum eval_protocol protocol,
                   struct ids *out, struct err *e);
