@@ -448,6 +448,11 @@ static int check_memory(struct heal_net *n, struct err *e)
     return n->failed ? err_nomem(e, (size_t)n->n * sizeof(double), "experts to heal") : OK;
 }
 
+static int ask(const struct heal_net *n, struct err *e)
+{
+    return n->go_on && !n->go_on(n->go_on_user) ? err_set(e, ERR_CANCELLED, "healing stopped") : OK;
+}
+
 int heal_net_forward(struct heal_net *n, const int32_t *ids, const int *start, int n_seq,
                      struct err *e)
 {
@@ -462,7 +467,8 @@ int heal_net_forward(struct heal_net *n, const int32_t *ids, const int *start, i
                            n->longest);
     int rc = embed(n, ids, e);
     for (int l = 0; l < n->model->hp.n_layer && !rc; l++)
-        heal_layer_forward(n, l, false);
+        if ((rc = ask(n, e)) == OK)
+            heal_layer_forward(n, l, false);
     return rc ? rc : check_memory(n, e);
 }
 
@@ -529,9 +535,13 @@ int heal_net_loss(struct heal_net *n, const struct heal_target *t, bool back, st
     int rc = OK;
     for (int first = 0; first < n->n && !rc; first += n->block) {
         int rows = n->n - first < n->block ? n->n - first : n->block;
-        rc = loss_block(n, t, first, rows, back, out, e);
+        rc = ask(n, e);
+        if (!rc)
+            rc = loss_block(n, t, first, rows, back, out, e);
     }
     for (int l = n->model->hp.n_layer - 1; l >= 0 && back && !rc; l--) {
+        if ((rc = ask(n, e)) != OK)
+            break;
         if (t->outputs && t->match > 0)
             out->objective += match_layer(n, t, l);
         if (!n->keep)

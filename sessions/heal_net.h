@@ -10,11 +10,7 @@
 
 #include "core/model.h"
 #include "kernels/grad.h"
-
-/* The tensors that can be trained; over normed heads Q is the rope query q_rope. */
-enum heal_part { HEAL_Q, HEAL_KV_A, HEAL_KV_B, HEAL_O, HEAL_PARTS };
-#define HEAL_ALL ((1u << HEAL_PARTS) - 1)
-extern const char *const heal_part_names[HEAL_PARTS];
+#include "sessions/heal.h"
 
 struct heal_tensor {
     int layer;
@@ -83,6 +79,9 @@ struct heal_net {
     void *logits;
     float *teacher;
     double *kl, *nll;
+    /* Asked before every layer; false abandons the pass with ERR_CANCELLED. May be NULL. */
+    bool (*go_on)(void *user);
+    void *go_on_user;
     bool failed; /* work space of experts ran out: said by heal_net_forward or _loss */
 };
 

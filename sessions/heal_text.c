@@ -169,8 +169,7 @@ int heal_text_open(struct heal_text **out, const struct tokenizer *tokenizer,
     if (!rc && t->bytes < 4 * CELL_LEAST)
         rc = err_set(e, ERR_ARG,
                      "%s: %llu bytes of text are less than a few sequences: give at least %d KiB",
-                     n ? paths[0] : "no text", (unsigned long long)t->bytes,
-                     4 * CELL_LEAST / 1024);
+                     n ? paths[0] : "no text", (unsigned long long)t->bytes, 4 * CELL_LEAST / 1024);
     t->cell = t->bytes / CELLS_WANTED;
     t->cell = t->cell < CELL_LEAST ? CELL_LEAST : t->cell > CELL_MOST ? CELL_MOST : t->cell;
     for (size_t i = 0; i < t->n_file; i++) {

@@ -122,6 +122,22 @@ static const struct cli_option convert_options[] = {
     OPT_CALIB,
     OPT_TEXT("--output", "-o", "DIR", "the conversion folder", output),
     OPT_END};
+static const struct cli_option heal_options[] = {
+    OPT_NUM("--minutes", "train so long (10)", minutes, 0.01, 1e6),
+    OPT_INT("--tokens", NULL, "train on so many tokens", tokens, 256, 1e12),
+    OPT_NUM("--kl", "stop when the held-out KL is this small", until_kl, 0, 100),
+    OPT_FILES("--text", "F ...", "text files or folders, or \"self\": the original writes it (self)",
+              texts),
+    OPT_TEXT("--train", NULL, "LIST", "of kv_b,q,o,kv_a (all)", train),
+    OPT_NUM("--lr", "step size relative to each tensor's rms (by the size of the KL)", rate, 1e-7,
+            0.1),
+    OPT_NUM("--next-token", "share of next-token loss in the loss (0)", next_token, 0, 1),
+    OPT_NUM("--match", "weight of matching the layers' outputs (0)", match, 0, 100),
+    OPT_INT("--length", NULL, "tokens of most sequences (256)", length, 8, 65536),
+    OPT_INT("--batch", NULL, "tokens of a batch (256 or 512)", batch, 8, 1 << 20),
+    OPT_INT("--accumulate", NULL, "batches of a step (1)", accumulate, 1, 10000),
+    OPT_TEXT("--output", "-o", "DIR", "the healed conversion's folder", output),
+    OPT_END};
 static const struct cli_option eval_options[] = {
     OPT_TEXT("--ppl", NULL, "F", "perplexity on this text file", ppl),
     OPT_TEXT("--against", NULL, "ORIGINAL", "also KL(ORIGINAL‖MODEL) on the same tokens", against),
@@ -199,6 +215,11 @@ static const struct cli_command commands[] = {
      "  mlathe convert --plan plan.json --calib wiki.txt code.txt -o converted\n"
      "  mlathe convert --rank 128 --rope 64 --method transmla -o baseline\n",
      1, true, convert_options, cli_convert},
+    {"heal", "DIR [--minutes M | --tokens N | --kl X] [--text F …] -o DIR2",
+     "trains a conversion's attention on the original's answers for some minutes",
+     "  mlathe heal converted --minutes 10 --text my-text.txt -o healed\n"
+     "  mlathe heal converted --tokens 50000 --text folder/ --train kv_b,q -o healed\n",
+     1, true, heal_options, cli_heal},
     {"eval", "[MODEL] --ppl F | --task T --file F [--against ORIGINAL]",
      "perplexity, KL against another model, multiple choice",
      "  mlathe eval --ppl wiki.test.raw --ctx 1024 --windows 12\n"

@@ -28,7 +28,10 @@ struct cli_options {
     const char *text, *file, *ids, *messages, *output, *plan, *kept, *bytes_per_token, *fit;
     const char *alloc, *method, *without, *layout, *against, *ppl, *protocol, *task, *csv, *system,
         *depth, *kv;
-    struct cli_list calib, prompt;
+    struct cli_list calib, prompt, texts;
+    const char *train;
+    double minutes, until_kl, rate, next_token, match;
+    long long batch, accumulate, length;
     long long bench_prompt, bench_generate;
     bool special, skip_special, no_generation_prompt, all, ignore_eos, weights_only, forced;
     bool original, store;
@@ -124,6 +127,8 @@ int cli_bench(struct cli *c, struct err *e);
 int cli_spectra(struct cli *c, struct err *e);
 int cli_plan(struct cli *c, struct err *e);
 int cli_convert(struct cli *c, struct err *e);
+int cli_heal(struct cli *c, struct err *e);
+int cli_check_folder(const char *path, struct err *e); /* to write a conversion into */
 int cli_eval(struct cli *c, struct err *e);
 int cli_chat(struct cli *c, struct err *e);
 int cli_export(struct cli *c, struct err *e);

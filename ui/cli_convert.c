@@ -45,7 +45,7 @@ static int check_writable(const char *path, struct err *e)
     return rc;
 }
 
-static int check_output(const char *path, struct err *e)
+int cli_check_folder(const char *path, struct err *e)
 {
     char *mark = path_join(path, "mlathe.json");
     if (!mark)
@@ -149,7 +149,7 @@ int cli_convert(struct cli *c, struct err *e)
     double start = clock_now();
     if (!c->o.output)
         return cli_usage(e, "give -o DIR, the folder to write");
-    int rc = check_output(c->o.output, e);
+    int rc = cli_check_folder(c->o.output, e);
     if (rc)
         return rc;
     rc = cli_open(c, c->arg[0], CLI_FAST, &w, e);

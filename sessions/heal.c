@@ -1,0 +1,606 @@
+/* The training loop: batches, losses, Adam with everything that keeps it honest (clipping, warm-up,
+ * cosine, held-out measurements, the best kept, steps back from what is no number). Refuses text
+ * and memory that are too small. */
+#include "sessions/heal_run.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/file.h"
+#include "core/kvmem.h"
+#include "sessions/clock.h"
+
+#define LENGTH 256
+#define LONGER 4     /* times LENGTH: what sees a longer context */
+#define LONG_SHARE 4 /* a quarter of the tokens is in such sequences */
+#define WARM_UP 5    /* steps */
+#define CLIP 2.0     /* times the running mean of gradient norms */
+#define BETA1 0.9
+#define BETA2 0.95
+#define BAD_MOST 3    /* losses that are no number */
+#define STALE_HALVE 2 /* measurements without progress until the rate is halved, */
+#define STALE_STOP 6  /* and until the run ends */
+#define DEFAULT_SECONDS 600.0
+#define TOKENS_A_SECOND 100.0 /* a guess that only sizes batches and held-out text */
+#define TAPE_BYTES ((size_t)1 << 30)
+#define MATCHES_TO_KEEP 1e-9 /* a KL this much better counts as progress */
+
+double heal_rate(double kl)
+{
+    /* 1e-4 at .2 and 1e-3 at 1, a power law between and below. */
+    return 1e-3 * pow(fmin(fmax(kl, 0.02), 1), log(10) / log(5));
+}
+
+void heal_report_done(struct heal_report *r)
+{
+    free(r->curve);
+    r->curve = NULL;
+    r->n = r->cap = 0;
+}
+
+int heal_add_point(struct heal_report *r, const struct heal_point *p, struct err *e)
+{
+    void *grown = r->curve;
+    if (!mem_grow(&grown, &r->cap, r->n + 1, sizeof *r->curve))
+        return err_nomem(e, r->n * sizeof *r->curve, "a curve");
+    r->curve = grown;
+    r->curve[r->n++] = *p;
+    return OK;
+}
+
+static void note(const struct heal *h, const char *text)
+{
+    if (h->sink && h->sink->note)
+        h->sink->note(h->sink->user, text);
+}
+
+static double elapsed(const struct heal *h)
+{
+    return h->s.seconds + clock_now() - h->started_sec;
+}
+
+/* How much of the budget is used, 0 … 1. */
+static double used(const struct heal *h)
+{
+    double share = 0;
+    if (h->o.tokens)
+        share = (double)h->s.tokens / (double)h->o.tokens;
+    if (h->o.seconds > 0)
+        share = fmax(share, elapsed(h) / h->o.seconds);
+    return fmin(share, 1);
+}
+
+/* Asked before every layer. */
+static bool go_on(void *user)
+{
+    struct heal *h = user;
+    char phase[96];
+    double speed = h->s.seconds_training > 0 ? (double)h->s.tokens / h->s.seconds_training : 0;
+    if (h->s.step && speed > 0)
+        snprintf(phase, sizeof phase, "healing: KL %.4f (%.4f before), %.0f tok/s", h->s.kl_best,
+                 h->s.kl_before, speed);
+    else
+        snprintf(phase, sizeof phase, "healing: measuring the start");
+    h->stopping = h->stopping || !progress_report(h->p, phase, used(h), 1);
+    return !h->stopping;
+}
+
+/* --- setting up --------------------------------------------------------------------------- */
+
+static long long expected_tokens(const struct heal_options *o)
+{
+    double by_time = o->seconds > 0 ? o->seconds * TOKENS_A_SECOND : 1e18;
+    double by_tokens = o->tokens ? (double)o->tokens : 1e18;
+    return (long long)fmin(fmin(by_time, by_tokens), 1e9);
+}
+
+static int clamp_int(double v, int least, int most)
+{
+    return v < least ? least : v > most ? most : (int)v;
+}
+
+static void choose_sizes(struct heal *h)
+{
+    struct heal_options *o = &h->o;
+    int context = h->c->model.hp.context;
+    if (!o->tokens && !(o->seconds > 0))
+        o->seconds = DEFAULT_SECONDS;
+    double tokens = (double)expected_tokens(o);
+    o->parts = o->parts ? o->parts : HEAL_ALL;
+    o->tape_bytes = o->tape_bytes ? o->tape_bytes : TAPE_BYTES;
+    o->accumulate = o->accumulate > 0 ? o->accumulate : 1;
+    o->checkpoint_sec = o->checkpoint_sec == 0 ? 60 : o->checkpoint_sec;
+    h->length = o->length > 0 ? o->length : LENGTH;
+    h->length = h->length < context ? h->length : context;
+    h->longer = h->length * LONGER < context ? h->length * LONGER : context;
+    /* Some 100 steps at least: Adam's steps have a size of their own. */
+    if (!o->batch)
+        o->batch = h->length * clamp_int(tokens / h->length / 100, 1, 2);
+    o->batch = o->batch < h->length ? h->length : o->batch / h->length * h->length;
+    if (!o->held_out)
+        o->held_out = clamp_int(tokens / 40, 4 * h->length, 16 * h->length);
+    h->long_every = 1 + (LONG_SHARE - 1) * h->longer / o->batch;
+    h->rows = o->batch > h->longer ? o->batch : h->longer;
+}
+
+static int check_memory(const struct heal *h, struct err *e)
+{
+    struct heal_net_options o = {.op = grad_fast(),
+                                 .parts = h->o.parts,
+                                 .rows = h->rows,
+                                 .longest = h->longer,
+                                 .tape_bytes = h->o.tape_bytes};
+    double have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    double need = heal_net_bytes(&h->c->model, &o);
+    char needs[32], has[32];
+    for (int l = 0; l < h->c->model.hp.n_layer; l++) /* moments of Adam, and the copy's own */
+        need += 3.0 * sizeof(float) *
+                (double)(tensor_elements(&h->c->model.layer[l].q) +
+                         tensor_elements(&h->c->model.layer[l].kv_a) +
+                         tensor_elements(&h->c->model.layer[l].kv_b) +
+                         tensor_elements(&h->c->model.layer[l].o));
+    if (need < 0.8 * have)
+        return OK;
+    kvmem_text(need, needs, sizeof needs);
+    kvmem_text(have, has, sizeof has);
+    return err_set(e, ERR_LIMIT,
+                   "%s: healing would take %s, this machine has %s: use one with more memory, or a "
+                   "smaller model",
+                   h->c->model.hp.name, needs, has);
+}
+
+static int make_moments(struct heal *h, struct err *e)
+{
+    int n = heal_net_count(h->net);
+    h->moment = mem_calloc((size_t)n, sizeof *h->moment);
+    if (!h->moment)
+        return err_nomem(e, (size_t)n * sizeof *h->moment, "an optimiser");
+    for (int i = 0; i < n; i++) {
+        const struct heal_tensor *t = &h->net->tensor[i];
+        size_t size = t->rows * t->cols;
+        if (!t->trained || !size)
+            continue;
+        h->moment[i].m = mem_aligned(size, sizeof(float));
+        h->moment[i].v = mem_aligned(size, sizeof(float));
+        if (!h->moment[i].m || !h->moment[i].v)
+            return err_nomem(e, 2 * size * sizeof(float), "an optimiser");
+        h->moment[i].rms = sqrt(h->net->op->sum_squares(h->net->pool, t->w, size) / (double)size);
+    }
+    return OK;
+}
+
+float *heal_numbers(const struct heal *h, int i)
+{
+    const struct heal_tensor *t = &h->net->tensor[i];
+    const struct model_layer *y = &h->c->model.layer[t->layer];
+    const void *all[HEAL_PARTS] = {[HEAL_Q] = y->q_rope.data ? y->q_rope.data : y->q.data,
+                                   [HEAL_KV_A] = y->kv_a.data,
+                                   [HEAL_KV_B] = y->kv_b.data,
+                                   [HEAL_O] = y->o.data};
+    return (float *)(uintptr_t)all[t->part];
+}
+
+static size_t tensor_bytes_of(const struct heal *h, int i)
+{
+    return h->net->tensor[i].rows * h->net->tensor[i].cols * sizeof(float);
+}
+
+static void keep_best(struct heal *h)
+{
+    for (int i = 0; i < heal_net_count(h->net); i++)
+        if (h->net->tensor[i].trained)
+            memcpy(heal_numbers(h, i), h->net->tensor[i].w, tensor_bytes_of(h, i));
+    h->best_saved = false;
+}
+
+/* Back to the best, with empty moments. */
+static void go_back(struct heal *h)
+{
+    for (int i = 0; i < heal_net_count(h->net); i++) {
+        if (!h->net->tensor[i].trained || !tensor_bytes_of(h, i))
+            continue;
+        memcpy(h->net->tensor[i].w, heal_numbers(h, i), tensor_bytes_of(h, i));
+        memset(h->moment[i].m, 0, tensor_bytes_of(h, i));
+        memset(h->moment[i].v, 0, tensor_bytes_of(h, i));
+    }
+    h->s.updates = 0;
+    h->s.norm_avg = 0;
+    h->s.scale *= 0.5;
+}
+
+/* --- text --------------------------------------------------------------------------------- */
+
+/* Sequences of `len` tokens, numbers *i and on, until `rows` are full; at most `most` of them. */
+static int fill(struct heal *h, bool held_out, long long *i, int len, int rows, int most,
+                int32_t *ids, int *start, int *n_seq, struct err *e)
+{
+    int at = 0, n = 0, got, rc = OK;
+    start[0] = 0;
+    while (n < most && at + len <= rows && !rc) {
+        rc = heal_text_sequence(h->text, held_out, (*i)++, len, ids + at, &got, e);
+        at += rc ? 0 : got;
+        start[++n] = at;
+    }
+    *n_seq = n;
+    return rc;
+}
+
+/* Held-out batches: sequences of the usual length, and every third batch a longer one. */
+static int make_held(struct heal *h, struct err *e)
+{
+    int most = h->o.held_out / h->length + 1, rc = OK, tokens = 0;
+    long long sequence = 0;
+    h->held = mem_calloc((size_t)most, sizeof *h->held);
+    if (!h->held)
+        return err_nomem(e, (size_t)most * sizeof *h->held, "held-out text");
+    while (h->n_held < most && tokens < h->o.held_out && !rc) {
+        struct heal_held *b = &h->held[h->n_held];
+        int len = h->n_held % 3 == 1 ? h->longer : h->length, left = h->o.held_out - tokens;
+        int rows = h->rows < 2 * h->length ? h->rows : 2 * h->length;
+        rows = rows < len ? len : rows;
+        len = len < left || h->n_held == 0 ? len : left < 2 ? 2 : left;
+        h->n_held++;
+        b->ids = mem_calloc((size_t)rows, sizeof *b->ids);
+        b->start = mem_calloc((size_t)(rows / len) + 2, sizeof *b->start);
+        b->states = mem_calloc((size_t)rows * (size_t)h->c->model.hp.hidden, sizeof *b->states);
+        if (!b->ids || !b->start || !b->states)
+            return err_nomem(e, (size_t)rows * sizeof *b->ids, "held-out text");
+        rc = fill(h, true, &sequence, len, rows < left || rows == len ? rows : left / len * len,
+                  rows / len, b->ids, b->start, &b->n_seq, e);
+        if (!rc && !go_on(h))
+            rc = err_set(e, ERR_CANCELLED, "healing stopped");
+        if (!rc)
+            rc = heal_teacher_run(&h->teacher, b->ids, b->start, b->n_seq, e);
+        if (!rc)
+            heal_teacher_get(&h->teacher, b->states, b->start[b->n_seq]);
+        tokens += rc ? 0 : b->start[b->n_seq];
+    }
+    return rc;
+}
+
+/* The tokens that follow, for the next-token loss. */
+static void fill_next(struct heal *h, int n_seq)
+{
+    for (int s = 0; s < n_seq; s++)
+        for (int t = h->start[s]; t < h->start[s + 1]; t++)
+            h->next[t] = t + 1 < h->start[s + 1] ? h->ids[t + 1] : -1;
+}
+
+/* --- measuring ---------------------------------------------------------------------------- */
+
+static int measure(struct heal *h, double *kl, struct err *e)
+{
+    struct heal_loss sum = {0};
+    struct heal_target t = {.logits = heal_teacher_logits, .user = &h->teacher};
+    int rc = OK;
+    for (int i = 0; i < h->n_held && !rc; i++) {
+        const struct heal_held *b = &h->held[i];
+        rc = heal_net_forward(h->net, b->ids, b->start, b->n_seq, e);
+        heal_teacher_put(&h->teacher, b->states, b->start[b->n_seq]);
+        if (!rc)
+            rc = heal_net_loss(h->net, &t, false, &sum, e);
+    }
+    *kl = sum.rows ? sum.kl / (double)sum.rows : NAN;
+    return rc;
+}
+
+static double rate_now(const struct heal *h)
+{
+    double base = h->o.rate, warm = fmin(1, (double)(h->s.updates + 1) / WARM_UP);
+    double left = 0.5 + 0.5 * cos(3.14159265358979 * used(h));
+    if (!(base > 0)) /* by the size of the loss, smaller as it falls */
+        base =
+            heal_rate(h->s.loss_weight > 0 ? fmin(h->s.kl_before, h->s.loss_avg / h->s.loss_weight)
+                                           : h->s.kl_before);
+    return base * warm * left * h->s.scale;
+}
+
+/* Measures, keeps what is best, halves the rate where it does not get better. */
+static int look(struct heal *h, struct err *e)
+{
+    double kl;
+    int rc = measure(h, &kl, e);
+    if (rc)
+        return rc;
+    struct heal_point p = {.step = h->s.step,
+                           .tokens = h->s.tokens,
+                           .seconds = elapsed(h),
+                           .train_kl =
+                               h->s.train_steps ? h->s.train_sum / (double)h->s.train_steps : NAN,
+                           .held_kl = kl,
+                           .rate = h->s.step ? rate_now(h) : 0};
+    h->s.train_sum = 0;
+    h->s.train_steps = 0;
+    h->s.measured++;
+    if (h->s.step == 0) {
+        if (!isfinite(kl))
+            return err_set(e, ERR_NUMERIC,
+                           "the KL before healing is no number: is the conversion, "
+                           "or the original, broken?");
+        h->s.kl_before = h->s.kl_best = kl;
+    } else if (kl < h->s.kl_best - MATCHES_TO_KEEP) {
+        h->s.kl_best = kl;
+        h->s.stale = 0;
+        keep_best(h);
+    } else if (++h->s.stale % STALE_HALVE == 0 && used(h) < 1) {
+        char text[160];
+        snprintf(text, sizeof text,
+                 "held-out KL %.4f is no better than %.4f: back to the best, half the rate", kl,
+                 h->s.kl_best);
+        note(h, text);
+        go_back(h);
+    }
+    rc = heal_add_point(h->out, &p, e);
+    if (!rc && h->sink && h->sink->on_step)
+        h->sink->on_step(h->sink->user, &p);
+    return rc;
+}
+
+/* --- steps -------------------------------------------------------------------------------- */
+
+/* One batch forward and backward; its mean KL. */
+static int run_batch(struct heal *h, double *kl, int *rows, struct err *e)
+{
+    struct heal_loss sum = {0};
+    bool longer = h->s.batch % h->long_every == h->long_every - 1;
+    int len = longer ? h->longer : h->length, want = longer ? h->longer : h->o.batch, n_seq;
+    int rc = fill(h, false, &h->s.sequence, len, want, want / len, h->ids, h->start, &n_seq, e);
+    if (rc)
+        return rc;
+    fill_next(h, n_seq);
+    *rows = h->start[n_seq];
+    struct heal_target t = {.logits = heal_teacher_logits,
+                            .user = &h->teacher,
+                            .next = h->o.mix > 0 ? h->next : NULL,
+                            .mix = h->o.mix,
+                            .weight = 1.0 / ((double)*rows * h->o.accumulate),
+                            .outputs = (const float *const *)h->teacher.outputs,
+                            .match = h->o.match};
+    rc = heal_teacher_run(&h->teacher, h->ids, h->start, n_seq, e);
+    if (!rc)
+        rc = heal_net_forward(h->net, h->ids, h->start, n_seq, e);
+    if (!rc)
+        rc = heal_net_loss(h->net, &t, true, &sum, e);
+    *kl = sum.rows ? sum.kl / (double)sum.rows : NAN;
+    return rc;
+}
+
+/* Norm of the gradient in units of each tensor's rms. */
+static double gradient_norm(const struct heal *h)
+{
+    double sum = 0;
+    for (int i = 0; i < heal_net_count(h->net); i++) {
+        const struct heal_tensor *t = &h->net->tensor[i];
+        if (t->g && tensor_bytes_of(h, i) > 0)
+            sum += h->moment[i].rms * h->moment[i].rms *
+                   h->net->op->sum_squares(h->net->pool, t->g, t->rows * t->cols);
+    }
+    return sqrt(sum);
+}
+
+static void update(struct heal *h, double norm)
+{
+    struct heal_state *s = &h->s;
+    double factor = 1, top = CLIP * s->norm_avg;
+    if (s->updates >= WARM_UP && norm > top)
+        factor = top / norm;
+    double seen = s->updates >= WARM_UP ? fmin(norm, top) : norm;
+    double keep = s->updates == 0 ? 0 : s->updates < WARM_UP ? 0.5 : 0.9;
+    s->norm_avg = keep * s->norm_avg + (1 - keep) * seen;
+    double rate = rate_now(h);
+    s->updates++;
+    for (int i = 0; i < heal_net_count(h->net); i++) {
+        const struct heal_tensor *t = &h->net->tensor[i];
+        struct grad_adam a = {.rate = rate * h->moment[i].rms,
+                              .beta1 = BETA1,
+                              .beta2 = BETA2,
+                              .eps = 1e-12,
+                              .fix1 = 1 - pow(BETA1, (double)s->updates),
+                              .fix2 = 1 - pow(BETA2, (double)s->updates),
+                              .factor = factor};
+        if (t->g && tensor_bytes_of(h, i) > 0)
+            h->net->op->adam(h->net->pool, t->w, t->g, h->moment[i].m, h->moment[i].v,
+                             t->rows * t->cols, &a);
+    }
+}
+
+/* What is no number must not spread: back to the best, half the rate. */
+static void step_back(struct heal *h, double kl)
+{
+    char text[160];
+    go_back(h);
+    if (++h->s.bad >= BAD_MOST) {
+        snprintf(h->out->end, sizeof h->out->end,
+                 "the loss was no number %lld times; the best before is kept", h->s.bad);
+        return;
+    }
+    snprintf(text, sizeof text,
+             "step %lld: the loss is %g, no usable number: back to the best, "
+             "half the rate",
+             h->s.step + 1, kl);
+    note(h, text);
+}
+
+static int step(struct heal *h, struct err *e)
+{
+    double start = clock_now(), sum = 0;
+    long long batch = h->s.batch, sequence = h->s.sequence, tokens = 0;
+    int rc = OK;
+    heal_net_zero(h->net);
+    for (int k = 0; k < h->o.accumulate && !rc; k++) {
+        double kl;
+        int rows = 0;
+        rc = run_batch(h, &kl, &rows, e);
+        sum += rc ? 0 : kl / h->o.accumulate;
+        tokens += rows;
+        h->s.batch++;
+    }
+    if (rc) { /* nothing has changed: this step will be made again */
+        h->s.batch = batch;
+        h->s.sequence = sequence;
+        return rc;
+    }
+    double norm = gradient_norm(h);
+    h->s.tokens += tokens;
+    if (!isfinite(sum) || !isfinite(norm)) {
+        step_back(h, sum);
+    } else {
+        update(h, norm);
+        h->s.loss_avg = 0.9 * h->s.loss_avg + 0.1 * sum;
+        h->s.loss_weight = 0.9 * h->s.loss_weight + 0.1;
+        h->s.train_sum += sum;
+        h->s.train_steps++;
+    }
+    h->s.step++;
+    h->s.seconds_training += clock_now() - start;
+    struct heal_point p = {h->s.step, h->s.tokens, elapsed(h), sum, NAN, rate_now(h)};
+    if (!rc && h->sink && h->sink->on_step)
+        h->sink->on_step(h->sink->user, &p);
+    return rc;
+}
+
+/* --- the run ------------------------------------------------------------------------------ */
+
+/* Measurements of a run, spread evenly over it. */
+static int looks(const struct heal *h)
+{
+    return clamp_int((double)expected_tokens(&h->o) / 7500, 2, 10);
+}
+
+static bool over(struct heal *h)
+{
+    char *end = h->out->end;
+    size_t size = sizeof h->out->end;
+    if (end[0])
+        return true;
+    if (h->o.until_kl > 0 && h->s.kl_best <= h->o.until_kl)
+        snprintf(end, size, "held-out KL reached %.4f", h->s.kl_best);
+    else if (h->s.stale >= STALE_STOP)
+        snprintf(end, size, "held-out KL got no better in %lld measurements", h->s.stale);
+    else if (used(h) >= 1)
+        snprintf(end, size, "the budget is used");
+    return end[0] != 0;
+}
+
+static int save_sometimes(struct heal *h, struct err *e)
+{
+    double now = clock_now();
+    if (!h->o.dir || (h->o.checkpoint_sec > 0 && now - h->saved_sec < h->o.checkpoint_sec))
+        return OK;
+    int rc = heal_save(h, e);
+    h->saved_sec = clock_now();
+    return rc;
+}
+
+static int train(struct heal *h, struct err *e)
+{
+    int n = looks(h), rc = h->s.measured ? OK : look(h, e);
+    if (!rc && h->o.dir && !h->out->resumed)
+        rc = heal_save(h, e); /* a disk that is full says so at once */
+    while (!rc && !over(h)) {
+        rc = step(h, e);
+        if (!rc && (used(h) * n >= h->s.measured || h->out->end[0]))
+            rc = look(h, e);
+        if (!rc)
+            rc = save_sometimes(h, e);
+    }
+    return rc;
+}
+
+static int prepare(struct heal *h, const struct engine *original, struct err *e)
+{
+    choose_sizes(h);
+    int rc = check_memory(h, e);
+    struct heal_net_options net = {.op = grad_fast(),
+                                   .pool = engine_backend(original)->pool,
+                                   .parts = h->o.parts,
+                                   .rows = h->rows,
+                                   .longest = h->longer,
+                                   .tape_bytes = h->o.tape_bytes};
+    if (!rc)
+        rc = heal_net_new(&h->net, &h->c->model, &net, e);
+    if (rc)
+        return rc;
+    h->net->go_on = go_on;
+    h->net->go_on_user = h;
+    heal_fingerprint(h, h->source);
+    h->ids = mem_calloc((size_t)h->rows, sizeof *h->ids);
+    h->next = mem_calloc((size_t)h->rows, sizeof *h->next);
+    h->start = mem_calloc((size_t)h->rows + 1, sizeof *h->start);
+    if (!h->ids || !h->next || !h->start)
+        return err_nomem(e, (size_t)h->rows * sizeof *h->ids, "a batch");
+    rc = make_moments(h, e);
+    if (!rc)
+        rc = heal_teacher_init(&h->teacher, original, h->rows, h->net->block, h->o.match > 0, e);
+    return rc;
+}
+
+static void run_done(struct heal *h)
+{
+    for (int i = 0; h->net && h->moment && i < heal_net_count(h->net); i++) {
+        free(h->moment[i].m);
+        free(h->moment[i].v);
+    }
+    for (int i = 0; i < h->n_held; i++) {
+        free(h->held[i].ids);
+        free(h->held[i].start);
+        free(h->held[i].states);
+    }
+    cJSON_Delete(h->unfinished);
+    free(h->lines);
+    heal_teacher_done(&h->teacher);
+    heal_net_free(h->net);
+    free(h->moment);
+    free(h->held);
+    free(h->ids);
+    free(h->next);
+    free(h->start);
+}
+
+static void fill_report(struct heal *h)
+{
+    struct heal_report *r = h->out;
+    r->steps = h->s.step;
+    r->tokens = h->s.tokens;
+    r->seconds = elapsed(h);
+    r->seconds_training = h->s.seconds_training;
+    r->tokens_per_sec = h->s.seconds_training > 0 ? (double)h->s.tokens / h->s.seconds_training : 0;
+    r->kl_before = h->s.kl_before;
+    r->kl_after = h->s.kl_best;
+}
+
+int heal_run(struct conversion *c, const struct engine *original, struct heal_text *text,
+             const struct heal_options *o, const struct heal_sink *sink, const struct progress *p,
+             struct heal_report *out, struct err *e)
+{
+    struct heal h = {
+        .c = c, .text = text, .o = *o, .sink = sink, .p = p, .out = out, .history = -1};
+    *out = (struct heal_report){0};
+    h.s = (struct heal_state){.scale = 1, .kl_before = NAN, .kl_best = NAN};
+    h.started_sec = h.saved_sec = clock_now();
+    int rc = o->dir ? heal_resume(&h, e) : OK;
+    if (!rc)
+        rc = prepare(&h, original, e);
+    if (!rc && h.unfinished)
+        rc = heal_restore(&h, e);
+    out->resumed = !rc && h.unfinished;
+    if (!rc)
+        rc = make_held(&h, e);
+    if (!rc)
+        rc = train(&h, e);
+    fill_report(&h);
+    if (!rc && o->dir)
+        rc = heal_finish(&h, e);
+    if (rc == ERR_CANCELLED && h.s.measured && o->dir) {
+        struct err failed = {0};
+        if (heal_save(&h, &failed)) /* then the checkpoint before is the last good one */
+            note(&h, failed.text);
+    }
+    if (rc == ERR_CANCELLED)
+        snprintf(out->end, sizeof out->end, "stopped");
+    run_done(&h);
+    return rc;
+}
