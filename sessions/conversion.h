@@ -82,5 +82,9 @@ int conversion_save(struct conversion *c, const char *dir, const char *base_path
 int conversion_copy(struct conversion **out, const struct conversion *c, bool with_o,
                     struct err *e);
 void conversion_free(struct conversion *c);
+/* The conversion that a workspace holds, NULL when there is none; and another (taken over, freed on
+ * failure) in its place. (workspace.c) */
+struct conversion *workspace_held(const struct workspace *w);
+int workspace_adopt(struct workspace *w, struct conversion *c, struct err *e);
 
 #endif

