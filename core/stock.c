@@ -16,6 +16,15 @@ const char *stock_key(enum stock_engine t)
     return keys[t];
 }
 
+bool stock_find(const char *key, enum stock_engine *out)
+{
+    int t = 0;
+    while (t < STOCK_ENGINES && strcmp(key, stock_key((enum stock_engine)t)))
+        t++;
+    *out = (enum stock_engine)t;
+    return t < STOCK_ENGINES;
+}
+
 const char *stock_name(enum stock_engine t)
 {
     static const char *const names[STOCK_ENGINES] = {"transformers", "vLLM", "SGLang", "llama.cpp"};
@@ -61,41 +70,47 @@ void stock_facts_of(const struct model *base, struct stock_facts *out)
     out->grid_pairs = grid_pairs(first->rope_freq, half, hp->rope_theta);
 }
 
-static void say(struct stock_verdict *v, enum stock_fit fit, const char *text)
+static void refuse(struct stock_verdict *v, const char *brief, const char *text)
 {
-    v->fit = fit;
+    v->fit = STOCK_NO;
+    snprintf(v->brief, sizeof v->brief, "%s", brief);
     snprintf(v->text, sizeof v->text, "%s", text);
 }
 
 /* What no sizes can mend; false when the model itself fits. */
 static bool refuse_model(const struct stock_facts *f, enum stock_engine t, struct stock_verdict *v)
 {
-    char text[256];
-    const char *why = NULL;
-    if (f->head_norms)
-        why = "its heads are normed before the rotation, and no DeepSeek class has such a norm";
-    else if (f->soft_caps)
-        why = "its logits have a soft cap, which MLA attention has nowhere";
-    else if (f->post_norms || f->gelu)
-        why = "its layers have norms or an activation that DeepSeek classes do not have";
-    else if (f->own_router)
-        why = "its experts are routed in a way that no engine's MLA class shares";
-    else if (f->two_ropes)
-        why = "its layers rotate at different frequencies, and MLA classes know one list";
-    if (!why && f->window) {
-        snprintf(text, sizeof text,
-                 "its layers see only the last %d tokens, and no MLA class has such a window",
-                 f->window);
-        why = text;
-    }
-    if (!why && t != STOCK_HF && f->biases)
-        why = "it has query, key and value biases, which the engine drops without a word; export "
-              "to hf (vLLM runs that with --model-impl transformers)";
-    if (!why && t != STOCK_HF && f->long_rope)
-        why = "its longrope has two lists of frequencies, which only transformers reads";
-    if (why)
-        say(v, STOCK_NO, why);
-    return why != NULL;
+    char window[256];
+    snprintf(window, sizeof window,
+             "its layers see only the last %d tokens, and no MLA class has such a window",
+             f->window);
+    const bool elsewhere = t != STOCK_HF;
+    const struct {
+        bool is;
+        const char *brief, *text;
+    } list[] = {
+        {f->head_norms, "normed heads",
+         "its heads are normed before the rotation, and no DeepSeek class has such a norm"},
+        {f->soft_caps, "soft caps", "its logits have a soft cap, which MLA attention has nowhere"},
+        {f->post_norms || f->gelu, "other norms or activation",
+         "its layers have norms or an activation that DeepSeek classes do not have"},
+        {f->own_router, "other routing",
+         "its experts are routed in a way that no engine's MLA class shares"},
+        {f->two_ropes, "several ropes",
+         "its layers rotate at different frequencies, and MLA classes know one list"},
+        {f->window > 0, "sliding window", window},
+        {elsewhere && f->biases, "biases",
+         "it has query, key and value biases, which the engine drops without a word; export to hf "
+         "(vLLM runs that with --model-impl transformers)"},
+        {elsewhere && f->long_rope, "longrope",
+         "its longrope has two lists of frequencies, which only transformers reads"},
+    };
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++)
+        if (list[i].is) {
+            refuse(v, list[i].brief, list[i].text);
+            return true;
+        }
+    return false;
 }
 
 static void extremes(const struct rankplan *p, int *rank, int *rope, int *least_rope)
@@ -143,6 +158,11 @@ static void say_size(const struct rankplan *p, int rank, int rope, bool near,
     v->kept = (double)(v->kv_lora_rank + v->qk_rope_head_dim) / all;
     bool padded =
         rank != v->kv_lora_rank || rope != v->qk_rope_head_dim || v->kept > rankplan_kept(p) + 1e-9;
+    snprintf(v->brief, sizeof v->brief,
+             padded ? "as %d+%d"
+             : near ? "nearly"
+                    : "",
+             v->kv_lora_rank, v->qk_rope_head_dim);
     if (padded)
         snprintf(size, sizeof size, "as %d+%d with zeros: keeps %.1f %% instead of %.1f %%",
                  v->kv_lora_rank, v->qk_rope_head_dim, 100 * v->kept, 100 * rankplan_kept(p));
@@ -161,20 +181,21 @@ void stock_check(const struct stock_facts *f, const struct rankplan *p, enum sto
         return;
     extremes(p, &rank, &rope, &least);
     if (!stock_shares_frequencies(f, p)) {
-        say(out, STOCK_NO,
-            "each layer has rope frequencies of its own: convert with --layout stock");
+        refuse(out, "stock layout only",
+               "each layer has rope frequencies of its own: convert with --layout stock");
         return;
     }
     bool list = p->method == METHOD_MLATHE && p->layout != LAYOUT_STOCK;
     if (list && t != STOCK_HF) {
-        say(out, STOCK_NO,
-            "its rope frequencies are a list of its own, which only transformers reads: convert "
-            "with --layout stock");
+        refuse(out, "stock layout only",
+               "its rope frequencies are a list of its own, which only transformers reads: convert "
+               "with --layout stock");
         return;
     }
     out->kv_lora_rank = rank;
     out->qk_rope_head_dim = rope;
     if (servers && !served_size(rank, rope, out)) {
+        snprintf(out->brief, sizeof out->brief, "takes up to 512+64 or 448+128");
         snprintf(out->text, sizeof out->text,
                  "its kernels take at most rank 512 with rope 64 or rank 448 with rope 128, the "
                  "plan has %d and %d",

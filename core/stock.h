@@ -9,6 +9,7 @@
 
 enum stock_engine { STOCK_HF, STOCK_VLLM, STOCK_SGLANG, STOCK_GGUF, STOCK_ENGINES };
 const char *stock_key(enum stock_engine t);  /* "hf", "vllm", "sglang", "gguf" */
+bool stock_find(const char *key, enum stock_engine *out);
 const char *stock_name(enum stock_engine t); /* "transformers", "vLLM", "SGLang", "llama.cpp" */
 
 /* What engines differ about, of a model before its conversion. Plain values. */
@@ -26,6 +27,7 @@ struct stock_verdict {
     int kv_lora_rank, qk_rope_head_dim; /* of every layer as written, zeros included */
     double kept;                        /* of the original's cache, as written */
     char text[256];                     /* why not, or how; "" when there is nothing to add */
+    char brief[40];                     /* the same in a few words */
 };
 void stock_check(const struct stock_facts *f, const struct rankplan *p, enum stock_engine t,
                  struct stock_verdict *out);

@@ -30,6 +30,7 @@ enum {
     EVENT_EVAL,     /* struct eval_news (sessions/job_eval.h) */
     EVENT_RESULTS,  /* struct eval_results (there) */
     EVENT_SENSITIVITY, /* struct sensitivity */
+    EVENT_EXPORTED, /* struct export_report (sessions/job_export.h) */
     EVENT_SAVED,      /* from the saver: data is the path, status and text say how it went */
 };
 

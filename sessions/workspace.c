@@ -224,6 +224,7 @@ void workspace_info(const struct workspace *w, struct model_info *info)
     info->parameters = w->base->parameters;
     info->file_bytes = w->base->file_bytes;
     info->plan_model = w->plan_model;
+    stock_facts_of(w->base, &info->stock);
     info->kv_bytes_per_token = (size_t)model_kv_numbers(hp) * dtype_bytes(DTYPE_F16, 1);
     info->skipped_layers = hp->skipped_layers;
     const char *why = model_convertible(w->base);

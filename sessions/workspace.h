@@ -8,6 +8,7 @@
 #include "core/chatfmt.h"
 #include "core/rankplan.h"
 #include "core/sensitivity.h"
+#include "core/stock.h"
 #include "core/tokenizer.h"
 #include "sessions/infer.h"
 
@@ -26,6 +27,7 @@ struct model_info {
     char text_reason[256];          /* why it takes no text; "" when it does */
     int skipped_layers;             /* multi-token prediction layers, which nothing runs */
     struct plan_model plan_model;
+    struct stock_facts stock;       /* what engines differ about */
 };
 
 struct workspace_options {

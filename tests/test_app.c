@@ -126,22 +126,31 @@ static void test_budget(void)
     leave(a);
 }
 
+static bool loads(const struct rankplan *p, enum stock_engine t)
+{
+    struct stock_facts f = {
+        .n_head = 32, .n_kv_head = 8, .head_dim = 128, .rope_dim = 128, .grid_pairs = 64};
+    struct stock_verdict v;
+    stock_check(&f, p, t, &v);
+    CHECK(v.fit != STOCK_NO || (v.text[0] && v.brief[0]), "a refusal gives its reason");
+    return v.fit == STOCK_YES;
+}
+
 static void test_engines(void)
 {
     struct rankplan p;
     struct plan_model m = {
         .name = "m", .n_layer = 3, .n_head = 32, .n_kv_head = 8, .head_dim = 128};
     struct err e;
-    char why[64];
     CHECK_OK(rankplan_init(&p, &m, &e), e);
     CHECK_OK(rankplan_uniform(&p, 512, 64, &e), e);
-    CHECK(plan_loads_in(&p, 0, why) && !plan_loads_in(&p, 1, why), "own layout stays here");
+    CHECK(!loads(&p, STOCK_HF) && !loads(&p, STOCK_GGUF), "own layout stays here");
     p.layout = LAYOUT_STOCK;
-    CHECK(plan_loads_in(&p, 1, why) && plan_loads_in(&p, 2, why), "%s", why);
+    CHECK(loads(&p, STOCK_HF) && loads(&p, STOCK_VLLM) && loads(&p, STOCK_GGUF), "512+64");
     p.layer[1].kv_lora_rank = 448;
-    CHECK(!plan_loads_in(&p, 1, why) && !plan_loads_in(&p, 2, why), "one rank for all");
-    CHECK_OK(rankplan_uniform(&p, 384, 64, &e), e);
-    CHECK(plan_loads_in(&p, 1, why) && !plan_loads_in(&p, 2, why), "vLLM knows three pairs");
+    CHECK(loads(&p, STOCK_GGUF) && loads(&p, STOCK_VLLM), "zeros fill smaller ranks");
+    CHECK_OK(rankplan_uniform(&p, 576, 64, &e), e);
+    CHECK(loads(&p, STOCK_GGUF) && !loads(&p, STOCK_SGLANG), "servers know three sizes");
     rankplan_done(&p);
 }
 

@@ -173,6 +173,7 @@ void app_done(struct app *a)
     shop_done(&a->shop);
     convert_drop(a);
     eval_drop(a);
+    export_drop(a);
     plan_drop(a);
     if (a->chat.prompt.text)
         chat_done(&a->chat);
@@ -264,6 +265,7 @@ static void take_loaded(struct app *a, struct loaded_model *m)
     if (m->has_conversion)
         convert_adopt(a, &m->plan, &m->report);
     eval_model_changed(a);
+    export_drop(a);
     app_changed(a);
 }
 
@@ -285,10 +287,13 @@ static void job_ended(struct app *a, const struct event *v)
         chat_job_done(a, v);
     if (v->job_kind == &job_eval)
         eval_job_done(a, v);
+    if (v->job_kind == &job_export)
+        export_job_done(a, v);
     if (v->job_kind == &job_load && v->status && v->status != ERR_CANCELLED)
         app_message(a, ROLE_BAD, "%s", v->text ? v->text : "not opened");
     else if (v->status && v->status != ERR_CANCELLED && v->job_kind != &job_chat &&
-             v->job_kind != &job_convert && v->job_kind != &job_eval)
+             v->job_kind != &job_convert && v->job_kind != &job_eval &&
+             v->job_kind != &job_export)
         app_message(a, ROLE_BAD, "%s: %s", v->job_kind->name, v->text ? v->text : "failed");
 }
 
@@ -306,6 +311,7 @@ static void take_event(struct app *a, struct event *v)
     case EVENT_ANSWERED: chat_answered(a, v->data); break;
     case EVENT_EVAL:
     case EVENT_RESULTS: eval_event(a, v); break;
+    case EVENT_EXPORTED: export_event(a, v->data); break;
     case EVENT_SAVED:
         if (v->status)
             app_message(a, ROLE_BAD, "not saved: %s", v->text ? v->text : "");
@@ -365,6 +371,7 @@ static void leave(struct app *a)
     const struct job_kind *long_job = worker_count(a->worker, &job_convert)     ? &job_convert
                                       : worker_count(a->worker, &job_calibrate) ? &job_calibrate
                                       : worker_count(a->worker, &job_eval)      ? &job_eval
+                                      : worker_count(a->worker, &job_export)    ? &job_export
                                                                                 : NULL;
     if (long_job && !a->leave_warned) {
         a->leave_warned = 2;
@@ -438,7 +445,7 @@ static bool screen_request(struct app *a, enum request r, int key)
     case SCREEN_CONVERT: return convert_request(a, r);
     case SCREEN_CHAT: return chat_request(a, r, key);
     case SCREEN_EVAL: return eval_request(a, r);
-    default: return r >= REQ_UP && r <= REQ_LAST; /* nothing to move through yet */
+    default: return export_request(a, r);
     }
 }
 

@@ -5,6 +5,7 @@
 #define MLATHE_UI_APP_H
 
 #include "sessions/job_eval.h"
+#include "sessions/job_export.h"
 #include "sessions/journal.h"
 #include "sessions/paths.h"
 #include "sessions/saver.h"
@@ -87,6 +88,15 @@ struct eval_state {
     struct eval_results known;  /* of all conversions of the model */
 };
 
+struct export_state {
+    int at;                        /* enum stock_engine, the selected line */
+    int numbers[STOCK_ENGINES];    /* which of the types it takes */
+    bool running, dry_run, has_report;
+    struct export_report report;   /* valid with has_report: of the last run */
+    bool report_dry;
+    char trouble[1024];            /* why it failed */
+};
+
 struct app {
     struct ui_options options;
     struct paths paths;
@@ -121,6 +131,7 @@ struct app {
     struct convert_state convert;
     struct chat_state chat;
     struct eval_state eval;
+    struct export_state export;
 };
 
 int app_init(struct app *a, const struct ui_options *o, struct err *e);

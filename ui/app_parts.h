@@ -23,8 +23,6 @@ void plan_keep(struct app *a); /* writes the plan into the journal */
 int plan_step(const struct app *a);
 int plan_curves(const struct app *a, bool *calibrated); /* layers whose spectrum fits the plan */
 bool plan_curve_fits(const struct app *a, int layer);
-/* "✓" or why not, in a few words. engine: 0 own runtime, 1 llama.cpp, 2 vLLM. */
-bool plan_loads_in(const struct rankplan *p, int engine, char why[64]);
 char *plan_free_path(const char *dir, const char *name, const char *suffix);
 
 char *ask_expand_home(const char *text); /* "~/x" → path, fresh memory */
@@ -54,6 +52,16 @@ void sensitivity_event(struct app *a, struct sensitivity *s);
 void sensitivity_job_done(struct app *a);
 void sensitivity_drag(struct app *a, int percent);
 void sensitivity_wants(const struct app *a, char *text, size_t size);
+
+/* app_export.c */
+bool export_request(struct app *a, enum request r);
+bool export_answer(struct app *a, const char *path); /* false: ask.error */
+void export_event(struct app *a, struct export_report *r);
+void export_job_done(struct app *a, const struct event *v);
+void export_drop(struct app *a);
+enum dtype export_numbers(const struct app *a, enum stock_engine t); /* chosen for that engine */
+/* The plan that an export would be of: the conversion's, else screen 2's; NULL: neither. */
+const struct rankplan *export_plan(const struct app *a);
 
 /* app_convert.c */
 void convert_start(struct app *a);

@@ -567,6 +567,7 @@ static bool answer(struct app *a, enum request what, const char *text)
     case REQ_SAVE_PLAN: return answer_save(a, text);
     case REQ_LOAD_PLAN: return answer_load(a, text);
     case REQ_CALIBRATE: return answer_calibrate(a, text);
+    case REQ_EXPORT_PATH: return export_answer(a, text);
     case REQ_PATH: {
         char *path = ask_expand_home(text);
         if (path && path[0])
@@ -666,26 +667,4 @@ void plan_spectrum(struct app *a, struct layer_spectrum *s)
     if (r->energy_pending && plan_curves(a, &measured) == r->plan.model.n_layer &&
         (measured || !a->calibrated))
         spend_by_energy(a);
-}
-
-bool plan_loads_in(const struct rankplan *p, int engine, char why[64])
-{
-    static const int pairs[][2] = {{512, 64}, {448, 128}, {256, 64}};
-    bool one = true, known = false;
-    why[0] = 0;
-    if (engine == 0)
-        return true;
-    for (int l = 1; l < p->model.n_layer; l++)
-        one = one && p->layer[l].kv_lora_rank == p->layer[0].kv_lora_rank &&
-              p->layer[l].qk_rope_head_dim == p->layer[0].qk_rope_head_dim;
-    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
-        known = known || (p->layer[0].kv_lora_rank == pairs[i][0] &&
-                          p->layer[0].qk_rope_head_dim == pairs[i][1]);
-    if (p->layout != LAYOUT_STOCK)
-        snprintf(why, 64, "needs the stock layout (l)");
-    else if (!one)
-        snprintf(why, 64, "needs one rank for all (u)");
-    else if (engine == 2 && !known)
-        snprintf(why, 64, "needs r+R 512+64, 448+128 or 256+64");
-    return !why[0];
 }

@@ -76,6 +76,10 @@
         OPT_INT("--freqfold", NULL, "transmla: frequencies folded together (0: automatic)",        \
                 freqfold, 0, 65536)
 
+#define OPT_ENGINE                                                                                 \
+    OPT_TEXT("--engine", NULL, "E", "what must load it: hf, vllm, sglang or gguf (stock layout)",  \
+             engine)
+
 static const struct cli_option inspect_options[] = {OPT_END};
 static const struct cli_option tokenize_options[] = {
     OPT_INPUT,
@@ -111,6 +115,7 @@ static const struct cli_option spectra_options[] = {
 static const struct cli_option plan_options[] = {
     OPT_BUDGET,
     OPT_LAYOUT,
+    OPT_ENGINE,
     OPT_CALIB,
     OPT_FLAG("--weights-only", "spectra for --alloc energy from the weights alone", weights_only),
     OPT_TEXT("--output", "-o", "F", "write the plan there", output),
@@ -119,6 +124,7 @@ static const struct cli_option convert_options[] = {
     OPT_TEXT("--plan", NULL, "F", "a plan file instead of the options below", plan),
     OPT_BUDGET,
     OPT_LAYOUT,
+    OPT_ENGINE,
     OPT_CALIB,
     OPT_TEXT("--output", "-o", "DIR", "the conversion folder", output),
     OPT_END};

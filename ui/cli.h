@@ -35,7 +35,7 @@ struct cli_options {
     long long bench_prompt, bench_generate;
     bool special, skip_special, no_generation_prompt, all, ignore_eos, weights_only, forced;
     bool original, store;
-    const char *to, *dtype;
+    const char *to, *dtype, *engine;
     bool dry_run, force, no_check;
 };
 struct cli {

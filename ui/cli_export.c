@@ -10,18 +10,15 @@
 static int choose(const struct cli *c, struct export_options *o, struct err *e)
 {
     const char *to = c->o.to, *dtype = c->o.dtype ? c->o.dtype : "bf16";
-    int t = 0;
     if (!to)
         return cli_usage(e, "give --to hf, vllm, sglang or gguf");
-    while (t < STOCK_ENGINES && strcmp(to, stock_key((enum stock_engine)t)))
-        t++;
-    if (t == STOCK_ENGINES)
+    if (!stock_find(to, &o->to))
         return cli_usage(e, "--to takes hf, vllm, sglang or gguf, not \"%s\"", to);
     if (!export_dtype(dtype, &o->dtype))
         return cli_usage(e, "--dtype: \"%s\" is no type of numbers (bf16, f32, q8_0 …)", dtype);
     if (!c->o.output)
-        return cli_usage(e, "give -o PATH, the %s to write", t == STOCK_GGUF ? "file" : "folder");
-    o->to = (enum stock_engine)t;
+        return cli_usage(e, "give -o PATH, the %s to write",
+                         o->to == STOCK_GGUF ? "file" : "folder");
     return OK;
 }
 

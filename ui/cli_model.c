@@ -81,6 +81,72 @@ static void add_conversion(cJSON *o, const struct rankplan *p)
     }
 }
 
+/* The plan of a conversion, or one such as --layout stock would make: what the model itself allows.
+ */
+static bool stock_plan(const struct model_info *i, const struct rankplan *of, struct rankplan *p)
+{
+    struct err ignored;
+    if (!i->convertible)
+        return false;
+    if (of)
+        return rankplan_copy(p, of, &ignored) == OK;
+    if (rankplan_init(p, &i->plan_model, &ignored))
+        return false;
+    p->layout = LAYOUT_STOCK;
+    int rope = rankplan_auto_rope(&i->plan_model, LAYOUT_STOCK, 0.5);
+    if (rankplan_uniform(p, 1, rope, &ignored) == OK &&
+        rankplan_spread(p, rankplan_numbers_gqa(&i->plan_model) / 2, &ignored) == OK)
+        return true;
+    rankplan_done(p);
+    return false;
+}
+
+static void add_engines(cJSON *o, const struct model_info *i, const struct rankplan *of)
+{
+    static const char *const fits[] = {"no", "nearly", "yes"};
+    cJSON *list = cJSON_AddArrayToObject(o, "loads_in");
+    struct rankplan p;
+    if (!stock_plan(i, of, &p))
+        return;
+    for (int t = 0; t < STOCK_ENGINES; t++) {
+        struct stock_verdict v;
+        cJSON *e = cJSON_CreateObject();
+        stock_check(&i->stock, &p, (enum stock_engine)t, &v);
+        cJSON_AddStringToObject(e, "engine", stock_key((enum stock_engine)t));
+        cJSON_AddStringToObject(e, "fit", fits[v.fit]);
+        cJSON_AddStringToObject(e, "text", v.text);
+        if (v.fit != STOCK_NO && of) {
+            cJSON_AddNumberToObject(e, "kv_lora_rank", v.kv_lora_rank);
+            cJSON_AddNumberToObject(e, "qk_rope_head_dim", v.qk_rope_head_dim);
+            cli_json_add(e, "kept", v.kept);
+        }
+        cJSON_AddItemToArray(list, e);
+    }
+    rankplan_done(&p);
+}
+
+static void print_engines(const struct model_info *i, const struct rankplan *of)
+{
+    struct rankplan p;
+    if (!stock_plan(i, of, &p))
+        return;
+    for (int t = 0; t < STOCK_ENGINES; t++) {
+        struct stock_verdict v;
+        stock_check(&i->stock, &p, (enum stock_engine)t, &v);
+        /* Without a conversion the sizes are nobody's choice yet. */
+        const char *text = v.fit == STOCK_NO || of ? v.text
+                           : v.fit == STOCK_NEAR   ? "scaled frequencies approximated"
+                                                   : "";
+        printf("%-12s %-12s %s%s%s\n",
+               t    ? ""
+               : of ? "loads in"
+                    : "could load in",
+               stock_name((enum stock_engine)t), v.fit != STOCK_NO ? "yes" : "no",
+               text[0] ? ": " : "", text);
+    }
+    rankplan_done(&p);
+}
+
 static cJSON *info_json(const struct model_info *i, const struct rankplan *p)
 {
     cJSON *o = cJSON_CreateObject(), *reasons;
@@ -110,6 +176,7 @@ static cJSON *info_json(const struct model_info *i, const struct rankplan *p)
         cJSON_AddItemToArray(reasons, cJSON_CreateString(i->text_reason));
     if (i->skipped_layers)
         cJSON_AddNumberToObject(o, "skipped_layers", i->skipped_layers);
+    add_engines(o, i, p);
     if (p)
         add_conversion(o, p);
     return o;
@@ -138,6 +205,7 @@ static void print_info(const struct model_info *i, const struct rankplan *p)
     if (i->skipped_layers)
         printf("left out     %d multi-token prediction layer%s of the file\n", i->skipped_layers,
                i->skipped_layers == 1 ? "" : "s");
+    print_engines(i, p);
     if (!p)
         return;
     kvmem_text((double)rankplan_numbers(p) * 2, kv, sizeof kv);
@@ -166,7 +234,8 @@ int cli_inspect(struct cli *c, struct err *e)
     struct model_info info;
     struct rankplan plan;
     int rc = cli_open(c, c->arg[0], CLI_FAST, &w, e);
-    if (rc == ERR_UNSUPPORTED) /* a sound file of something that cannot be run: that is the answer */
+    if (rc ==
+        ERR_UNSUPPORTED) /* a sound file of something that cannot be run: that is the answer */
         return print_unsupported(c, e);
     if (rc)
         return rc;

@@ -219,6 +219,53 @@ static int fill_plan(struct cli *c, struct workspace *w, struct rankplan *p, str
     return rc;
 }
 
+/* Before the budget: an engine wants the stock layout, and its sizes where none are given. */
+static int want_engine(struct cli *c, struct err *e)
+{
+    struct cli_options *o = &c->o;
+    enum stock_engine t;
+    if (!o->engine)
+        return OK;
+    if (!stock_find(o->engine, &t))
+        return cli_usage(e, "--engine takes hf, vllm, sglang or gguf, not \"%s\"", o->engine);
+    if (!o->layout && !(o->method && !strcmp(o->method, "transmla")))
+        o->layout = "stock";
+    return OK;
+}
+
+/* The sizes that an engine is built for, rank 512 and rope 64; half the cache of smaller models. */
+static void engine_sizes(struct cli *c, const struct model_info *info)
+{
+    struct cli_options *o = &c->o;
+    int all = rankplan_max_rank(&info->plan_model);
+    if (!o->engine || o->kept || o->bytes_per_token || o->fit || o->rank)
+        return;
+    if (!o->rope)
+        o->rope = info->stock.rope_dim < 64 ? info->stock.rope_dim : 64;
+    o->rank = all / 2 > 512 + o->rope ? 512 : all / 2 - o->rope;
+    if (o->rank < 1)
+        o->rank = 1;
+}
+
+/* The finished plan held against the engine; what filling up with zeros costs is said. */
+static int check_engine(struct cli *c, const struct model_info *info, const struct rankplan *p,
+                        struct err *e)
+{
+    struct stock_verdict v;
+    enum stock_engine t;
+    if (!c->o.engine || !stock_find(c->o.engine, &t))
+        return OK;
+    stock_check(&info->stock, p, t, &v);
+    if (v.fit == STOCK_NO)
+        return err_set(e, ERR_UNSUPPORTED, "%s could not load this: %s", stock_name(t), v.text);
+    if (v.text[0])
+        cli_say(c, "%s loads it %s", stock_name(t), v.text);
+    if (v.kept > 1)
+        cli_say(c, "that is more than the original's cache: choose another engine, or convert a "
+                   "bigger model");
+    return OK;
+}
+
 int cli_make_plan(struct cli *c, struct workspace *w, struct rankplan *plan, struct err *e)
 {
     struct model_info info;
@@ -228,11 +275,17 @@ int cli_make_plan(struct cli *c, struct workspace *w, struct rankplan *plan, str
         return rc;
     if (!info.convertible)
         return err_set(e, ERR_UNSUPPORTED, "%s cannot be converted: %s", info.name, info.reason);
+    rc = want_engine(c, e);
+    if (rc)
+        return rc;
+    engine_sizes(c, &info);
     rc = rankplan_init(plan, &info.plan_model, e);
     if (!rc)
         rc = choose_method(c, plan, e);
     if (!rc)
         rc = fill_plan(c, w, plan, e);
+    if (!rc)
+        rc = check_engine(c, &info, plan, e);
     if (!rc)
         workspace_stamp_plan(w, plan);
     else

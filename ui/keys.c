@@ -47,6 +47,10 @@ static const struct binding table[] = {
     {REQ_EVAL_CURVE, IN_EVAL, {'v'}, "curve", "loss or KL against the position"},
     {REQ_EVAL_WRITE, IN_EVAL, {'w'}, "write", "write this result as JSON or CSV"},
 
+    {REQ_EXPORT_PATH, IN_EXPORT, {UI_ENTER, 'w'}, "write", "write the export; asks for its name"},
+    {REQ_EXPORT_TYPE, IN_EXPORT, {'t'}, "numbers", "another type of numbers"},
+    {REQ_EXPORT_DRY, IN_EXPORT, {'d'}, "dry run", "say what would be written, write nothing"},
+
     {REQ_SEND, IN_PROMPT, {UI_ENTER}, "send", "send the prompt; after a trailing \\: a new line"},
     {REQ_NEWLINE, IN_PROMPT, {ALT(UI_ENTER), UI_CTRL('j')}, "new line", "start a new line"},
     {REQ_MODE,

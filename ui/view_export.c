@@ -1,34 +1,126 @@
-/* Screen 6 of this version: says honestly what can be taken away now and how. */
+/* Screen 6: which engines would take the conversion and why not, what would be written, and what
+ * was.
+ */
 #include <stdio.h>
+#include <string.h>
 
+#include "core/kvmem.h"
 #include "ui/app_parts.h"
+
+enum { COL_NUMBERS = 16, COL_LOADS = 23 };
+
+static void draw_engine(const struct app *a, struct screen *s, int y, struct rect in,
+                        enum stock_engine t, const struct rankplan *p)
+{
+    struct stock_verdict v;
+    bool selected = a->export.at == (int)t;
+    char numbers[16];
+    size_t n = 0;
+    const char *name = dtype_traits(export_numbers(a, t))->name;
+    for (; name[n] && n < sizeof numbers - 1; n++)
+        numbers[n] = (char)(name[n] >= 'A' && name[n] <= 'Z' ? name[n] + 32 : name[n]);
+    numbers[n] = 0;
+    stock_check(&a->info.stock, p, t, &v);
+    bool loads = v.fit != STOCK_NO;
+    enum role role = selected ? ROLE_SELECTED : ROLE_NORMAL;
+    if (selected)
+        screen_fill(s, (struct rect){y, in.x, 1, in.w}, role);
+    screen_put(s, y, in.x, 1, role, selected ? "▶" : " ");
+    screen_put(s, y, in.x + 2, in.w - 2, role, stock_name(t));
+    screen_put(s, y, in.x + COL_NUMBERS, in.w - COL_NUMBERS, role, numbers);
+    screen_putf(s, y, in.x + COL_LOADS, in.w - COL_LOADS,
+                selected ? role
+                : loads  ? ROLE_GOOD
+                         : ROLE_DIM,
+                "%s %s", loads ? "✓" : "✗", v.brief);
+}
+
+/* text over as many lines as it needs, broken at blanks; the next free line. */
+static int put_wrapped(struct screen *s, int y, int end, int x, int w, enum role role,
+                       const char *text)
+{
+    char part[512];
+    while (*text && y < end && w > 8) {
+        size_t n = strlen(text), k = n;
+        if (n > (size_t)w)
+            for (k = (size_t)w; k > 0 && text[k] != ' ';)
+                k--;
+        k = k ? k : (size_t)w < n ? (size_t)w : n;
+        snprintf(part, sizeof part, "%.*s", (int)(k < sizeof part ? k : sizeof part - 1), text);
+        screen_put(s, y++, x, w, role, part);
+        text += k;
+        while (*text == ' ')
+            text++;
+    }
+    return y;
+}
+
+static int draw_result(const struct app *a, struct screen *s, int y, int end, int x, int w)
+{
+    const struct export_state *e = &a->export;
+    const struct export_report *r = &e->report;
+    const struct export_check *k = &r->check;
+    char size[32], room[32], shown[1024];
+    if (e->running && y < end)
+        screen_put(s, y++, x, w, ROLE_NORMAL,
+                   e->dry_run ? "looking…" : "writing; Esc stops, and nothing is left then");
+    if (e->trouble[0])
+        y = put_wrapped(s, y, end, x, w, ROLE_BAD, e->trouble);
+    if (!e->has_report || y >= end)
+        return y;
+    kvmem_text((double)r->bytes, size, sizeof size);
+    kvmem_text((double)r->free_bytes, room, sizeof room);
+    screen_putf(s, y++, x, w, ROLE_GOOD, "%s %s (%s free)", e->report_dry ? "would write" : "wrote",
+                size, a->clock_off ? "--" : room);
+    if (y < end)
+        screen_tail(s, y++, x + 2, w - 2, ROLE_NORMAL, app_path_text(r->path, shown));
+    for (size_t i = 0; i < r->n_file && i < 12 && y < end; i++)
+        screen_putf(s, y++, x + 2, w - 2, ROLE_DIM, "%s", r->file[i].name);
+    if (k->name && y < end && k->done)
+        screen_putf(s, y++, x, w, ROLE_NORMAL,
+                    "read back: squared error of its logits %.0e, same first choice %d of %d",
+                    k->nmse, k->same_top1, k->tokens);
+    else if (k->name && y < end)
+        y = put_wrapped(s, y, end, x, w, ROLE_DIM, k->text);
+    return y;
+}
 
 static void draw(struct app *a, struct screen *s, struct rect body)
 {
-    char path[1024], why[64];
-    static const char *const engine[] = {"own runtime", "llama.cpp", "vLLM"};
+    const struct rankplan *p = export_plan(a);
     struct rect in = layout_inside(body);
-    int y = in.y, x = in.x + 1, w = in.w - 2;
-    screen_box(s, body, ROLE_FOCUS, "export");
-    if (in.h < 4)
+    struct stock_verdict v;
+    char path[1024];
+    int y = in.y, x = in.x + 1, w = in.w - 2, end = in.y + in.h;
+    screen_box(s, body, ROLE_FOCUS,
+               a->convert.has_result ? "export"
+                                     : "export: what the plan of screen 2 would load in");
+    if (in.h < 6)
         return;
-    screen_put(s, y++, x, w, ROLE_NORMAL, "This screen is not in this version. What there is:");
-    y++;
-    screen_put(s, y++, x, w, ROLE_NORMAL, "plan (JSON)    s on screen 2");
-    if (a->j.conversion) {
-        int k = screen_put(s, y, x, w, ROLE_NORMAL, "own format     ");
-        screen_tail(s, y++, x + k, w - k, ROLE_NORMAL, app_path_text(a->j.conversion, path));
-    } else
-        screen_put(s, y++, x, w, ROLE_NORMAL, "own format     c on screen 2 writes it");
-    if (!a->ranks.has_plan || y + 4 > in.y + in.h)
+    if (!p) {
+        screen_put(s, y, x, w, ROLE_WARN,
+                   "No model is open that can be converted: 1 shows what is here.");
         return;
-    y++;
-    screen_put(s, y++, x, w, ROLE_NORMAL, "The plan of screen 2 would load in:");
-    for (int i = 0; i < 3 && y < in.y + in.h; i++) {
-        bool ok = plan_loads_in(&a->ranks.plan, i, why);
-        screen_putf(s, y++, x, w, ok ? ROLE_GOOD : ROLE_NORMAL, "  %-12s %s %s", engine[i],
-                    ok ? "✓" : "✗", why);
     }
+    screen_put(s, y, in.x + 2, w, ROLE_DIM, "engine");
+    screen_put(s, y, in.x + COL_NUMBERS, w - COL_NUMBERS, ROLE_DIM, "numbers");
+    screen_put(s, y++, in.x + COL_LOADS + 2, w - COL_LOADS, ROLE_DIM, "loads");
+    for (int t = 0; t < STOCK_ENGINES && y < end; t++)
+        draw_engine(a, s, y++, in, (enum stock_engine)t, p);
+    stock_check(&a->info.stock, p, (enum stock_engine)a->export.at, &v);
+    y++;
+    if (v.text[0])
+        y = 1 + put_wrapped(s, y, end, x, w, v.fit == STOCK_NO ? ROLE_WARN : ROLE_NORMAL, v.text);
+    y = draw_result(a, s, y, end - 3, x, w);
+    if (y + 2 >= end)
+        return;
+    y = end - 2;
+    int k = screen_put(s, y, x, w, ROLE_DIM, "own format   ");
+    if (a->j.conversion)
+        screen_tail(s, y++, x + k, w - k, ROLE_DIM, app_path_text(a->j.conversion, path));
+    else
+        screen_put(s, y++, x + k, w - k, ROLE_DIM, "c on screen 2 writes it");
+    screen_put(s, y, x, w, ROLE_DIM, "plan (JSON)  s on screen 2");
 }
 
 const struct view_ops view_export = {"export", IN_EXPORT, draw};

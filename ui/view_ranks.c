@@ -281,22 +281,25 @@ static void plan_line(const struct app *a, struct screen *s, int y, struct rect 
                 p->layout == LAYOUT_OWN ? "own" : "stock", rope, a->j.budget, kl);
 }
 
+/* Engines that say the same share one mark. */
 static void engines_line(const struct app *a, struct screen *s, int y, struct rect r)
 {
-    char llama[64], vllm[64];
-    bool in_llama = plan_loads_in(&a->ranks.plan, 1, llama);
-    bool in_vllm = plan_loads_in(&a->ranks.plan, 2, vllm), same = strcmp(llama, vllm) == 0;
+    struct stock_verdict v[STOCK_ENGINES];
     int x = r.x + 1, end = r.x + r.w - 1;
-    x += screen_put(s, y, x, end - x, ROLE_NORMAL, "loads in: own runtime ");
+    for (int t = 0; t < STOCK_ENGINES; t++)
+        stock_check(&a->info.stock, &a->ranks.plan, (enum stock_engine)t, &v[t]);
+    x += screen_put(s, y, x, end - x, ROLE_NORMAL, "loads in: own ");
     x += screen_put(s, y, x, end - x, ROLE_GOOD, "✓");
-    x += screen_put(s, y, x, end - x, ROLE_NORMAL, same ? "  llama.cpp, vLLM " : "  llama.cpp ");
-    x += screen_putf(s, y, x, end - x, in_llama ? ROLE_GOOD : ROLE_DIM, "%s%s",
-                     in_llama ? "✓" : "✗ ", llama);
-    if (same)
-        return;
-    x += screen_put(s, y, x, end - x, ROLE_NORMAL, "  vLLM ");
-    screen_putf(s, y, x, end - x, in_vllm ? ROLE_GOOD : ROLE_DIM, "%s%s", in_vllm ? "✓" : "✗ ",
-                vllm);
+    for (int t = 0, n; t < STOCK_ENGINES; t += n) {
+        bool loads = v[t].fit != STOCK_NO;
+        for (n = 0; t + n < STOCK_ENGINES && v[t + n].fit == v[t].fit &&
+                    !strcmp(v[t + n].brief, v[t].brief);
+             n++)
+            x += screen_putf(s, y, x, end - x, ROLE_NORMAL, n ? ", %s" : "  %s",
+                             stock_name((enum stock_engine)(t + n)));
+        x += screen_putf(s, y, x, end - x, loads ? ROLE_GOOD : ROLE_DIM, " %s%s%s",
+                         loads ? "✓" : "✗", v[t].brief[0] ? " " : "", v[t].brief);
+    }
 }
 
 static void draw(struct app *a, struct screen *s, struct rect body)

@@ -1,0 +1,164 @@
+/* Screen 6's state: the chosen engine, the type of numbers, the run and what came of it. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/file.h"
+#include "core/kvmem.h"
+#include "ui/app_parts.h"
+
+static const enum dtype folder_numbers[] = {DTYPE_BF16, DTYPE_F32};
+static const enum dtype gguf_numbers[] = {DTYPE_Q8_0, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_Q4_0};
+
+enum dtype export_numbers(const struct app *a, enum stock_engine t)
+{
+    int i = a->export.numbers[t];
+    return t == STOCK_GGUF ? gguf_numbers[i] : folder_numbers[i];
+}
+
+const struct rankplan *export_plan(const struct app *a)
+{
+    return a->convert.has_result ? &a->convert.result_plan
+           : a->ranks.has_plan   ? &a->ranks.plan
+                                 : NULL;
+}
+
+void export_drop(struct app *a)
+{
+    struct export_state *x = &a->export;
+    if (x->has_report)
+        export_report_done(&x->report);
+    x->has_report = x->running = false;
+    x->trouble[0] = 0;
+}
+
+static void start(struct app *a, const char *path, bool dry_run)
+{
+    struct export_state *x = &a->export;
+    struct export_options o = {.to = (enum stock_engine)x->at,
+                               .dtype = export_numbers(a, (enum stock_engine)x->at),
+                               .path = path,
+                               .dry_run = dry_run};
+    if (worker_count(a->worker, &job_export)) {
+        app_message(a, ROLE_WARN, "an export is running: Esc stops it");
+        return;
+    }
+    export_drop(a);
+    x->running = true;
+    x->dry_run = dry_run;
+    worker_submit(a->worker, &job_export, export_args(&o));
+}
+
+/* The name that is offered: beside the program's other data, after the model and the engine. */
+static char *offered_path(const struct app *a)
+{
+    enum stock_engine t = (enum stock_engine)a->export.at;
+    char *dir = path_join(a->paths.data, "exports");
+    char *name = mem_printf("%s-mla-%s", a->info.plan_model.name, stock_key(t));
+    char *path = NULL;
+    if (dir && name && file_mkdirs(dir, NULL) == OK)
+        path = plan_free_path(dir, name, t == STOCK_GGUF ? ".gguf" : "");
+    free(dir);
+    free(name);
+    return path;
+}
+
+/* Why the selected engine would not take it; NULL when it would. */
+static const char *refusal(const struct app *a, struct stock_verdict *v)
+{
+    if (!a->convert.has_result)
+        return "nothing is converted yet: c on screen 2 converts";
+    stock_check(&a->info.stock, export_plan(a), (enum stock_engine)a->export.at, v);
+    return v->fit == STOCK_NO ? v->text : NULL;
+}
+
+static void want(struct app *a, bool dry_run)
+{
+    struct stock_verdict v;
+    const char *why = refusal(a, &v);
+    if (why) {
+        app_message(a, ROLE_WARN, "%s: %s", stock_name((enum stock_engine)a->export.at), why);
+        return;
+    }
+    char *path = offered_path(a);
+    if (!path)
+        app_message(a, ROLE_BAD, "there is no folder for exports");
+    else if (dry_run)
+        start(a, path, true);
+    else
+        ask_open(a, REQ_EXPORT_PATH, "write the export as", path, true);
+    free(path);
+}
+
+bool export_answer(struct app *a, const char *text)
+{
+    char *path = ask_expand_home(text);
+    bool fine = path && path[0] && !file_exists(path);
+    if (fine)
+        start(a, path, false);
+    else
+        snprintf(a->ask.error, sizeof a->ask.error, "%s",
+                 path && path[0] ? "that is there already: give another name"
+                                 : "an export needs a name");
+    free(path);
+    return fine;
+}
+
+static void next_numbers(struct app *a)
+{
+    int *i = &a->export.numbers[a->export.at];
+    size_t n = a->export.at == STOCK_GGUF ? sizeof gguf_numbers / sizeof *gguf_numbers
+                                          : sizeof folder_numbers / sizeof *folder_numbers;
+    *i = (*i + 1) % (int)n;
+}
+
+bool export_request(struct app *a, enum request r)
+{
+    struct export_state *x = &a->export;
+    switch (r) {
+    case REQ_UP: x->at--; break;
+    case REQ_DOWN: x->at++; break;
+    case REQ_PAGE_UP:
+    case REQ_FIRST: x->at = 0; break;
+    case REQ_PAGE_DOWN:
+    case REQ_LAST: x->at = STOCK_ENGINES - 1; break;
+    case REQ_EXPORT_TYPE: next_numbers(a); break;
+    case REQ_EXPORT_DRY: want(a, true); break;
+    case REQ_EXPORT_PATH: want(a, false); break;
+    case REQ_STOP:
+        if (!worker_count(a->worker, &job_export))
+            return false;
+        worker_cancel_kind(a->worker, &job_export);
+        app_message(a, ROLE_NORMAL, "stopping…");
+        break;
+    default: return false;
+    }
+    x->at = x->at < 0 ? 0 : x->at >= STOCK_ENGINES ? STOCK_ENGINES - 1 : x->at;
+    return true;
+}
+
+void export_event(struct app *a, struct export_report *r)
+{
+    struct export_state *x = &a->export;
+    char size[32], shown[1024];
+    export_drop(a);
+    x->report = *r;
+    *r = (struct export_report){0};
+    x->has_report = true;
+    x->report_dry = x->dry_run;
+    kvmem_text((double)x->report.bytes, size, sizeof size);
+    app_message(a, ROLE_GOOD, x->dry_run ? "would write %s: %s" : "wrote %s: %s",
+                app_path_text(x->report.path, shown), size);
+}
+
+void export_job_done(struct app *a, const struct event *v)
+{
+    struct export_state *x = &a->export;
+    x->running = false;
+    if (v->status == ERR_CANCELLED) {
+        app_message(a, ROLE_NORMAL, "stopped: nothing was written");
+    } else if (v->status) {
+        snprintf(x->trouble, sizeof x->trouble, "%s", v->text ? v->text : "out of memory");
+        app_message(a, ROLE_BAD, "not exported: %s", x->trouble);
+    }
+}
