@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "core/chatfmt.h"
+#include "core/file.h"
 #include "core/jinja.h"
 #include "core/tokenizer.h"
 #include "core/utf8.h"
@@ -147,6 +148,93 @@ static void fuzz_files(int rounds)
     free(gguf);
 }
 
+/* Every form there is: JSON merges, Metaspace, unigram, and SentencePiece models. Half of them are
+ * cut short, as torn downloads are. */
+static void fuzz_forms(int rounds)
+{
+    static const char *const names[] = {"gemma.json",    "mistral.json",  "tekken.json",
+                                        "unigram.json",  "bpe.model",     "noprefix.model",
+                                        "unigram.model", "falcon.json",   "unigram_bytes.model",
+                                        "phi4.json",     "deepseek.json", "metaspace_always.json"};
+    double worst = 0;
+    for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
+        char path[128], *good = NULL, *bad;
+        size_t n_good, n;
+        snprintf(path, sizeof path, "tokenizers/%s", names[k]);
+        CHECK_OK(file_read(test_path(path), 1 << 20, &good, &n_good, &e), e);
+        for (int i = 0; good && i < rounds; i++) {
+            clock_t start = clock();
+            size_t keep = i % 2 ? n_good : 1 + pick(n_good);
+            bad = mutate(good, keep, &n);
+            use(tiny_file("form.bin", bad, n));
+            free(bad);
+            double s = (double)(clock() - start) / CLOCKS_PER_SEC;
+            worst = s > worst ? s : worst;
+        }
+        free(good);
+    }
+    /* A few kilobytes may not keep anybody waiting; a sanitizer is ten times slower. */
+    CHECK(worst < 5, "a damaged tokenizer took %.1f s", worst);
+}
+
+/* Sizes that a small file claims are not believed. */
+static void small_files_that_ask_for_much(void)
+{
+    static const struct {
+        const char *bytes;
+        size_t n;
+    } models[] = {
+        {"\n\xff\xff\xff\xff\x0f"
+         "a",
+         7},                                                /* a piece of 4 GiB */
+        {"\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", 11}, /* of 2^64 − 1 bytes */
+        {"\n\x03\n\x01"
+         "a\x1a\x06\x12\x04\xfc\xff\xff\xff",
+         13},                                                   /* a table of 4 GiB */
+        {"\n\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80", 12}, /* a number without an end */
+        {"\n\x03\n\x01"
+         "a\x0b",
+         6}, /* a group */
+    };
+    static const char *const jsons[] = {
+        "{\"model\":{\"merges\":[],\"vocab\":{\"a\":4000000000}}}",
+        "{\"model\":{\"merges\":[],\"vocab\":{\"a\":4194304}}}",
+        "{\"model\":{\"type\":\"Unigram\",\"vocab\":[[\"a\",0]]},"
+        "\"added_tokens\":[{\"id\":4e9,\"content\":\"b\"}]}",
+    };
+    struct tokenizer *t;
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        e = (struct err){0};
+        int rc = tokenizer_open(&t, tiny_file("much.model", models[i].bytes, models[i].n), &e);
+        CHECK(rc == ERR_FORMAT && !t && e.text[0], "model %zu: %d %s", i, rc, e.text);
+    }
+    for (size_t i = 0; i < sizeof jsons / sizeof *jsons; i++) {
+        e = (struct err){0};
+        int rc = tokenizer_open(&t, tiny_file("much.json", jsons[i], strlen(jsons[i])), &e);
+        CHECK(rc == ERR_FORMAT && !t && e.text[0], "json %zu: %d %s", i, rc, e.text);
+    }
+}
+
+/* A normalizer that blows a text up is stopped, not obeyed. */
+static void growing_normalizer(void)
+{
+    char json[4096], *at = json;
+    struct tokenizer *t = NULL;
+    struct ids ids = {0};
+    at += sprintf(at, "{\"model\":{\"merges\":[],\"vocab\":{\"a\":0}},\"normalizer\":{\"type\":"
+                      "\"Sequence\",\"normalizers\":[");
+    for (int i = 0; i < 8; i++)
+        at += sprintf(at,
+                      "%s{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":"
+                      "\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"}",
+                      i ? "," : "");
+    sprintf(at, "]}}");
+    CHECK_OK(tokenizer_open(&t, tiny_file("grow.json", json, strlen(json)), &e), e);
+    CHECK(t && tokenizer_encode(t, "aaaa", 4, 0, &ids, &e) == ERR_LIMIT, "%s", e.text);
+    ids_free(&ids);
+    tokenizer_free(t);
+}
+
 struct rule {
     const char *source, *vars, *want;
 };
@@ -189,6 +277,9 @@ int main(void)
 {
     fuzz_texts(20000);
     fuzz_files(3000);
+    fuzz_forms(120);
+    small_files_that_ask_for_much();
+    growing_normalizer();
     fuzz_templates(60000);
     return test_end("fuzz_text");
 }
