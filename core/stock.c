@@ -62,7 +62,8 @@ void stock_facts_of(const struct model *base, struct stock_facts *out)
             out->window = y->window;
         out->biases |= y->q_bias.data || y->k_bias.data || y->v_bias.data || y->o_bias.data;
         out->head_norms |= y->q_norm.data || y->k_norm.data;
-        out->post_norms |= y->post_attn_norm.data || y->post_ffn_norm.data;
+        out->post_norms |= y->post_attn_norm.data || y->post_ffn_norm.data || y->gate_bias.data ||
+                           y->up_bias.data || y->down_bias.data;
         out->long_rope |= y->rope_freq_long != NULL;
         out->two_ropes |= y->rope_dim != first->rope_dim ||
                           memcmp(y->rope_freq, first->rope_freq, (size_t)half * sizeof(double));
@@ -93,7 +94,8 @@ static bool refuse_model(const struct stock_facts *f, enum stock_engine t, struc
          "its heads are normed before the rotation, and no DeepSeek class has such a norm"},
         {f->soft_caps, "soft caps", "its logits have a soft cap, which MLA attention has nowhere"},
         {f->post_norms || f->gelu, "other norms or activation",
-         "its layers have norms or an activation that DeepSeek classes do not have"},
+         "its layers have norms, feed-forward biases or an activation that DeepSeek classes do not "
+         "have"},
         {f->own_router, "other routing",
          "its experts are routed in a way that no engine's MLA class shares"},
         {f->two_ropes, "several ropes",

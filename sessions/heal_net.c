@@ -86,6 +86,10 @@ static int load_layer(struct heal_net *n, int l, unsigned parts, struct err *e)
         return err_set(e, ERR_UNSUPPORTED,
                        "%s: layer %d was not converted by this program: convert first", hp->name,
                        l);
+    if (m->gate_bias.data || m->up_bias.data || m->down_bias.data)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "%s: layer %d has feed-forward biases, which healing does not know",
+                       hp->name, l);
     *y = (struct heal_layer){.y = m,
                              .P = m->qk_nope_head_dim,
                              .R = m->qk_rope_head_dim,
@@ -128,7 +132,8 @@ static int load_layer(struct heal_net *n, int l, unsigned parts, struct err *e)
 static int rope_tables(struct heal_net *n, struct heal_layer *y, struct err *e)
 {
     int half = y->R / 2;
-    double magnitude = n->model->hp.rope_magnitude > 0 ? n->model->hp.rope_magnitude : 1;
+    const struct model_hparams *hp = &n->model->hp;
+    double magnitude = hp->rope_magnitude > 0 && !y->y->no_rope ? hp->rope_magnitude : 1;
     size_t size = (size_t)n->longest * (size_t)(half ? half : 1);
     y->cos = mem_aligned(size, n->op->size);
     y->sin = mem_aligned(size, n->op->size);
