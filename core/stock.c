@@ -160,11 +160,9 @@ static void say_size(const struct rankplan *p, int rank, int rope, bool near,
     v->kept = (double)(v->kv_lora_rank + v->qk_rope_head_dim) / all;
     bool padded =
         rank != v->kv_lora_rank || rope != v->qk_rope_head_dim || v->kept > rankplan_kept(p) + 1e-9;
-    snprintf(v->brief, sizeof v->brief,
-             padded ? "as %d+%d"
-             : near ? "nearly"
-                    : "",
-             v->kv_lora_rank, v->qk_rope_head_dim);
+    snprintf(v->brief, sizeof v->brief, "%s", near ? "nearly" : "");
+    if (padded)
+        snprintf(v->brief, sizeof v->brief, "as %d+%d", v->kv_lora_rank, v->qk_rope_head_dim);
     if (padded)
         snprintf(size, sizeof size, "as %d+%d with zeros: keeps %.1f %% instead of %.1f %%",
                  v->kv_lora_rank, v->qk_rope_head_dim, 100 * v->kept, 100 * rankplan_kept(p));
