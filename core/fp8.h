@@ -23,4 +23,11 @@ int fp8_find(struct fp8_matrix *out, const struct safetensors *st, const char *n
 /* out[rows][cols] in fp32. */
 void fp8_read(const struct fp8_matrix *m, float *out);
 
+/* Writing, in blocks of FP8_BLOCK x FP8_BLOCK (those at the edges are smaller). */
+#define FP8_BLOCK ((size_t)128)
+uint8_t fp8_from_f32(float f);
+/* x [rows][cols] → scale [ceil(rows/block)][ceil(cols/block)] and out [rows][cols]; each may be
+ * NULL. */
+void fp8_write(const float *x, size_t rows, size_t cols, float *scale, uint8_t *out);
+
 #endif

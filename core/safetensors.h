@@ -30,6 +30,11 @@ struct safetensors_writer;
 int safetensors_writer_new(struct safetensors_writer **w, const char *path, struct err *e);
 int safetensors_writer_declare(struct safetensors_writer *w, const char *name, enum dtype dtype,
                                int rank, const size_t *dim, struct err *e);
+/* A matrix of one-byte numbers of a type without a twin ("F8_E4M3"), given as bytes. */
+int safetensors_writer_declare_raw(struct safetensors_writer *w, const char *name,
+                                   const char *dtype, size_t rows, size_t cols, struct err *e);
+int safetensors_writer_raw(struct safetensors_writer *w, const void *data, size_t bytes,
+                           struct err *e);
 /* Next declared tensor, given as fp32 and rounded to its dtype. */
 int safetensors_writer_f32(struct safetensors_writer *w, const float *data, size_t n,
                            struct err *e);

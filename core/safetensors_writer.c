@@ -53,11 +53,11 @@ static bool add_number(cJSON *list, size_t v)
     return item && cJSON_AddItemToArray(list, item);
 }
 
-static bool describe(struct safetensors_writer *w, const char *name, enum dtype dtype, int rank,
+static bool describe(struct safetensors_writer *w, const char *name, const char *dtype, int rank,
                      const size_t *dim, size_t bytes)
 {
     cJSON *t = cJSON_AddObjectToObject(w->header, name);
-    if (!t || !cJSON_AddStringToObject(t, "dtype", dtype_traits(dtype)->name))
+    if (!t || !cJSON_AddStringToObject(t, "dtype", dtype))
         return false;
     cJSON *shape = cJSON_AddArrayToObject(t, "shape");
     for (int i = 0; i < rank; i++)
@@ -67,17 +67,15 @@ static bool describe(struct safetensors_writer *w, const char *name, enum dtype 
     return range && add_number(range, w->data_bytes) && add_number(range, w->data_bytes + bytes);
 }
 
-int safetensors_writer_declare(struct safetensors_writer *w, const char *name, enum dtype dtype,
-                               int rank, const size_t *dim, struct err *e)
+/* dtype DTYPE_COUNT: bytes of the type that is named. */
+static int declare(struct safetensors_writer *w, const char *name, enum dtype dtype,
+                   const char *dtype_name, int rank, const size_t *dim, struct err *e)
 {
     size_t n = 1, bytes, end;
-    if (dtype >= DTYPE_COUNT || dtype_traits(dtype)->block != 1)
-        return err_set(e, ERR_ARG, "%s: tensor %s: safetensors holds F32, F16 and BF16 only",
-                       w->path, name);
     for (int i = 0; i < rank; i++)
         if (!size_mul(n, dim[i], &n))
             return err_set(e, ERR_LIMIT, "%s: tensor %s is too large", w->path, name);
-    size_t each = (size_t)dtype_traits(dtype)->block_bytes;
+    size_t each = dtype == DTYPE_COUNT ? 1 : (size_t)dtype_traits(dtype)->block_bytes;
     if (!size_mul(n, each, &bytes) || !size_add(w->data_bytes, bytes, &end))
         return err_set(e, ERR_LIMIT, "%s: tensor %s is too large", w->path, name);
     if (w->started || json_get(w->header, name))
@@ -86,12 +84,27 @@ int safetensors_writer_declare(struct safetensors_writer *w, const char *name, e
     if (w->data_bytes % each)
         return err_set(e, ERR_ARG, "%s: tensor %s: declare wider types first", w->path, name);
     if (!mem_grow((void **)&w->tensor, &w->cap, w->n + 1, sizeof *w->tensor) ||
-        !describe(w, name, dtype, rank, dim, bytes))
+        !describe(w, name, dtype_name, rank, dim, bytes))
         return err_nomem(e, bytes, name);
     w->tensor[w->n].dtype = dtype;
     w->tensor[w->n++].elements = n;
     w->data_bytes = end;
     return OK;
+}
+
+int safetensors_writer_declare(struct safetensors_writer *w, const char *name, enum dtype dtype,
+                               int rank, const size_t *dim, struct err *e)
+{
+    if (dtype >= DTYPE_COUNT || dtype_traits(dtype)->block != 1)
+        return err_set(e, ERR_ARG, "%s: tensor %s: safetensors holds F32, F16 and BF16 only",
+                       w->path, name);
+    return declare(w, name, dtype, dtype_traits(dtype)->name, rank, dim, e);
+}
+
+int safetensors_writer_declare_raw(struct safetensors_writer *w, const char *name,
+                                   const char *dtype, size_t rows, size_t cols, struct err *e)
+{
+    return declare(w, name, DTYPE_COUNT, dtype, 2, (const size_t[]){rows, cols}, e);
 }
 
 /* Length, JSON, blanks up to a multiple of eight. */
@@ -114,7 +127,8 @@ int safetensors_writer_part(struct safetensors_writer *w, const float *data, siz
                             struct err *e)
 {
     uint8_t rounded[CHUNK * sizeof *data];
-    if (w->next >= w->n || n > w->tensor[w->next].elements - w->have)
+    if (w->next >= w->n || w->tensor[w->next].dtype == DTYPE_COUNT ||
+        n > w->tensor[w->next].elements - w->have)
         return err_set(e, ERR_ARG, "%s: tensor %zu of %zu has fewer than %zu numbers left", w->path,
                        w->next, w->n, n);
     enum dtype dtype = w->tensor[w->next].dtype;
@@ -130,6 +144,18 @@ int safetensors_writer_part(struct safetensors_writer *w, const float *data, siz
         w->have = 0;
     }
     return rc;
+}
+
+int safetensors_writer_raw(struct safetensors_writer *w, const void *data, size_t bytes,
+                           struct err *e)
+{
+    if (w->next >= w->n || w->have || w->tensor[w->next].dtype != DTYPE_COUNT ||
+        bytes != w->tensor[w->next].elements)
+        return err_set(e, ERR_ARG, "%s: tensor %zu of %zu does not have %zu bytes", w->path,
+                       w->next, w->n, bytes);
+    w->next++;
+    int rc = w->started ? OK : start(w, e);
+    return rc ? rc : file_writer_write(w->file, data, bytes, e);
 }
 
 int safetensors_writer_f32(struct safetensors_writer *w, const float *data, size_t n, struct err *e)

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/fp8.h"
 #include "core/stock_export.h"
 
 struct key {
@@ -141,6 +142,31 @@ static void add_class(const struct stock_export *x, cJSON *o)
     cJSON_AddStringToObject(o, "model_type", type);
 }
 
+/* DeepSeek's own block format, and the maps that stay as they are under both names in use. */
+static void add_quantisation(const struct stock_export *x, cJSON *o)
+{
+    cJSON *q = cJSON_AddObjectToObject(o, "quantization_config"), *plain;
+    const int block[2] = {(int)FP8_BLOCK, (int)FP8_BLOCK};
+    cJSON_AddStringToObject(q, "quant_method", "fp8");
+    cJSON_AddStringToObject(q, "fmt", "e4m3");
+    cJSON_AddStringToObject(q, "activation_scheme", "dynamic");
+    cJSON_AddItemToObject(q, "weight_block_size", cJSON_CreateIntArray(block, 2));
+    plain = cJSON_AddArrayToObject(q, "modules_to_not_convert");
+    cJSON_AddItemToArray(plain, cJSON_CreateString("lm_head"));
+    for (size_t i = 0; i < x->n; i++) {
+        const struct stock_tensor *t = &x->tensor[i];
+        if (t->layer < 0 || t->rank != 2 || t->fp8)
+            continue;
+        char name[96];
+        snprintf(name, sizeof name, "%s", t->name);
+        char *end = strstr(name, ".weight");
+        if (end)
+            *end = 0;
+        cJSON_AddItemToArray(plain, cJSON_CreateString(name));
+    }
+    cJSON_AddItemToObject(q, "ignored_layers", cJSON_Duplicate(plain, true));
+}
+
 int stock_config_json(const struct stock_export *x, cJSON **out, struct err *e)
 {
     const struct model_hparams *hp = &x->m->hp;
@@ -180,6 +206,8 @@ int stock_config_json(const struct stock_export *x, cJSON **out, struct err *e)
     add_ids(hp, o);
     cJSON_AddStringToObject(o, "torch_dtype", x->dtype == DTYPE_F32 ? "float32" : "bfloat16");
     cJSON_AddStringToObject(o, "transformers_version", "4.46.0");
+    if (x->fp8)
+        add_quantisation(x, o);
     /* Which epsilon the latent's norm weight was made for: the wrong one is garbage, so say it. */
     cJSON *note = cJSON_AddObjectToObject(o, "mlathe");
     cJSON_AddStringToObject(note, "made_for", stock_key(x->engine));

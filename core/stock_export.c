@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/fp8.h"
+
 #define HF_LATENT_EPS 1e-6 /* fixed in the classes, whatever rms_norm_eps says */
 #define SHIFT 32           /* squares near 1e-19 beside ε; from 24 on nothing changes */
 /* For numbers of half precision's range the two together are what counts: 2^16 against latents near
@@ -128,6 +130,21 @@ static int set_scales(struct stock_export *x, struct err *e)
 
 /* --- tensors ------------------------------------------------------------------------------ */
 
+size_t stock_scales(const struct stock_tensor *t)
+{
+    return (t->dim[0] + FP8_BLOCK - 1) / FP8_BLOCK * ((t->dim[1] + FP8_BLOCK - 1) / FP8_BLOCK);
+}
+
+/* What DeepSeek's checkpoints have in FP8: the linear maps of attention and feed-forward. Latent
+ * rows are 2^-32 of the rope rows' size: in a block of both they would vanish. */
+static bool in_fp8(const struct stock_export *x, const struct stock_tensor *t)
+{
+    size_t n = strlen(t->name);
+    if (!x->fp8 || t->layer < 0 || t->rank != 2 || (n > 15 && strstr(t->name, "mlp.gate.weight")))
+        return false;
+    return t->make != MAKE_LATENT || (size_t)x->c % FP8_BLOCK == 0;
+}
+
 int stock_add(struct stock_export *x, struct stock_tensor t, struct err *e)
 {
     size_t n = 1, bytes;
@@ -136,7 +153,7 @@ int stock_add(struct stock_export *x, struct stock_tensor t, struct err *e)
     for (int i = 0; i < t.rank; i++)
         if (!size_mul(n, t.dim[i], &n))
             return err_set(e, ERR_LIMIT, "tensor %s is too large", t.name);
-    bytes = dtype_bytes(t.dtype, n);
+    bytes = t.fp8 ? n + stock_scales(&t) * sizeof(float) : dtype_bytes(t.dtype, n);
     if (!size_add(x->bytes, bytes, &x->bytes))
         return err_set(e, ERR_LIMIT, "tensor %s is too large", t.name);
     if (t.factor == 0 && t.make == MAKE_COPY)
@@ -170,6 +187,7 @@ static void add(struct lister *a, enum stock_make make, const struct tensor *fro
         snprintf(t.name, sizeof t.name, "model.layers.%d.%s", a->layer, name);
     else
         snprintf(t.name, sizeof t.name, "%s", name);
+    t.fp8 = in_fp8(a->x, &t);
     a->rc = stock_add(a->x, t, a->e);
 }
 
@@ -283,6 +301,9 @@ static int check_dtype(const struct stock_export *x, struct err *e)
     if (x->engine != STOCK_GGUF && t != DTYPE_F32 && t != DTYPE_BF16)
         return err_set(e, ERR_ARG, "safetensors hold f32 or bf16 here, not %s",
                        dtype_traits(t)->name);
+    if (x->fp8 && (x->engine == STOCK_GGUF || (x->engine == STOCK_HF && x->m->hp.moe.n)))
+        return err_set(e, ERR_ARG, "%s does not take FP8 %s: export as bf16", stock_name(x->engine),
+                       x->engine == STOCK_GGUF ? "in GGUF" : "in stacks of experts");
     if (!dtype_can_write(t))
         return err_set(e, ERR_ARG, "%s cannot be written", dtype_traits(t)->name);
     return OK;
@@ -290,10 +311,10 @@ static int check_dtype(const struct stock_export *x, struct err *e)
 
 int stock_export_init(struct stock_export *x, const struct model *m, const struct stock_facts *f,
                       const struct rankplan *plan, enum stock_engine engine, enum dtype dtype,
-                      struct err *e)
+                      bool fp8, struct err *e)
 {
     struct stock_verdict v;
-    *x = (struct stock_export){.m = m, .engine = engine, .dtype = dtype};
+    *x = (struct stock_export){.m = m, .engine = engine, .dtype = dtype, .fp8 = fp8};
     stock_check(f, plan, engine, &v);
     if (v.fit == STOCK_NO)
         return err_set(e, ERR_UNSUPPORTED, "%s cannot load this: %s", stock_name(engine), v.text);

@@ -29,6 +29,7 @@ enum stock_make {
 struct stock_tensor {
     char name[96];
     enum dtype dtype;
+    bool fp8; /* E4M3 in blocks, its scales beside it */
     int rank;
     size_t dim[4];
     enum stock_make make;
@@ -42,6 +43,7 @@ struct stock_export {
     const struct model *m;
     enum stock_engine engine;
     enum dtype dtype; /* of matrices */
+    bool fp8;         /* of those that DeepSeek's FP8 quantises */
     int c, P, R, V;   /* kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim as written */
     int q_lora;       /* D+1 when queries have biases, else 0 */
     bool biased;
@@ -63,7 +65,7 @@ struct stock_export {
  * ERR_ARG for a dtype that the engine or the latent cannot have. */
 int stock_export_init(struct stock_export *x, const struct model *m, const struct stock_facts *f,
                       const struct rankplan *plan, enum stock_engine engine, enum dtype dtype,
-                      struct err *e);
+                      bool fp8, struct err *e);
 void stock_export_done(struct stock_export *x);
 
 /* The numbers of tensor t in order, in pieces of whole rows. A nonzero return of put stops. */
@@ -80,6 +82,7 @@ struct gguf_writer;
 void stock_gguf_keys(const struct stock_export *x, const char *name, struct gguf_writer *w);
 
 /* For the rooms: stock_export.c lists by this, names by engine. */
+size_t stock_scales(const struct stock_tensor *t); /* of one in FP8 */
 int stock_add(struct stock_export *x, struct stock_tensor t, struct err *e);
 int stock_list_hf(struct stock_export *x, struct err *e);
 int stock_list_gguf(struct stock_export *x, struct err *e);

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "core/file.h"
+#include "core/fp8.h"
 #include "core/kvmem.h"
 #include "core/safetensors.h"
 
@@ -26,14 +27,15 @@ void export_report_done(struct export_report *r)
     *r = (struct export_report){0};
 }
 
-bool export_dtype(const char *name, enum dtype *out)
+bool export_dtype(const char *name, enum dtype *out, bool *fp8)
 {
     char upper[16];
     size_t n = 0;
     for (; name[n] && n < sizeof upper - 1; n++)
         upper[n] = (char)(name[n] >= 'a' && name[n] <= 'z' ? name[n] - 32 : name[n]);
     upper[n] = 0;
-    *out = dtype_from_name(upper);
+    *fp8 = !strcmp(upper, "FP8");
+    *out = *fp8 ? DTYPE_BF16 : dtype_from_name(upper);
     return *out != DTYPE_COUNT;
 }
 
@@ -185,7 +187,9 @@ static int share_out(const struct stock_export *x, size_t limit, int *file)
     size_t used = 0;
     int at = 0;
     for (size_t i = 0; i < x->n; i++) {
-        size_t bytes = dtype_bytes(x->tensor[i].dtype, elements(&x->tensor[i]));
+        const struct stock_tensor *t = &x->tensor[i];
+        size_t bytes =
+            t->fp8 ? elements(t) + 4 * stock_scales(t) : dtype_bytes(t->dtype, elements(t));
         if (used && used + bytes > limit) {
             at++;
             used = 0;
@@ -204,6 +208,59 @@ static void shard_name(char name[64], int i, int n)
         snprintf(name, 64, "model-%05d-of-%05d.safetensors", i + 1, n);
 }
 
+/* --- FP8: scales first, then numbers, as offsets must suit the widest type -------------------- */
+
+struct gather {
+    float *x;
+    size_t n;
+};
+static int gather(void *user, const float *numbers, size_t n, struct err *e)
+{
+    struct gather *g = user;
+    (void)e;
+    memcpy(g->x + g->n, numbers, n * sizeof *numbers);
+    g->n += n;
+    return OK;
+}
+
+static int write_fp8(struct sink *s, const struct stock_tensor *t, bool scales, struct err *e)
+{
+    size_t n = elements(t), n_scale = stock_scales(t);
+    struct gather g = {mem_calloc(n, sizeof(float)), 0};
+    float *scale = mem_calloc(n_scale, sizeof *scale);
+    uint8_t *q = scales ? NULL : mem_calloc(n, 1);
+    int rc = g.x && scale && (scales || q) ? OK : err_nomem(e, n * sizeof(float), t->name);
+    if (!rc && !progress_report(s->j->p, "writing tensors", s->done, s->total))
+        rc = err_set(e, ERR_CANCELLED, "export stopped");
+    if (!rc)
+        rc = stock_export_values(&s->j->x, t, gather, &g, e);
+    if (!rc) {
+        fp8_write(g.x, t->dim[0], t->dim[1], scale, q);
+        s->done += scales ? 0 : (double)n;
+        rc = scales ? safetensors_writer_f32(s->w, scale, n_scale, e)
+                    : safetensors_writer_raw(s->w, q, n, e);
+    }
+    free(g.x);
+    free(scale);
+    free(q);
+    return rc;
+}
+
+enum turn { TURN_SCALES, TURN_PLAIN, TURN_FP8, TURNS };
+
+static int declare_turn(struct sink *s, const struct stock_tensor *t, enum turn turn, struct err *e)
+{
+    char name[128];
+    if (turn == TURN_PLAIN)
+        return safetensors_writer_declare(s->w, t->name, t->dtype, t->rank, t->dim, e);
+    if (turn == TURN_FP8)
+        return safetensors_writer_declare_raw(s->w, t->name, "F8_E4M3", t->dim[0], t->dim[1], e);
+    const size_t dim[2] = {(t->dim[0] + FP8_BLOCK - 1) / FP8_BLOCK,
+                           (t->dim[1] + FP8_BLOCK - 1) / FP8_BLOCK};
+    snprintf(name, sizeof name, "%s" FP8_SCALE, t->name);
+    return safetensors_writer_declare(s->w, name, DTYPE_F32, 2, dim, e);
+}
+
 static int write_shard(struct export_job *j, struct sink *s, const int *file, int at,
                        const char *name, struct err *e)
 {
@@ -213,14 +270,20 @@ static int write_shard(struct export_job *j, struct sink *s, const int *file, in
     free(path);
     if (rc)
         return rc;
-    for (size_t i = 0; i < x->n && !rc; i++) {
-        const struct stock_tensor *t = &x->tensor[i];
-        if (file[i] == at)
-            rc = safetensors_writer_declare(s->w, t->name, t->dtype, t->rank, t->dim, e);
+    for (int pass = 0; pass < 2 * TURNS && !rc; pass++) {
+        enum turn turn = (enum turn)(pass % TURNS);
+        for (size_t i = 0; i < x->n && !rc; i++) {
+            const struct stock_tensor *t = &x->tensor[i];
+            if (file[i] != at || t->fp8 != (turn != TURN_PLAIN))
+                continue;
+            if (pass < TURNS)
+                rc = declare_turn(s, t, turn, e);
+            else if (turn == TURN_PLAIN)
+                rc = stock_export_values(x, t, put, s, e);
+            else
+                rc = write_fp8(s, t, turn == TURN_SCALES, e);
+        }
     }
-    for (size_t i = 0; i < x->n && !rc; i++)
-        if (file[i] == at)
-            rc = stock_export_values(x, &x->tensor[i], put, s, e);
     if (rc) {
         safetensors_writer_abort(s->w);
         return rc;
@@ -248,6 +311,11 @@ static int write_index(struct export_job *j, const int *file, int n, struct err 
     for (size_t i = 0; i < x->n && map; i++) {
         shard_name(name, file[i], n);
         cJSON_AddStringToObject(map, x->tensor[i].name, name);
+        if (x->tensor[i].fp8) {
+            char scale[128];
+            snprintf(scale, sizeof scale, "%s" FP8_SCALE, x->tensor[i].name);
+            cJSON_AddStringToObject(map, scale, name);
+        }
     }
     int rc = save_json(j, "model.safetensors.index.json", root, e);
     cJSON_Delete(root);
@@ -333,7 +401,8 @@ static int write_all(struct export_job *j, struct err *e)
 
 static int run(struct export_job *j, const struct stock_facts *facts, struct err *e)
 {
-    int rc = stock_export_init(&j->x, j->model, facts, j->plan, j->o->to, j->o->dtype, e);
+    int rc =
+        stock_export_init(&j->x, j->model, facts, j->plan, j->o->to, j->o->dtype, j->o->fp8, e);
     if (!rc)
         rc = check_target(j->o, e);
     if (!rc)

@@ -10,6 +10,7 @@
 struct export_options {
     enum stock_engine to;
     enum dtype dtype;
+    bool fp8;           /* matrices in FP8, the rest as dtype */
     const char *path;
     bool dry_run;       /* everything that can be known without writing */
     bool force;         /* an earlier export of ours at path is replaced */
@@ -44,7 +45,7 @@ void export_report_done(struct export_report *r);
 int workspace_export(struct workspace *w, const struct export_options *o, const struct progress *p,
                      struct export_report *out, struct err *e);
 /* "bf16" → dtype; false for unknown names. */
-bool export_dtype(const char *name, enum dtype *out);
+bool export_dtype(const char *name, enum dtype *out, bool *fp8); /* "fp8": BF16 with fp8 set */
 
 /* Rooms. */
 struct export_job {

@@ -190,7 +190,8 @@ static int write_card(struct export_job *j, struct err *e)
     if (p->calibration.source[0])
         line(&c, "- Calibration: %s, %lld tokens, seed %lld, sha256 %.16s….", p->calibration.source,
              p->calibration.tokens, p->calibration.seed, p->calibration.sha256);
-    line(&c, "- Numbers: %s.", dtype_traits(x->dtype)->name);
+    line(&c, "- Numbers: %s%s.", dtype_traits(x->dtype)->name,
+         x->fp8 ? ", linear maps in FP8 (E4M3, 128 × 128 blocks)" : "");
     card_losses(&c, j);
     card_how(&c, j);
     line(&c, "\nThe original's licence applies to this model as well.");

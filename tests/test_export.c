@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "core/file.h"
+#include "core/fp8.h"
 #include "core/gguf.h"
 #include "core/safetensors.h"
 #include "sessions/export.h"
@@ -323,11 +324,87 @@ static void check_types(void)
     workspace_free(w);
 }
 
+/* The numbers of a file of ours, decoded here from the format's description alone. */
+static double e4m3(uint8_t b)
+{
+    int exponent = b >> 3 & 15, m = b & 7;
+    double v = exponent ? (1 + m / 8.0) * pow(2, exponent - 7) : m / 8.0 * pow(2, -6);
+    return b & 0x80 ? -v : v;
+}
+
+static void check_fp8_numbers(void)
+{
+    for (int b = 0; b < 256; b++)
+        if ((b & 0x7f) != 0x7f)
+            CHECK(fp8_from_f32((float)e4m3((uint8_t)b)) == b, "code %d", b);
+    uint64_t seed = 3;
+    for (int i = 0; i < 20000; i++) { /* the nearest of all codes, the even one of two */
+        float f = (float)(test_normal(&seed) * pow(2, 14 * test_uniform(&seed) - 8));
+        double got = e4m3(fp8_from_f32(f)), best = 1e9;
+        for (int b = 0; b < 256; b++)
+            if ((b & 0x7f) != 0x7f)
+                best = fmin(best, fabs(e4m3((uint8_t)b) - (double)f));
+        CHECK(fabs(got - (double)f) == best, "%g became %g", (double)f, got);
+    }
+}
+
+static void check_fp8(void)
+{
+    struct err e = {0};
+    struct export_report r = {0};
+    struct workspace *w = converted("llama2_mha", LAYOUT_STOCK, 2);
+    const char *path = target("fp8");
+    struct export_options o = {.to = STOCK_VLLM, .dtype = DTYPE_BF16, .fp8 = true, .path = path};
+    const char *name = "model.layers.0.mlp.down_proj.weight";
+    check_fp8_numbers();
+    CHECK_OK(workspace_export(w, &o, NULL, &r, &e), e);
+    if (!r.check.name) {
+        workspace_free(w);
+        return;
+    }
+    printf("  fp8 NMSE %.1e\n", r.check.nmse);
+    /* Three mantissa bits: relative steps of 1/16, errors near 3e-2 a weight, a few e-3 squared. */
+    CHECK(r.check.done && r.check.nmse < 3e-2, "%g", r.check.nmse);
+    struct safetensors *st = NULL;
+    struct tensor q, scale;
+    char scale_name[96];
+    CHECK_OK(safetensors_open(&st, path, &e), e);
+    snprintf(scale_name, sizeof scale_name, "%s_scale_inv", name);
+    CHECK_OK(safetensors_get_raw(st, name, "F8_E4M3", &q, &e), e);
+    CHECK_OK(safetensors_get(st, scale_name, &scale, &e), e);
+    const struct tensor *down = &workspace_model(w, SIDE_CONVERTED)->layer[0].down;
+    CHECK(scale.dim[0] == (q.dim[0] + 127) / 128 && scale.dim[1] == (q.dim[1] + 127) / 128,
+          "shape");
+    float *want = NULL, *back = calloc(q.dim[0] * q.dim[1], sizeof *back);
+    struct fp8_matrix m;
+    CHECK_OK(tensor_to_f32(down, &want, &e), e);
+    CHECK_OK(fp8_find(&m, st, name, (const int[]){128, 128}, path, &e), e);
+    fp8_read(&m, back);
+    for (size_t i = 0; i < q.dim[0] * q.dim[1]; i++) {
+        float s =
+            ((const float *)scale.data)[i / q.dim[1] / 128 * scale.dim[1] + i % q.dim[1] / 128];
+        float own = (float)e4m3(((const uint8_t *)q.data)[i]) * s;
+        CHECK(own == back[i], "number %zu: %g and %g", i, (double)own, (double)back[i]);
+        CHECK(fabsf(own - want[i]) <= fabsf(want[i]) / 16 + s / 512, "number %zu is far off", i);
+    }
+    CHECK(
+        !strcmp(safetensors_dtype(st, "lm_head.weight"), "BF16") &&
+            !strcmp(safetensors_dtype(st, "model.layers.0.input_layernorm.weight"), "BF16") &&
+            !strcmp(safetensors_dtype(st, "model.layers.1.self_attn.kv_b_proj.weight"), "F8_E4M3"),
+        "what stays in 16 bits");
+    free(want);
+    free(back);
+    safetensors_close(st);
+    export_report_done(&r);
+    workspace_free(w);
+}
+
 int main(void)
 {
     check_families();
     check_no_engine();
     check_targets();
     check_types();
+    check_fp8();
     return test_end("export");
 }

@@ -14,7 +14,7 @@ static int choose(const struct cli *c, struct export_options *o, struct err *e)
         return cli_usage(e, "give --to hf, vllm, sglang or gguf");
     if (!stock_find(to, &o->to))
         return cli_usage(e, "--to takes hf, vllm, sglang or gguf, not \"%s\"", to);
-    if (!export_dtype(dtype, &o->dtype))
+    if (!export_dtype(dtype, &o->dtype, &o->fp8))
         return cli_usage(e, "--dtype: \"%s\" is no type of numbers (bf16, f32, q8_0 …)", dtype);
     if (!c->o.output)
         return cli_usage(e, "give -o PATH, the %s to write",
@@ -43,7 +43,7 @@ static cJSON *report_json(const struct export_report *r, const struct export_opt
     cJSON *root = cJSON_CreateObject();
     cJSON_AddStringToObject(root, "path", r->path);
     cJSON_AddStringToObject(root, "to", stock_key(o->to));
-    cJSON_AddStringToObject(root, "dtype", dtype_traits(o->dtype)->name);
+    cJSON_AddStringToObject(root, "dtype", o->fp8 ? "FP8" : dtype_traits(o->dtype)->name);
     cJSON_AddBoolToObject(root, "dry_run", o->dry_run);
     cJSON *files = cJSON_AddArrayToObject(root, "files");
     for (size_t i = 0; i < r->n_file; i++) {
@@ -74,7 +74,7 @@ static void print_report(const struct export_report *r, const struct export_opti
     kvmem_text((double)r->bytes, size, sizeof size);
     kvmem_text((double)r->free_bytes, room, sizeof room);
     printf("%s %s for %s as %s: %s (%s free)\n", o->dry_run ? "would write" : "wrote", r->path,
-           stock_name(o->to), dtype_traits(o->dtype)->name, size, room);
+           stock_name(o->to), o->fp8 ? "FP8" : dtype_traits(o->dtype)->name, size, room);
     for (size_t i = 0; i < r->n_file; i++)
         printf("  %s\n", r->file[i].name);
     if (r->verdict.text[0])
