@@ -215,9 +215,26 @@ static double plan_sum(const struct sensitivity *s, const struct rankplan *plan)
     return sum;
 }
 
+static double refit_factor(const struct sensitivity *s, const struct rankplan *plan)
+{
+    return plan->without & STEP_OUTPUT ? 1 : s->refit > 0 ? s->refit : SENSITIVITY_REFIT;
+}
+
 double sensitivity_predict(const struct sensitivity *s, const struct rankplan *plan)
 {
-    return sensitivity_fits(s, plan) ? sensitivity_total(s, plan_sum(s, plan)) : NAN;
+    return sensitivity_fits(s, plan)
+               ? refit_factor(s, plan) * sensitivity_total(s, plan_sum(s, plan))
+               : NAN;
+}
+
+bool sensitivity_learn(struct sensitivity *s, const struct rankplan *plan, double kl)
+{
+    double plain = sensitivity_fits(s, plan) ? sensitivity_total(s, plan_sum(s, plan)) : 0;
+    if (plan->without & STEP_OUTPUT || !(plain > 0) || !(kl > 0))
+        return false;
+    /* Bounded: one odd conversion must not spoil every later prediction. */
+    s->refit = fmin(fmax(kl / plain, 0.3), 1.2);
+    return true;
 }
 
 double sensitivity_gain(const struct sensitivity *s, const struct rankplan *plan, int layer,
@@ -228,7 +245,7 @@ double sensitivity_gain(const struct sensitivity *s, const struct rankplan *plan
     int rank = plan->layer[layer].kv_lora_rank;
     double sum = plan_sum(s, plan);
     double less = sensitivity_layer(s, layer, rank) - sensitivity_layer(s, layer, rank + more);
-    return sensitivity_total(s, sum) - sensitivity_total(s, sum - less);
+    return refit_factor(s, plan) * (sensitivity_total(s, sum) - sensitivity_total(s, sum - less));
 }
 
 /* Lower convex hull of cost[0 … n], in place: where a curve is not convex, half a block alone buys

@@ -3,6 +3,9 @@
  * follows its spectrum: KL(r) = rope + s·E(r)^a, E the dropped energy, a and s through the
  * neighbouring points. Plain values: safe to copy to the screen.
  *
+ * Layers are measured as solved. Where output projections are refitted afterwards, the whole loses
+ * less: by a usual share until a conversion of these widths has shown what it is here.
+ *
  * Losses compound: layers together cost more than the sum of what they cost alone. The total at the
  * measured ranks says how much more, as a function of the sum. */
 #ifndef MLATHE_CORE_SENSITIVITY_H
@@ -12,6 +15,7 @@
 
 #define SENSITIVITY_GRID 64 /* dropped energies are kept at ranks i·n/64 */
 #define SENSITIVITY_POINTS 16
+#define SENSITIVITY_REFIT 0.75 /* KL with refitted outputs over KL without, as usual */
 
 struct sensitivity {
     int n_layer, n;    /* n: the full rank, 2·G·d */
@@ -20,6 +24,7 @@ struct sensitivity {
     int *rope_dim;     /* [n_layer] that all of it was measured at */
     long long tokens;  /* that a KL is the mean of */
     double *energy;    /* [n_layer][SENSITIVITY_GRID + 1] dropped energy */
+    double refit;      /* the same, measured; 0: not yet */
     int n_point;       /* measured ranks, ascending; the last is n: the rope's narrowing alone */
     struct sensitivity_point {
         int rank;
@@ -54,6 +59,10 @@ double sensitivity_gain(const struct sensitivity *s, const struct rankplan *plan
  * number. */
 int sensitivity_allocate(const struct sensitivity *s, struct rankplan *plan, long long numbers,
                          int min, int max, int step, double *price, struct err *e);
+
+/* Takes the measured KL of a whole conversion by plan for what refitting is worth. False: nothing to
+ * learn from it. */
+bool sensitivity_learn(struct sensitivity *s, const struct rankplan *plan, double kl);
 
 int sensitivity_save(const struct sensitivity *s, const char *path, struct err *e);
 /* Refuses what is not of this shape. */

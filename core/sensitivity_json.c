@@ -15,6 +15,7 @@ static cJSON *to_json(const struct sensitivity *s)
     cJSON *root = cJSON_CreateObject(), *list, *item;
     bool ok = root && cJSON_AddNumberToObject(root, "mlathe_sensitivity", SENSITIVITY_VERSION) &&
               cJSON_AddNumberToObject(root, "tokens", (double)s->tokens) &&
+              cJSON_AddNumberToObject(root, "refit", s->refit) &&
               cJSON_AddItemToObject(root, "rope", cJSON_CreateIntArray(s->rope_dim, s->n_layer));
     list = ok ? cJSON_AddArrayToObject(root, "energy") : NULL;
     ok = list != NULL;
@@ -92,6 +93,10 @@ static int read_all(struct sensitivity *s, const cJSON *root, const char *where,
                              &version, where, e);
     if (!rc)
         rc = json_int(root, "tokens", 1, 1LL << 40, &s->tokens, where, e);
+    if (!rc)
+        rc = json_num_opt(root, "refit", &s->refit, where, e);
+    if (!rc && !(s->refit >= 0 && s->refit < 10))
+        rc = err_set(e, ERR_FORMAT, "%s: \"refit\" is %g", where, s->refit);
     if (!rc && cJSON_GetArraySize(list) != s->n_layer)
         rc = err_set(e, ERR_MISMATCH, "%s: measured for another model", where);
     for (item = rc ? NULL : list->child; item && !rc; item = item->next, l++)

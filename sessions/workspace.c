@@ -641,6 +641,21 @@ static int measure_held(const struct workspace *w, const struct engine *g, doubl
     return text.windows ? probe_kl(w->base_engine, g, &text, kl, p, e) : OK;
 }
 
+/* What this conversion showed, for the next prediction. The file may be missing: then it does not. */
+static void learn(const struct workspace *w, const struct rankplan *plan, double kl)
+{
+    struct sensitivity s;
+    char *path = w->spill && plan->method == METHOD_MLATHE
+                     ? probe_path(w->spill, plan, w->text.sha256)
+                     : NULL;
+    if (path && !sensitivity_load(&s, plan, path, NULL)) {
+        if (sensitivity_learn(&s, plan, kl))
+            sensitivity_save(&s, path, NULL);
+        sensitivity_done(&s);
+    }
+    free(path);
+}
+
 int workspace_convert(struct workspace *w, const struct rankplan *plan,
                       const struct convert_sink *sink, const struct progress *p,
                       struct conversion_report *out, struct err *e)
@@ -677,6 +692,8 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
         c->report.seconds_calibrate = w->seconds_calibrate;
         c->report.seconds_solve = clock_now() - start;
         rc = measure_held(w, g, &c->report.kl_held, p, e);
+        if (!rc)
+            learn(w, plan, c->report.kl_held);
     }
     if (!rc && out)
         rc = report_copy(out, &c->report, e);

@@ -12,7 +12,7 @@ static char one[300], other[300];
 
 static void settle(struct app *a)
 {
-    for (int i = 0; i < 6000; i++) {
+    for (int i = 0; i < 60000; i++) {
         worker_drain(a->worker);
         app_collect(a);
         if (!app_busy(a))
@@ -91,6 +91,51 @@ static void test_undo(void)
           "and the most is all of it");
     rankplan_done(&first);
     rankplan_done(&last);
+    leave(a);
+}
+
+/* Layers measured: prediction, ranks by it, a budget that is dragged, other widths unknown. */
+static void test_measured(void)
+{
+    struct app *a = start(one);
+    char path[300], text[128];
+    snprintf(path, sizeof path, "%s/measure.txt", test_tmpdir());
+    FILE *f = fopen(path, "w");
+    uint64_t seed = 3;
+    for (int i = 0; i < 60000; i++)
+        fputc(i % 60 == 59 ? '\n' : 'a' + (int)(26 * test_uniform(&seed) * test_uniform(&seed)), f);
+    fclose(f);
+    press(a, "2");
+    press(a, a->ranks.plan.method == METHOD_MLATHE ? "" : "m");
+    press(a, a->ranks.plan.layout == LAYOUT_OWN ? "" : "l");
+    CHECK(plan_answer(a, REQ_BUDGET, "50%"), "%s", a->ask.error);
+    settle(a);
+    press(a, "p");
+    CHECK(!a->ranks.sensitivity_pending && strstr(a->message, "calibrate first"), "%s", a->message);
+    CHECK(plan_answer(a, REQ_CALIBRATE, path), "%s", a->ask.error);
+    settle(a);
+    CHECK(isnan(a->ranks.plan.predicted_kl) && !sensitivity_now(a), "nothing is measured yet");
+    press(a, "p");
+    settle(a);
+    const struct sensitivity *s = sensitivity_now(a);
+    CHECK(s && !a->ranks.sensitivity_pending, "%s", a->message);
+    double half = a->ranks.plan.predicted_kl, kept = rankplan_kept(&a->ranks.plan);
+    CHECK(half > 0 && kept <= 0.5, "KL %g, kept %g", half, kept);
+    sensitivity_wants(a, text, sizeof text);
+    CHECK(strstr(text, "layer "), "\"%s\"", text);
+    press(a, "[ [ [ [ [ [ [ [ [ [");
+    CHECK(!strcmp(a->j.budget, "40%") && rankplan_kept(&a->ranks.plan) <= 0.4, "%s", a->j.budget);
+    CHECK(a->ranks.plan.predicted_kl > half, "less cache, more KL");
+    press(a, "] ] ] ] ] ] ] ] ] ]");
+    CHECK(a->ranks.plan.predicted_kl == half && rankplan_kept(&a->ranks.plan) == kept, "and back");
+    press(a, "u a");
+    CHECK(a->ranks.plan.predicted_kl == half, "auto spends by what was measured");
+    CHECK(plan_answer(a, REQ_ROPE, "4"), "%s", a->ask.error);
+    settle(a);
+    CHECK(!sensitivity_now(a) && isnan(a->ranks.plan.predicted_kl), "of another rope width");
+    press(a, "z");
+    settle(a);
+    CHECK(sensitivity_now(a) && a->ranks.plan.predicted_kl == half, "undone");
     leave(a);
 }
 
@@ -266,6 +311,7 @@ int main(void)
     spec.seed = 99;
     CHECK(test_model_write_gguf(other, &spec) == 0, "model");
     test_undo();
+    test_measured();
     test_budget();
     test_engines();
     test_parting();

@@ -114,10 +114,17 @@ static void test_curves(void)
                   "layer %d, rank %d", l, r);
         CHECK(sensitivity_gain(&s, &p, l, 4) > 0);
     }
+    p.without = STEP_OUTPUT;
     for (int k = 0; k < s.n_point; k++) { /* at the measured ranks the total is the measured one */
         CHECK_OK(rankplan_uniform(&p, s.point[k].rank, 4, &e), e);
         CHECK(fabs(sensitivity_predict(&s, &p) / s.point[k].total - 1) < 1e-9);
     }
+    double plain = sensitivity_predict(&s, &p);
+    CHECK(!sensitivity_learn(&s, &p, 1), "nothing was refitted");
+    p.without = 0;
+    CHECK(fabs(sensitivity_predict(&s, &p) / plain - SENSITIVITY_REFIT) < 1e-12);
+    CHECK(sensitivity_learn(&s, &p, 0.6 * plain) && !sensitivity_learn(&s, &p, NAN));
+    CHECK(fabs(sensitivity_predict(&s, &p) / plain - 0.6) < 1e-12);
     CHECK(sensitivity_wanted(&s, 8, rank) == 0, "5 and 13 have 4 and 16 beside them");
     CHECK(sensitivity_wanted(&s, 20, rank) == 1 && rank[0] == 12, "32 is the whole");
     CHECK_OK(sensitivity_copy(&t, &s, &e), e);
@@ -127,7 +134,7 @@ static void test_curves(void)
     snprintf(file, sizeof file, "%s/s.json", test_tmpdir());
     CHECK_OK(sensitivity_save(&s, file, &e), e);
     CHECK_OK(sensitivity_load(&t, &p, file, &e), e);
-    CHECK(t.n_point == 4 && t.tokens == 100);
+    CHECK(t.n_point == 4 && t.tokens == 100 && t.refit == s.refit);
     for (int r = 1; r <= 32; r++)
         CHECK(sensitivity_layer(&t, 2, r) == sensitivity_layer(&s, 2, r));
     sensitivity_done(&t);

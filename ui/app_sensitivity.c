@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/file.h"
 
@@ -134,7 +135,9 @@ void sensitivity_drag(struct app *a, int percent)
     long long numbers;
     char text[32];
     double kept = rankplan_kept(p);
-    if (!rankplan_budget(&p->model, a->j.budget, KV_BYTES, &numbers, NULL))
+    if (strchr(a->j.budget, '%')) /* as it was said: small models round it */
+        kept = strtod(a->j.budget, NULL) / 100;
+    else if (!rankplan_budget(&p->model, a->j.budget, KV_BYTES, &numbers, NULL))
         kept = (double)numbers / (double)rankplan_numbers_gqa(&p->model);
     double next = round(100 * kept) + percent;
     if (next < 1 || next > 100)
