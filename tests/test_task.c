@@ -178,6 +178,34 @@ static void test_hostile(void)
     free(text);
 }
 
+/* Good files with bytes changed, cut and doubled: read or refused with a sentence, never more. */
+static void test_mutated(void)
+{
+    uint64_t seed = 3;
+    int refused = 0, tries = 0;
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++)
+        for (int k = 0; k < 120; k++, tries++) {
+            struct choice_set set = {0};
+            struct err e = {0};
+            char *text = mem_strdup(good[i].text);
+            size_t n = strlen(text);
+            static const char odd[] = "\"\\{}[],:\n_\xff\xc3 A1-";
+            for (int j = 0; j < 1 + k % 4; j++)
+                text[(size_t)(test_uniform(&seed) * (double)n)] =
+                    odd[(size_t)(test_uniform(&seed) * (sizeof odd - 1))];
+            if (k % 3 == 0)
+                text[(size_t)(test_uniform(&seed) * (double)n)] = 0;
+            int rc = choice_read(&set, good[i].task, write_file("mutated", text), 0, &e);
+            CHECK(rc == 0 || e.text[0], "a refusal without a sentence");
+            for (size_t q = 0; rc == 0 && q < set.n; q++)
+                CHECK(set.item[q].gold < set.item[q].n && set.item[q].answer[0].context[0]);
+            refused += rc != 0;
+            choice_done(&set);
+            free(text);
+        }
+    CHECK(refused > tries / 4 && refused < tries, "%d of %d refused", refused, tries);
+}
+
 static void test_published(void)
 {
     static const struct {
@@ -710,6 +738,7 @@ int main(void)
     struct workspace *w = open_tiny("one", 1), *other = open_tiny("two", 5);
     test_readers();
     test_hostile();
+    test_mutated();
     test_published();
     test_prefill_many(workspace_engine(w, SIDE_ORIGINAL));
     test_scores(w, other);

@@ -41,6 +41,8 @@ static void look_up(struct app *a)
 void eval_model_changed(struct app *a)
 {
     eval_drop(a);
+    a->eval.running = worker_count(a->worker, &job_eval) > 0; /* asked for while it was opening */
+    a->eval.started_sec = clock_now();
     look_up(a);
 }
 

@@ -8,6 +8,8 @@
 #include "ui/app_parts.h"
 #include "ui/eval_text.h"
 
+#define NARROW 66 /* columns below which the table of a result does not fit */
+
 static const char *what_name(int what)
 {
     return what == EVAL_WHAT_PPL     ? "perplexity"
@@ -40,8 +42,10 @@ static void draw_setup(const struct app *a, struct screen *s, struct rect in)
     x = 3 + label(s, in.y, x, end, "t", what_name(v->what));
     if (v->what != EVAL_WHAT_SPEED) {
         x += screen_put(s, in.y, x, end - x, ROLE_KEY, "f ");
-        screen_tail(s, in.y, x, end - x, file ? ROLE_NORMAL : ROLE_WARN,
-                    file ? app_path_text(file, text) : "no file chosen");
+        if (file)
+            screen_tail(s, in.y, x, end - x, ROLE_NORMAL, app_path_text(file, text));
+        else
+            screen_put(s, in.y, x, end - x, ROLE_WARN, "no file chosen");
     }
     if (in.h < 2)
         return;
@@ -173,8 +177,12 @@ static void draw_result(const struct app *a, struct screen *s, struct rect r)
         return;
     }
     int y = 0;
-    for (; y < in.h && eval_text_line(e, y, !a->clock_off, text); y++) {
-        bool head = y == 0 && (e->kind == EVAL_SPEED || strstr(text, "difference"));
+    if (in.w < NARROW) { /* the table's right half is cut: the main figures first */
+        eval_text_brief(e, text);
+        screen_put(s, in.y + y++, in.x + 1, in.w - 2, ROLE_NORMAL, text);
+    }
+    for (int i = 0; y < in.h && eval_text_line(e, i, !a->clock_off, text); i++, y++) {
+        bool head = i == 0 && (e->kind == EVAL_SPEED || strstr(text, "difference"));
         screen_put(s, in.y + y, in.x + 1, in.w - 2, head ? ROLE_DIM : ROLE_NORMAL, text);
     }
     struct rect below = {in.y + y + 1, in.x + 1, in.h - y - 1, in.w - 2};
