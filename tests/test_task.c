@@ -276,12 +276,12 @@ static void test_prefill_many(const struct engine *g)
     struct infer *t[N] = {0}, *alone;
     struct err e = {0};
     size_t V = (size_t)engine_model(g)->hp.vocab;
-    int32_t ids[LONG];
+    int32_t ids[LONG + N];
     float *want = mem_calloc(LONG * V, sizeof *want);
     struct taken got = {mem_calloc((5 + 90 + 1) * V, sizeof(float)), 0, (int)V};
     struct infer_rows rows = {take, &got};
     struct infer_run run[N];
-    for (int i = 0; i < LONG; i++)
+    for (int i = 0; i < LONG + N; i++)
         ids[i] = i * 37 % 300;
     for (int i = 0; i < N; i++) {
         CHECK_OK(infer_new(&t[i], g, 800, DTYPE_F32, &e), e);
