@@ -44,10 +44,16 @@ static bool is_answer(const char *row)
     return strncmp(row, "\xe2\x94\x82 ", 4) == 0 && row[4] != '>' && row[4] != ' ';
 }
 
+static bool holds(const char *row, size_t n, const char *what)
+{
+    const char *at = strstr(row, what);
+    return at && at < row + n;
+}
+
 static char *words_of(const char *name, const char *text, size_t n)
 {
     char *out = mem_calloc(n + 1, 1);
-    bool chat = strstr(name, "chat") != NULL;
+    bool chat = strstr(name, "chat") != NULL, plot = false;
     size_t k = 0;
     for (size_t i = 0; i < n;) {
         const char *row = text + i;
@@ -56,6 +62,12 @@ static char *words_of(const char *name, const char *text, size_t n)
         if (chat &&
             (is_answer(row) || strncmp(row, " free", 5) == 0 || strncmp(row, " forced", 7) == 0))
             end = i + (row[0] == '|' ? 2 : 4);
+        /* A plot in ASCII has marks that are words' too. */
+        size_t row_end = i + strcspn(row, "\n");
+        if (plot)
+            end = i;
+        plot = holds(row, row_end - i, "by position") ||
+               (plot && !holds(row, row_end - i, " tokens "));
         while (i < end) {
             unsigned char c = (unsigned char)text[i];
             size_t bytes = c < 0x80 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : 4;
