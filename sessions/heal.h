@@ -63,6 +63,8 @@ void heal_report_done(struct heal_report *r);
 
 /* The file of an unfinished run in dir, fresh memory; NULL when there is none. */
 char *heal_unfinished(const char *dir);
+/* Removes an unfinished run's checkpoint; the best that it reached stays. */
+void heal_forget(const char *dir);
 /* The rate for a loss of this size (method: section 9). */
 double heal_rate(double kl);
 

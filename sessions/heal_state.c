@@ -277,9 +277,9 @@ static const char *free_file(const struct heal *h)
     return used == tensor_files[0] ? tensor_files[1] : tensor_files[0];
 }
 
-static void remove_file(const struct heal *h, const char *name)
+static void remove_file(const char *dir, const char *name)
 {
-    char *path = path_join(h->o.dir, name);
+    char *path = path_join(dir, name);
     if (path)
         unlink(path);
     free(path);
@@ -306,7 +306,7 @@ int heal_save(struct heal *h, struct err *e)
     if (!rc)
         rc = save_description(h, name, e);
     if (!rc)
-        remove_file(h, name == tensor_files[0] ? tensor_files[1] : tensor_files[0]);
+        remove_file(h->o.dir, name == tensor_files[0] ? tensor_files[1] : tensor_files[0]);
     free(path);
     return rc;
 }
@@ -314,12 +314,16 @@ int heal_save(struct heal *h, struct err *e)
 int heal_finish(struct heal *h, struct err *e)
 {
     int rc = save_best(h, true, e);
-    if (rc)
-        return rc;
-    remove_file(h, STATE_JSON); /* first: without it the others are nothing */
-    remove_file(h, tensor_files[0]);
-    remove_file(h, tensor_files[1]);
-    return OK;
+    if (!rc)
+        heal_forget(h->o.dir);
+    return rc;
+}
+
+void heal_forget(const char *dir)
+{
+    remove_file(dir, STATE_JSON); /* first: without it the others are nothing */
+    remove_file(dir, tensor_files[0]);
+    remove_file(dir, tensor_files[1]);
 }
 
 /* --- going on ----------------------------------------------------------------------------- */

@@ -31,6 +31,8 @@ enum {
     EVENT_RESULTS,  /* struct eval_results (there) */
     EVENT_SENSITIVITY, /* struct sensitivity */
     EVENT_EXPORTED, /* struct export_report (sessions/job_export.h) */
+    EVENT_HEAL,   /* struct heal_point (sessions/job_heal.h) */
+    EVENT_HEALED, /* struct healed_model (there) */
     EVENT_SAVED,      /* from the saver: data is the path, status and text say how it went */
 };
 

@@ -172,6 +172,7 @@ void app_done(struct app *a)
     worker_free(a->worker);
     shop_done(&a->shop);
     convert_drop(a);
+    heal_drop(a);
     eval_drop(a);
     export_drop(a);
     plan_drop(a);
@@ -249,6 +250,7 @@ static void take_loaded(struct app *a, struct loaded_model *m)
     snprintf(a->chat_reason, sizeof a->chat_reason, "%s", m->chat_reason);
     snprintf(a->chat_note, sizeof a->chat_note, "%s", m->chat_note);
     convert_drop(a);
+    heal_drop(a);
     if (m->has_conversion) {
         text_set(&a->j.conversion, m->report.path[0] ? m->report.path : a->opening);
         if (strcmp(m->info.format, "conversion") != 0)
@@ -283,6 +285,8 @@ static void job_ended(struct app *a, const struct event *v)
         sensitivity_job_done(a);
     if (v->job_kind == &job_convert || v->job_kind == &job_calibrate)
         convert_job_done(a, v);
+    if (v->job_kind == &job_heal)
+        heal_job_done(a, v);
     if (v->job_kind == &job_chat)
         chat_job_done(a, v);
     if (v->job_kind == &job_eval)
@@ -308,6 +312,8 @@ static void take_event(struct app *a, struct event *v)
     case EVENT_SENSITIVITY: sensitivity_event(a, v->data); break;
     case EVENT_LAYER:
     case EVENT_CONVERTED: convert_event(a, v); break;
+    case EVENT_HEAL:
+    case EVENT_HEALED: heal_event(a, v); break;
     case EVENT_ANSWERED: chat_answered(a, v->data); break;
     case EVENT_EVAL:
     case EVENT_RESULTS: eval_event(a, v); break;
@@ -368,7 +374,8 @@ enum context app_context(const struct app *a)
 static void leave(struct app *a)
 {
     /* Spectra and scans start again by themselves; longer work is worth a question. */
-    const struct job_kind *long_job = worker_count(a->worker, &job_convert)     ? &job_convert
+    const struct job_kind *long_job = worker_count(a->worker, &job_heal)        ? &job_heal
+                                      : worker_count(a->worker, &job_convert)     ? &job_convert
                                       : worker_count(a->worker, &job_calibrate) ? &job_calibrate
                                       : worker_count(a->worker, &job_eval)      ? &job_eval
                                       : worker_count(a->worker, &job_export)    ? &job_export
@@ -424,7 +431,7 @@ static bool convert_request(struct app *a, enum request r)
 {
     int *top = &a->convert.top;
     switch (r) {
-    case REQ_START: convert_start(a); return true;
+    case REQ_START: heal_drop(a); convert_start(a); return true;
     case REQ_STOP: convert_stop(a); return true;
     case REQ_UP: --*top; break;
     case REQ_DOWN: ++*top; break;
@@ -442,7 +449,7 @@ static bool screen_request(struct app *a, enum request r, int key)
     switch (a->j.screen) {
     case SCREEN_MODEL: return list_request(a, r);
     case SCREEN_RANKS: return plan_request(a, r);
-    case SCREEN_CONVERT: return convert_request(a, r);
+    case SCREEN_CONVERT: return heal_request(a, r) || convert_request(a, r);
     case SCREEN_CHAT: return chat_request(a, r, key);
     case SCREEN_EVAL: return eval_request(a, r);
     default: return export_request(a, r);

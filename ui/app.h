@@ -9,6 +9,7 @@
 #include "sessions/journal.h"
 #include "sessions/paths.h"
 #include "sessions/saver.h"
+#include "ui/app_heal.h"
 #include "ui/keys.h"
 #include "ui/screen.h"
 #include "ui/textbuf.h"
@@ -129,6 +130,7 @@ struct app {
 
     struct ranks_state ranks;
     struct convert_state convert;
+    struct heal_screen heal;
     struct chat_state chat;
     struct eval_state eval;
     struct export_state export;

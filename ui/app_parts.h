@@ -71,6 +71,15 @@ void convert_job_done(struct app *a, const struct event *v);
 void convert_adopt(struct app *a, struct rankplan *plan, struct conversion_report *r);
 void convert_drop(struct app *a);
 
+/* app_heal.c: healing the conversion in use, on screen 3 */
+bool heal_request(struct app *a, enum request r);
+bool heal_answer(struct app *a, const char *text); /* false: ask.error says why */
+void heal_event(struct app *a, struct event *v);
+void heal_job_done(struct app *a, const struct event *v);
+void heal_drop(struct app *a);
+/* view_heal.c: false when there is nothing of it to show */
+bool view_heal(const struct app *a, struct screen *s, struct rect body);
+
 /* app_chat.c */
 int chat_init(struct chat_state *c, const struct journal *j, struct err *e);
 void chat_done(struct chat_state *c);

@@ -568,6 +568,7 @@ static bool answer(struct app *a, enum request what, const char *text)
     case REQ_LOAD_PLAN: return answer_load(a, text);
     case REQ_CALIBRATE: return answer_calibrate(a, text);
     case REQ_EXPORT_PATH: return export_answer(a, text);
+    case REQ_HEAL: return heal_answer(a, text);
     case REQ_PATH: {
         char *path = ask_expand_home(text);
         if (path && path[0])

@@ -140,7 +140,7 @@ static void draw_result(const struct app *a, struct screen *s, struct rect in)
     }
     if (in.h >= 4)
         screen_put(s, in.y + 3, in.x + 1, in.w - 2, ROLE_GOOD,
-                   "next: 4 talks with both, 5 measures the difference, 6 exports");
+                   "next: h heals some of the loss, 4 talks with both, 5 measures, 6 exports");
 }
 
 static void draw_plan(const struct app *a, struct screen *s, struct rect in)
@@ -180,6 +180,8 @@ static void draw(struct app *a, struct screen *s, struct rect body)
     int lines = runs ? 2 : failed ? 1 : c->has_result ? 4 : 2;
     struct list_layout l = {.list = body};
     struct rect top = body;
+    if (!runs && view_heal(a, s, body))
+        return;
     if (c->phase != CONVERT_NONE || c->has_result) {
         int h = lines + 2 < body.h ? lines + 2 : body.h;
         top.h = h;
