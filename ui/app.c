@@ -311,7 +311,12 @@ static void take_event(struct app *a, struct event *v)
     case EVENT_SPECTRUM: plan_spectrum(a, v->data); break;
     case EVENT_SENSITIVITY: sensitivity_event(a, v->data); break;
     case EVENT_LAYER:
-    case EVENT_CONVERTED: convert_event(a, v); break;
+    case EVENT_CONVERTED:
+        if (v->job_kind == &job_unheal)
+            heal_event(a, v);
+        else
+            convert_event(a, v);
+        break;
     case EVENT_HEAL:
     case EVENT_HEALED: heal_event(a, v); break;
     case EVENT_ANSWERED: chat_answered(a, v->data); break;

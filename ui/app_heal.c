@@ -204,11 +204,17 @@ void heal_event(struct app *a, struct event *v)
             take_point(h, v->data);
         return;
     }
-    struct healed_model *m = v->data;
-    convert_adopt(a, &m->now.plan, &m->now.report);
-    h->kl_before = m->heal.kl_before;
-    h->kl_best = m->heal.kl_after;
-    snprintf(h->end, sizeof h->end, "%s", m->heal.end);
+    if (v->kind == EVENT_CONVERTED) {
+        struct converted_model *m = v->data;
+        convert_adopt(a, &m->plan, &m->report);
+        app_message(a, ROLE_GOOD, "the conversion is as it was before healing");
+    } else {
+        struct healed_model *m = v->data;
+        convert_adopt(a, &m->now.plan, &m->now.report);
+        h->kl_before = m->heal.kl_before;
+        h->kl_best = m->heal.kl_after;
+        snprintf(h->end, sizeof h->end, "%s", m->heal.end);
+    }
     if (a->convert.result.path[0]) {
         text_set(&a->j.conversion, a->convert.result.path);
         text_list_add(&a->j.conversions, a->convert.result.path, 1000);
