@@ -36,12 +36,15 @@ static bool stays(const unsigned char *s, size_t n, const char *out, size_t k)
     return !(rule && memcmp(s, "\xe2\x94\x80", 3) == 0);
 }
 
-/* A row of an answer: inside a box, neither prompt ("> "), nor its continuation, nor empty. */
+/* A row inside a box that is neither the prompt ("> ") nor its continuation: an answer, or empty.
+ */
 static bool is_answer(const char *row)
 {
-    if (strncmp(row, "| ", 2) == 0)
-        return row[2] != '>' && row[2] != ' ';
-    return strncmp(row, "\xe2\x94\x82 ", 4) == 0 && row[4] != '>' && row[4] != ' ';
+    bool ascii = strncmp(row, "| ", 2) == 0;
+    const char *at = row + (ascii ? 2 : 4);
+    if (!ascii && strncmp(row, "\xe2\x94\x82 ", 4) != 0)
+        return false;
+    return *at != '>' && !(at[0] == ' ' && at[1] == ' ' && at[2] != ' ');
 }
 
 static bool holds(const char *row, size_t n, const char *what)
@@ -59,9 +62,11 @@ static char *words_of(const char *name, const char *text, size_t n)
         const char *row = text + i;
         size_t end = i + strcspn(row, "\n");
         /* Comparisons of two answers, and answers, come and go with the method. */
-        if (chat &&
-            (is_answer(row) || strncmp(row, " free", 5) == 0 || strncmp(row, " forced", 7) == 0))
-            end = i + (row[0] == '|' ? 2 : 4);
+        bool answer = chat && is_answer(row);
+        if (answer)
+            end = i;
+        else if (chat && (strncmp(row, " free", 5) == 0 || strncmp(row, " forced", 7) == 0))
+            end = i + 4;
         /* A plot in ASCII has marks that are words' too. */
         size_t row_end = i + strcspn(row, "\n");
         if (plot)
@@ -80,7 +85,8 @@ static char *words_of(const char *name, const char *text, size_t n)
             i += bytes;
         }
         i = (size_t)(row - text) + strcspn(row, "\n") + 1;
-        out[k++] = '\n';
+        if (!answer)
+            out[k++] = '\n';
     }
     return out;
 }
