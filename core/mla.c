@@ -471,6 +471,25 @@ static void identity_latent(struct solve *s, int r)
         s->A[i * (w + 1)] = s->X0[i * (size_t)r + i] = 1;
 }
 
+/* The shared list, or the stock layout's: the fastest frequencies. */
+static int listed_rope(struct solve *s, const struct mla_options *o, struct err *e)
+{
+    int pairs = o->rope_dim / 2, *fastest = NULL, rc = OK;
+    const int *index = o->shared;
+    if (o->layout == LAYOUT_STOCK) {
+        fastest = mem_calloc((size_t)pairs, sizeof *fastest);
+        for (int i = 0; fastest && i < pairs; i++)
+            fastest[i] = i;
+        index = fastest;
+    }
+    if (!index)
+        rc = err_set(e, ERR_ARG, "no list of rope frequencies: the shared layout needs one");
+    else
+        rc = mla_rope_list(s->m, s->r2, index, o->rope_dim, &s->rope, e);
+    free(fastest);
+    return rc;
+}
+
 static int choose_rope(struct solve *s, const struct mla_options *o, double **rest, struct err *e)
 {
     *rest = NULL;
@@ -478,7 +497,7 @@ static int choose_rope(struct solve *s, const struct mla_options *o, double **re
     if (p->still && o->method == METHOD_TRANSMLA)
         return err_set(e, ERR_UNSUPPORTED,
                        "transmla: this layer has no rotary part to fold; use the method mlathe");
-    if (p->still && o->layout == LAYOUT_STOCK) /* the engines' own frequencies would turn it */
+    if (p->still && o->layout != LAYOUT_OWN) /* the engines' own frequencies would turn it */
         return mla_rope_none(s->m, o->rope_dim, &s->rope, e);
     if (o->method == METHOD_TRANSMLA)
         return mla_rope_transmla(s->m, o->rope_dim, o->freqfold, &s->rope, rest, e);
@@ -489,8 +508,8 @@ static int choose_rope(struct solve *s, const struct mla_options *o, double **re
     bool energy = p->still || o->without & STEP_BENEFIT;
     for (int i = 0; energy && i < s->H * (p->rope_dim / 2); i++)
         s->r2[i] = 0;
-    if (o->layout == LAYOUT_STOCK)
-        return mla_rope_stock(s->m, s->r2, o->rope_dim, &s->rope, e);
+    if (o->layout != LAYOUT_OWN)
+        return listed_rope(s, o, e);
     return mla_rope_own(s->m, s->r2, o->rope_dim, &s->rope, e);
 }
 

@@ -42,8 +42,14 @@ void mla_shrink(const struct moments *m, bool real, double complex *c, double *r
 /* Free choice: the R/2 pairs worth most (method: step 2, own layout). */
 int mla_rope_own(const struct moments *m, const double *r2, int R, struct rope_choice *out,
                  struct err *e);
-/* The best component at each of the R/2 fastest frequencies (stock layout). */
-int mla_rope_stock(const struct moments *m, const double *r2, int R, struct rope_choice *out,
+/* The best components at the R/2 listed frequencies (ascending; a frequency listed k times gives its
+ * k best): the fastest ones for the stock layout, a list for all layers for the shared one. */
+int mla_rope_list(const struct moments *m, const double *r2, const int *index, int R,
+                  struct rope_choice *out, struct err *e);
+/* value[rope_dim/2][G]: what keeping the k-th best component at a frequency is worth. */
+int mla_rope_values(const struct moments *m, const double *r2, double *value, struct err *e);
+/* The shared layout's list index[R/2], ascending, from the values of all layers [layers]. */
+int mla_rope_share(double *const *value, int layers, int half, int G, int R, int *index,
                    struct err *e);
 /* Rows of zeros, for a layer without rope in a layout whose rope rows must turn. */
 int mla_rope_none(const struct moments *m, int R, struct rope_choice *out, struct err *e);
@@ -91,6 +97,7 @@ struct mla_options {
     enum plan_layout layout;
     int rank, rope_dim;
     int freqfold;           /* transmla */
+    const int *shared;      /* shared layout: the list of all layers [rope_dim/2] */
     unsigned without;       /* mlathe: enum plan_step left out */
     const double *c_second; /* transmla: [w][w] as m->c, on the partial-rope model; NULL: m->c */
 };

@@ -147,7 +147,7 @@ int rankplan_freqfold(const struct rankplan *p, int rope_dim)
 
 static int check_rope(const struct rankplan *p, int rope_dim, struct err *e)
 {
-    int max = p->model.head_dim * (p->layout == LAYOUT_OWN ? p->model.n_kv_head : 1);
+    int max = p->model.head_dim * (p->layout == LAYOUT_STOCK ? 1 : p->model.n_kv_head);
     if (rope_dim >= 2 && rope_dim <= max && rope_dim % 2 == 0)
         return OK;
     return err_set(e, ERR_ARG, "rope width %d: give an even number from 2 to %d", rope_dim, max);

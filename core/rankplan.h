@@ -8,7 +8,10 @@
 #include "core/spectrum.h"
 
 enum plan_method { METHOD_MLATHE, METHOD_TRANSMLA };
-enum plan_layout { LAYOUT_OWN, LAYOUT_STOCK };
+/* Rope frequencies: free in every layer (our runtime); one free list for all layers (Hugging Face
+ * through longrope factors); theta^(-2i/R) (every engine). */
+enum plan_layout { LAYOUT_OWN, LAYOUT_SHARED, LAYOUT_STOCK };
+const char *plan_layout_name(enum plan_layout layout);
 /* Steps of the recipe that can be left out, to see what each is worth (method: section 4). */
 enum plan_step {
     STEP_ROPE = 1 << 0,     /* our rope choice and shrinks: TransMLA's folded choice instead */

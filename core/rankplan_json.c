@@ -16,7 +16,12 @@
 #define PLAN_MAX_WHOLE (1LL << 53) /* the largest whole number that JSON carries exactly */
 
 static const char *const method_names[] = {"mlathe", "transmla"};
-static const char *const layout_names[] = {"own", "stock"};
+static const char *const layout_names[] = {"own", "shared", "stock"};
+
+const char *plan_layout_name(enum plan_layout layout)
+{
+    return layout_names[layout];
+}
 
 /* Sets or replaces obj[key]; takes item. false: out of memory. */
 static bool put(cJSON *obj, const char *key, cJSON *item)
@@ -207,7 +212,7 @@ static int check_model(const cJSON *root, const struct plan_model *m, const char
 }
 
 /* *out = the place of obj[key] in names; left alone when absent. */
-static int read_name(const cJSON *obj, const char *key, const char *const names[2], int *out,
+static int read_name(const cJSON *obj, const char *key, const char *const *names, int n, int *out,
                      const char *where, struct err *e)
 {
     const char *text;
@@ -216,13 +221,13 @@ static int read_name(const cJSON *obj, const char *key, const char *const names[
     int rc = json_str(obj, key, &text, where, e);
     if (rc)
         return rc;
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < n; i++)
         if (!strcmp(text, names[i])) {
             *out = i;
             return OK;
         }
-    return err_set(e, ERR_UNSUPPORTED, "%s: %s \"%.40s\" is not known: \"%s\" and \"%s\" are",
-                   where, key, text, names[0], names[1]);
+    return err_set(e, ERR_UNSUPPORTED, "%s: %s \"%.40s\" is not known: \"%s\" to \"%s\" are", where,
+                   key, text, names[0], names[n - 1]);
 }
 
 static int read_method(struct rankplan *p, const cJSON *root, const char *where, struct err *e)
@@ -230,9 +235,9 @@ static int read_method(struct rankplan *p, const cJSON *root, const char *where,
     const cJSON *o = json_get(root, "method");
     int method = METHOD_MLATHE, layout = LAYOUT_OWN;
     long long fold = 0;
-    int rc = read_name(o, "name", method_names, &method, where, e);
+    int rc = read_name(o, "name", method_names, 2, &method, where, e);
     if (!rc)
-        rc = read_name(o, "layout", layout_names, &layout, where, e);
+        rc = read_name(o, "layout", layout_names, 3, &layout, where, e);
     if (!rc && strcmp(json_str_or(o, "freqfold", ""), "auto"))
         rc = json_int_opt(o, "freqfold", 0, p->model.head_dim, &fold, where, e);
     if (!rc)
@@ -266,7 +271,7 @@ static int read_layers(struct rankplan *p, const cJSON *root, const char *where,
     const cJSON *list = json_get(root, "layers"), *item;
     char place[512];
     int n = cJSON_IsArray(list) ? cJSON_GetArraySize(list) : -1, l = 0;
-    int max_rope = p->model.head_dim * (p->layout == LAYOUT_OWN ? p->model.n_kv_head : 1);
+    int max_rope = p->model.head_dim * (p->layout == LAYOUT_STOCK ? 1 : p->model.n_kv_head);
     if (n < 0)
         return err_set(e, ERR_FORMAT, "%s: key \"layers\" is missing or no list", where);
     if (n != p->model.n_layer)

@@ -232,31 +232,75 @@ int mla_rope_candidates(const struct moments *m, const double *r2, int pairs,
     return rc;
 }
 
-int mla_rope_stock(const struct moments *m, const double *r2, int R, struct rope_choice *out,
-                   struct err *e)
+/* Place of the k-th best component at frequency j, in a list that is not sorted yet. */
+static int list_place(const struct moments *m, int j, int k)
 {
-    int G = m->shape.G, half = m->shape.rope_dim / 2, rc = check_width(m, R, 2 * half, e);
+    return j * m->shape.G + m->shape.G - 1 - k;
+}
+
+int mla_rope_list(const struct moments *m, const double *r2, const int *index, int R,
+                  struct rope_choice *out, struct err *e)
+{
+    int G = m->shape.G, half = m->shape.rope_dim / 2, rc = check_width(m, R, 2 * G * half, e);
+    struct component_list list;
     *out = (struct rope_choice){0};
     if (rc)
         return rc;
-    double *w = mem_calloc((size_t)(G * half), sizeof *w),
-           *val = mem_calloc((size_t)G, sizeof *val);
-    double complex *U = mem_calloc((size_t)(G * G), sizeof *U);
-    rc = w && val && U ? choice_init(out, R / 2, (size_t)(G * half), e)
-                       : err_nomem(e, (size_t)(G * G) * sizeof *U, "rope directions");
+    rc = list_components(&list, m, r2, e);
     if (!rc)
-        rope_worth(m, r2, w);
-    for (int j = 0; j < R / 2 && !rc; j++) {
-        rc = components(m, w, j, U, val, e);
-        if (!rc)
-            set_row(out, j, m, w, U + (size_t)((G - 1) * G), j);
+        rc = choice_init(out, R / 2, (size_t)(half * G), e);
+    for (int i = 0, k = 0; i < R / 2 && !rc; i++) {
+        k = i && index[i] == index[i - 1] ? k + 1 : 0;
+        if (index[i] < 0 || index[i] >= half || k >= G || (i && index[i] < index[i - 1]))
+            rc = err_set(e, ERR_ARG, "rope frequency %d of the list does not fit this layer", i);
+        else
+            take_item(out, i, m, &list, list_place(m, index[i], k));
     }
-    free(w);
-    free(val);
-    free(U);
     if (rc)
         rope_choice_done(out);
+    list_done(&list);
     return rc;
+}
+
+int mla_rope_values(const struct moments *m, const double *r2, double *value, struct err *e)
+{
+    int G = m->shape.G, half = m->shape.rope_dim / 2;
+    struct component_list list;
+    int rc = list_components(&list, m, r2, e);
+    for (int j = 0; j < half && !rc; j++)
+        for (int k = 0; k < G; k++)
+            value[j * G + k] = fmax(list.item[list_place(m, j, k)].value, 0);
+    list_done(&list);
+    return rc;
+}
+
+/* Gains add up, and a frequency's components get worth less one by one: taking the best next one is
+ * the best list. */
+int mla_rope_share(double *const *value, int layers, int half, int G, int R, int *index,
+                   struct err *e)
+{
+    int *taken = mem_calloc((size_t)half, sizeof *taken);
+    if (!taken)
+        return err_nomem(e, (size_t)half * sizeof *taken, "a rope list");
+    for (int i = 0; i < R / 2; i++) {
+        double most = -1;
+        int best = 0;
+        for (int j = 0; j < half; j++) {
+            double gain = 0;
+            for (int l = 0; l < layers && taken[j] < G; l++)
+                gain += value[l][j * G + taken[j]];
+            if (taken[j] < G && gain > most) {
+                most = gain;
+                best = j;
+            }
+        }
+        taken[best]++;
+    }
+    for (int j = 0, i = 0; j < half; j++)
+        for (int k = 0; k < taken[j]; k++)
+            index[i++] = j;
+    free(taken);
+    return OK;
 }
 
 int mla_rope_none(const struct moments *m, int R, struct rope_choice *out, struct err *e)

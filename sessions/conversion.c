@@ -120,6 +120,7 @@ static void solve_layer(void *arg, int i, int thread)
                             .layout = r->plan->layout,
                             .rank = want->kv_lora_rank,
                             .rope_dim = want->qk_rope_head_dim,
+                            .shared = r->in->shared,
                             .without = r->plan->without,
                             .freqfold = rankplan_freqfold(r->plan, want->qk_rope_head_dim),
                             .c_second = r->in->c_second ? r->in->c_second[l] : NULL};
@@ -289,6 +290,52 @@ static int solve_rounds(struct conversion *c, const struct conversion_input *in,
     }
     free(codes);
     free(errs);
+    return rc;
+}
+
+static int layer_values(const struct stats *stats, int l, double *value, struct err *e)
+{
+    const struct moments *m;
+    int rc = stats_layer(stats, l, &m, e);
+    if (rc)
+        return rc;
+    size_t pairs = (size_t)m->shape.H * (size_t)(m->shape.rope_dim / 2);
+    double complex *shrink = mem_calloc(pairs, sizeof *shrink);
+    double *r2 = mem_calloc(pairs, sizeof *r2);
+    rc = shrink && r2 ? OK : err_nomem(e, pairs * sizeof *shrink, "shrinks");
+    if (!rc) {
+        mla_shrink(m, false, shrink, r2);
+        rc = mla_rope_values(m, r2, value, e);
+    }
+    free(shrink);
+    free(r2);
+    stats_release(stats, m);
+    return rc;
+}
+
+int conversion_shared_list(const struct model *base, const struct stats *stats, int R, int *list,
+                           struct err *e)
+{
+    int L = base->hp.n_layer, G = base->hp.n_kv_head, half = 0, n = 0;
+    double **value = mem_calloc((size_t)L, sizeof *value);
+    int rc = value ? OK : err_nomem(e, (size_t)L * sizeof *value, "a shared rope list");
+    for (int l = 0; l < L && !rc; l++) {
+        struct moments_shape s = stats_layer_shape(stats, l);
+        if (s.still) /* rows that never turn fit any list */
+            continue;
+        half = s.rope_dim / 2;
+        value[n] = mem_calloc((size_t)(half * G), sizeof **value);
+        rc = value[n] ? layer_values(stats, l, value[n], e)
+                      : err_nomem(e, (size_t)(half * G) * sizeof **value, "a shared rope list");
+        n++;
+    }
+    if (!rc && (R < 2 || R > 2 * G * half))
+        rc = err_set(e, ERR_ARG, "rope width %d: this model takes 2 to %d", R, 2 * G * half);
+    if (!rc)
+        rc = mla_rope_share(value, n, half, G, R, list, e);
+    for (int l = 0; value && l < n; l++)
+        free(value[l]);
+    free(value);
     return rc;
 }
 

@@ -41,6 +41,7 @@ struct conversion_input {
     const struct model *base;
     const struct stats *stats;
     double *const *c_second; /* [L] or NULL */
+    const int *shared;       /* the shared layout's list [R/2], or NULL */
     struct pool *pool;
     bool measure;      /* fill the report's errors from the kept samples */
     int at_once;       /* layers solved side by side; 0: one a thread */
@@ -65,6 +66,9 @@ void conversion_set_layer(struct conversion *c, int l, int r, int R, const doubl
 /* kept and bytes a token of the report, from the plan. */
 void conversion_fill_report(struct conversion *c);
 
+/* The shared layout's list[R/2] for these statistics: R is one for all layers. */
+int conversion_shared_list(const struct model *base, const struct stats *stats, int R, int *list,
+                           struct err *e);
 int conversion_solve(struct conversion **out, const struct conversion_input *in,
                      const struct rankplan *plan, const struct convert_sink *sink,
                      const struct progress *p, struct err *e);

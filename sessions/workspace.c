@@ -32,11 +32,12 @@ struct workspace {
     struct tokenizer *tokenizer; /* NULL with the reason in no_tokenizer */
     struct chatfmt *chatfmt;
     struct err no_tokenizer, no_chatfmt;
-    struct calib_text text;  /* of the statistics */
-    struct stats *stats;     /* NULL: not calibrated */
-    char *spill;             /* folder for what does not fit into memory, or NULL */
-    double memory;           /* bytes that may be used */
+    struct calib_text text; /* of the statistics */
+    struct stats *stats;    /* NULL: not calibrated */
+    char *spill;            /* folder for what does not fit into memory, or NULL */
+    double memory;          /* bytes that may be used */
     double seconds_calibrate;
+    int *shared, shared_rope; /* the shared layout's list and its width, once asked for */
     struct conversion *conv;
     struct engine *conv_engine;
 };
@@ -76,8 +77,10 @@ static void drop_model(struct workspace *w)
     drop_conversion(w);
     stats_free(w->stats);
     free(w->spill);
+    free(w->shared);
     w->stats = NULL;
     w->spill = NULL;
+    w->shared = NULL;
     calib_text_done(&w->text);
     chatfmt_free(w->chatfmt);
     tokenizer_free(w->tokenizer);
@@ -298,12 +301,54 @@ static int refuse_conversion(const struct workspace *w, struct err *e)
                : OK;
 }
 
-/* The spectrum of one layer from moments m, or from the weights alone (m NULL). */
-static int layer_spectrum(const struct workspace *w, int layer, const struct moments *m,
-                          enum plan_layout layout, int rope_dim, struct spectrum *out,
-                          struct err *e)
+/* The shared layout's list of width R; NULL while nothing is calibrated. */
+static int shared_list(struct workspace *w, int R, const int **list, struct err *e)
 {
-    struct mla_options o = {.method = METHOD_MLATHE, .layout = layout, .rope_dim = rope_dim};
+    *list = NULL;
+    if (!w->stats)
+        return OK;
+    if (!w->shared || w->shared_rope != R) {
+        free(w->shared);
+        w->shared_rope = R;
+        w->shared = mem_calloc((size_t)R, sizeof *w->shared);
+        int rc = w->shared ? conversion_shared_list(w->base, w->stats, R, w->shared, e)
+                           : err_nomem(e, (size_t)R * sizeof *w->shared, "a shared rope list");
+        if (rc) {
+            free(w->shared);
+            w->shared = NULL;
+            return rc;
+        }
+    }
+    *list = w->shared;
+    return OK;
+}
+
+/* The shared layout has one rope width, for its list is one. */
+static int plan_shared_list(struct workspace *w, const struct rankplan *plan, const int **list,
+                            struct err *e)
+{
+    *list = NULL;
+    if (plan->layout != LAYOUT_SHARED || plan->method == METHOD_TRANSMLA)
+        return OK;
+    for (int l = 1; l < plan->model.n_layer; l++)
+        if (plan->layer[l].qk_rope_head_dim != plan->layer[0].qk_rope_head_dim)
+            return err_set(e, ERR_ARG,
+                           "the shared layout has one rope width for all layers: layer %d has %d, "
+                           "layer 0 %d",
+                           l, plan->layer[l].qk_rope_head_dim, plan->layer[0].qk_rope_head_dim);
+    return shared_list(w, plan->layer[0].qk_rope_head_dim, list, e);
+}
+
+/* The spectrum of one layer from moments m, or from the weights alone (m NULL). Without a list the
+ * shared layout is shown as the stock one. */
+static int layer_spectrum(const struct workspace *w, int layer, const struct moments *m,
+                          enum plan_layout layout, const int *list, int rope_dim,
+                          struct spectrum *out, struct err *e)
+{
+    struct mla_options o = {.method = METHOD_MLATHE,
+                            .layout = layout == LAYOUT_SHARED && !list ? LAYOUT_STOCK : layout,
+                            .shared = list,
+                            .rope_dim = rope_dim};
     struct mla_source src;
     struct moments own = {0};
     float *gamma = NULL;
@@ -326,6 +371,7 @@ struct spectra_task {
     const struct workspace *w;
     const int *layer, *rope_dim;
     enum plan_layout layout;
+    const int *list; /* of the shared layout, for width[0] */
     struct spectrum *out;
     struct err *err;
     int *rc;
@@ -346,7 +392,9 @@ static void spectra_task(void *arg, int task, int thread)
     const struct moments *m = NULL;
     t->rc[i] = t->w->stats ? stats_layer(t->w->stats, l, &m, &t->err[i]) : OK;
     if (!t->rc[i])
-        t->rc[i] = layer_spectrum(t->w, l, m, t->layout, t->rope_dim[i], &t->out[i], &t->err[i]);
+        t->rc[i] =
+            layer_spectrum(t->w, l, m, t->layout, t->rope_dim[i] == t->rope_dim[0] ? t->list : NULL,
+                           t->rope_dim[i], &t->out[i], &t->err[i]);
     if (m)
         stats_release(t->w->stats, m);
 }
@@ -361,7 +409,11 @@ int workspace_spectra(struct workspace *w, int n, const int *layer, enum plan_la
     int rc = refuse_conversion(w, e);
     if (rc)
         return rc;
-    struct spectra_task t = {w, layer, rope_dim, layout, out, NULL, NULL, 0};
+    struct spectra_task t = {w, layer, rope_dim, layout, NULL, out, NULL, NULL, 0};
+    if (layout == LAYOUT_SHARED && n > 0)
+        rc = shared_list(w, rope_dim[0], &t.list, e);
+    if (rc)
+        return rc;
     t.err = mem_calloc((size_t)n, sizeof *t.err);
     t.rc = mem_calloc((size_t)n, sizeof *t.rc);
     rc = t.err && t.rc ? OK : err_nomem(e, (size_t)n * sizeof *t.err, "spectra");
@@ -394,7 +446,7 @@ static void publish_layer(void *user, int layer, const struct moments *m)
     const struct publish *p = user;
     struct spectrum s;
     struct err ignored; /* a spectrum that fails here fails again, audibly, when it is asked for */
-    if (layer_spectrum(p->w, layer, m, p->sink->layout, p->sink->rope_dim, &s, &ignored))
+    if (layer_spectrum(p->w, layer, m, p->sink->layout, NULL, p->sink->rope_dim, &s, &ignored))
         return;
     p->sink->on_layer(p->sink->user, layer, &s);
     spectrum_done(&s);
@@ -416,15 +468,15 @@ static int calibration_text(struct workspace *w, const struct calib_options *o,
 
 /* Statistics from the cache, or by a pass over the text (then put into the cache). */
 static int obtain(struct workspace *w, const struct calib_text *text, const char *cache_dir,
-                  const struct memory_plan *plan, const struct calib_sink *sink,
-                  struct stats **out, const struct progress *p, struct err *e)
+                  const struct memory_plan *plan, const struct calib_sink *sink, struct stats **out,
+                  const struct progress *p, struct err *e)
 {
     struct publish publish = {w, sink};
     void (*on_layer)(void *, int, const struct moments *) =
         sink && sink->on_layer ? publish_layer : NULL;
-    char *prefix = cache_dir ? stats_path(cache_dir, w->plan_model.fingerprint, text->sha256,
-                                          &plan->form)
-                             : NULL;
+    char *prefix = cache_dir
+                       ? stats_path(cache_dir, w->plan_model.fingerprint, text->sha256, &plan->form)
+                       : NULL;
     int rc = OK;
     if (prefix && stats_open(out, prefix, w->base, &plan->form, plan->resident, NULL) == OK) {
         for (int l = 0; on_layer && l < w->base->hp.n_layer && !rc; l++) {
@@ -492,6 +544,8 @@ int workspace_calibrate(struct workspace *w, const struct calib_options *o, cons
     }
     stats_free(w->stats);
     free(w->spill);
+    free(w->shared);
+    w->shared = NULL;
     calib_text_done(&w->text);
     w->stats = stats;
     w->spill = spill;
@@ -670,6 +724,8 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
     double **second = NULL, start = clock_now();
     fit_into_memory(w, plan, &in);
     int rc = refuse_conversion(w, e);
+    if (!rc)
+        rc = plan_shared_list(w, plan, &in.shared, e);
     if (!rc && plan->method == METHOD_TRANSMLA)
         rc = check_second_pass(w, e);
     if (!rc && plan->method == METHOD_TRANSMLA) {

@@ -278,16 +278,18 @@ static void toggle_layout(struct app *a)
     struct rankplan next;
     if (!remember(a) || rankplan_copy(&next, &r->plan, NULL))
         return;
-    next.layout = next.layout == LAYOUT_OWN ? LAYOUT_STOCK : LAYOUT_OWN;
-    if (next.layout == LAYOUT_STOCK) {
-        int rope = next.layer[0].qk_rope_head_dim;
-        set_rope(&next, rope > next.model.head_dim ? next.model.head_dim : rope, NULL);
+    next.layout = next.layout == LAYOUT_STOCK ? LAYOUT_OWN : next.layout + 1;
+    if (next.layout != LAYOUT_OWN) { /* one width for all layers */
+        int rope = next.layer[0].qk_rope_head_dim, most = next.model.head_dim;
+        set_rope(&next, next.layout == LAYOUT_STOCK && rope > most ? most : rope, NULL);
     }
     next.predicted_kl = NAN;
     set_plan(a, &next);
     app_message(a, ROLE_NORMAL, "%s",
                 a->ranks.plan.layout == LAYOUT_STOCK
-                    ? "stock layout: one rope key shared by all heads, as DeepSeek has it"
+                    ? "stock layout: evenly spaced rope frequencies, as every engine has them"
+                : a->ranks.plan.layout == LAYOUT_SHARED
+                    ? "shared layout: one free list of rope frequencies for all layers"
                     : "own layout: runs here, and cannot be loaded elsewhere");
 }
 

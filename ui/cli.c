@@ -62,7 +62,7 @@
                 stat_groups, 1, 65536),                                                            \
         OPT_INT("--memory", NULL, "MiB that may be used (what the machine has)", memory, 64, 1e9)
 #define OPT_LAYOUT                                                                                 \
-    OPT_TEXT("--layout", NULL, "L", "own (best, our runtime) or stock (DeepSeek's grid)", layout), \
+    OPT_TEXT("--layout", NULL, "L", "own (best), shared (one list) or stock (any engine)", layout), \
         OPT_INT("--rope", NULL, "rotary numbers (R) a token and layer, even", rope, 2, 65536)
 #define OPT_BUDGET                                                                                 \
     OPT_TEXT("--kept", NULL, "P", "share of the KV cache to keep: 25%", kept),                     \

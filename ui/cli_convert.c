@@ -91,7 +91,7 @@ static cJSON *report_json(const struct conversion_report *r, const struct rankpl
     cJSON *o = cJSON_CreateObject();
     cJSON_AddStringToObject(o, "path", dir);
     cJSON_AddStringToObject(o, "method", p->method == METHOD_TRANSMLA ? "transmla" : "mlathe");
-    cJSON_AddStringToObject(o, "layout", p->layout == LAYOUT_STOCK ? "stock" : "own");
+    cJSON_AddStringToObject(o, "layout", plan_layout_name(p->layout));
     cli_json_add(o, "kept", r->kept);
     cJSON_AddNumberToObject(o, "kv_bytes_per_token_before", (double)r->kv_bytes_before);
     cJSON_AddNumberToObject(o, "kv_bytes_per_token_after", (double)r->kv_bytes_after);

@@ -62,13 +62,13 @@ static int choose_method(const struct cli *c, struct rankplan *p, struct err *e)
     const char *method = c->o.method, *layout = c->o.layout;
     if (method && strcmp(method, "mlathe") && strcmp(method, "transmla"))
         return cli_usage(e, "--method takes mlathe or transmla, not \"%s\"", method);
-    if (layout && !strcmp(layout, "shared"))
-        return err_set(e, ERR_UNSUPPORTED,
-                       "the shared layout is not in this version: own or stock");
-    if (layout && strcmp(layout, "own") && strcmp(layout, "stock"))
-        return cli_usage(e, "--layout takes own or stock, not \"%s\"", layout);
+    int choice = LAYOUT_OWN;
+    while (layout && choice <= LAYOUT_STOCK && strcmp(layout, plan_layout_name(choice)))
+        choice++;
+    if (choice > LAYOUT_STOCK)
+        return cli_usage(e, "--layout takes own, shared or stock, not \"%s\"", layout);
     p->method = method && !strcmp(method, "transmla") ? METHOD_TRANSMLA : METHOD_MLATHE;
-    p->layout = layout && !strcmp(layout, "stock") ? LAYOUT_STOCK : LAYOUT_OWN;
+    p->layout = (enum plan_layout)choice;
     p->freqfold = (int)c->o.freqfold;
     if (c->o.without && plan_steps_parse(c->o.without, &p->without, e))
         return CLI_USAGE;
@@ -410,9 +410,9 @@ int cli_spectra(struct cli *c, struct err *e)
     workspace_info(w, &info);
     int rope =
         c->o.rope ? (int)c->o.rope : rankplan_auto_rope(&info.plan_model, choice.layout, 0.25);
-    if (rope % 2 || rope > info.head_dim * (choice.layout == LAYOUT_OWN ? info.n_kv_head : 1))
+    if (rope % 2 || rope > info.head_dim * (choice.layout == LAYOUT_STOCK ? 1 : info.n_kv_head))
         rc = cli_usage(e, "--rope %d: give an even number up to %d", rope,
-                       info.head_dim * (choice.layout == LAYOUT_OWN ? info.n_kv_head : 1));
+                       info.head_dim * (choice.layout == LAYOUT_STOCK ? 1 : info.n_kv_head));
     if (!rc && !c->o.weights_only)
         rc = cli_calibrate(c, w, e);
     if (!rc)

@@ -156,7 +156,7 @@ static void draw_plan(const struct app *a, struct screen *s, struct rect in)
     screen_putf(s, in.y, in.x + 1, in.w - 2, ROLE_NORMAL,
                 "The plan of screen 2 keeps %.0f%% of the cache (%s, %s layout).",
                 100 * rankplan_kept(p), p->method == METHOD_MLATHE ? "mlathe" : "transmla",
-                p->layout == LAYOUT_OWN ? "own" : "stock");
+                plan_layout_name(p->layout));
     if (in.h >= 2)
         screen_put(s, in.y + 1, in.x + 1, in.w - 2, ROLE_NORMAL,
                    a->calibrated || a->j.calibration

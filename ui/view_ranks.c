@@ -278,7 +278,7 @@ static void plan_line(const struct app *a, struct screen *s, int y, struct rect 
     screen_putf(s, y, r.x + 1, r.w - 2, ROLE_NORMAL,
                 "method %s (m)  layout %s (l)  %s (R)  budget %s (b)  predicted KL %s",
                 p->method == METHOD_MLATHE ? "mlathe" : "transmla",
-                p->layout == LAYOUT_OWN ? "own" : "stock", rope, a->j.budget, kl);
+                plan_layout_name(p->layout), rope, a->j.budget, kl);
 }
 
 /* Engines that say the same share one mark. */
