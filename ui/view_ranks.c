@@ -177,8 +177,9 @@ static void draw_joint(const struct app *a, struct screen *s, struct rect r)
         double of_rope = sensitivity_rope(m, k->layer);
         double all = sensitivity_layer(m, k->layer, rank);
         screen_putf(s, in.y + in.h - 1, in.x + 1, in.w - 1, ROLE_NORMAL,
-                    in.w < 42 ? "kept %.1f%%  ΔKL rope %s rank %s"
-                              : "kept %.1f%%   ΔKL by rope %s, by rank %s",
+                    in.w < 38   ? "%.1f%%  ΔKL rope %s rank %s"
+                    : in.w < 50 ? "kept %.1f%%  ΔKL rope %s rank %s"
+                                : "kept %.1f%%   ΔKL by rope %s, by rank %s",
                     100 * energy, small(of_rope, rope), small(fmax(all - of_rope, 0), cost));
         return;
     }
@@ -254,8 +255,13 @@ static void measured(const struct app *a, char *text, size_t size)
 /* What would help, and what a number is worth at the margin. */
 static void wants_line(const struct app *a, struct screen *s, int y, struct rect r)
 {
-    char text[128], price[32] = "";
+    char text[128], price[32] = "", now[64];
     sensitivity_wants(a, text, sizeof text);
+    measured(a, now, sizeof now);
+    if (now[0] && r.w < LAYOUT_WIDE) { /* no room for it in the plan's line */
+        screen_putf(s, y, r.x + 1, r.w - 2, ROLE_NORMAL, "KL%s  16 more help %s", now + 1, text);
+        return;
+    }
     if (a->ranks.price > 0)
         snprintf(price, sizeof price, "  price %.1e KL", a->ranks.price);
     screen_putf(s, y, r.x + 1, r.w - 2, ROLE_NORMAL, "16 more numbers help most: %s%s", text,
@@ -274,7 +280,8 @@ static void plan_line(const struct app *a, struct screen *s, int y, struct rect 
     }
     snprintf(rope, sizeof rope, lo == hi ? "R %d" : "R %d–%d", lo, hi);
     snprintf(kl, sizeof kl, isfinite(p->predicted_kl) ? "%.3f" : "–", p->predicted_kl);
-    measured(a, kl + strlen(kl), sizeof kl - strlen(kl));
+    if (r.w >= LAYOUT_WIDE || !sensitivity_now(a))
+        measured(a, kl + strlen(kl), sizeof kl - strlen(kl));
     screen_putf(s, y, r.x + 1, r.w - 2, ROLE_NORMAL,
                 "method %s (m)  layout %s (l)  %s (R)  budget %s (b)  predicted KL %s",
                 p->method == METHOD_MLATHE ? "mlathe" : "transmla",
