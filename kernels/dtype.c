@@ -54,7 +54,7 @@ enum dtype dtype_from_name(const char *name)
 
 bool dtype_can_write(enum dtype type)
 {
-    return type <= DTYPE_Q4_1;
+    return type <= DTYPE_Q4_1 || type == DTYPE_Q4_K || type == DTYPE_Q6_K;
 }
 
 size_t dtype_bytes(enum dtype type, size_t n)
@@ -259,6 +259,14 @@ void dtype_from_f32(enum dtype type, const float *src, void *dst, size_t n)
     case DTYPE_Q4_1:
         for (size_t i = 0; i < n; i += QK, p += 20)
             write_q4_1(src + i, p);
+        break;
+    case DTYPE_Q4_K:
+        for (size_t i = 0; i < n; i += 256, p += 144)
+            dtype_write_q4_k(src + i, p);
+        break;
+    case DTYPE_Q6_K:
+        for (size_t i = 0; i < n; i += 256, p += 210)
+            dtype_write_q6_k(src + i, p);
         break;
     default: break;
     }

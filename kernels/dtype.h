@@ -12,7 +12,7 @@ enum dtype {
     DTYPE_Q8_0,
     DTYPE_Q4_0,
     DTYPE_Q4_1,
-    DTYPE_Q5_0, /* this and the rest are only read */
+    DTYPE_Q5_0, /* this and the rest are only read, but for Q4_K and Q6_K */
     DTYPE_Q5_1,
     DTYPE_Q2_K,
     DTYPE_Q3_K,
@@ -43,7 +43,7 @@ size_t dtype_bytes(enum dtype type, size_t n);
 /* dst[n] = src as fp32, exactly (the scalar definition); n a multiple of the block. */
 void dtype_to_f32(enum dtype type, const void *src, float *dst, size_t n);
 /* dst = src[n] rounded to type (nearest even for F16/BF16; GGUF's reference rounding for Q8_0, Q4_0
- * and Q4_1). Types that are only read leave dst alone. */
+ * and Q4_1, a search of our own for Q4_K and Q6_K). Types that are only read leave dst alone. */
 void dtype_from_f32(enum dtype type, const float *src, void *dst, size_t n);
 
 float f16_to_f32(uint16_t h);

@@ -16,4 +16,8 @@ void dtype_read_iq4_nl(const uint8_t *b, float *y);
 void dtype_read_iq4_xs(const uint8_t *b, float *y);
 void dtype_read_mxfp4(const uint8_t *b, float *y);
 
+/* And writers: x has the block's 256 numbers. */
+void dtype_write_q4_k(const float *x, uint8_t *b);
+void dtype_write_q6_k(const float *x, uint8_t *b);
+
 #endif

@@ -8,7 +8,8 @@
 #include "ui/app_parts.h"
 
 static const enum dtype folder_numbers[] = {DTYPE_BF16, DTYPE_F32};
-static const enum dtype gguf_numbers[] = {DTYPE_Q8_0, DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_Q4_0};
+static const enum dtype gguf_numbers[] = {DTYPE_Q8_0, DTYPE_BF16, DTYPE_F16, DTYPE_F32,
+                                          DTYPE_Q6_K, DTYPE_Q4_K, DTYPE_Q4_0};
 
 enum dtype export_numbers(const struct app *a, enum stock_engine t)
 {
