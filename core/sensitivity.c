@@ -215,16 +215,19 @@ static double plan_sum(const struct sensitivity *s, const struct rankplan *plan)
     return sum;
 }
 
-static double refit_factor(const struct sensitivity *s, const struct rankplan *plan)
+/* The KL of layers whose KLs sum up to sum, with the outputs refitted if the plan has them so. */
+static double outcome(const struct sensitivity *s, const struct rankplan *plan, double sum)
 {
-    return plan->without & STEP_OUTPUT ? 1 : s->refit > 0 ? s->refit : SENSITIVITY_REFIT;
+    double plain = sensitivity_total(s, sum);
+    if (plan->without & STEP_OUTPUT || !(plain > 0))
+        return plain;
+    double usual = fmin(SENSITIVITY_REFIT * pow(plain, SENSITIVITY_REFIT_POWER), 1);
+    return plain * (s->refit > 0 ? s->refit : usual);
 }
 
 double sensitivity_predict(const struct sensitivity *s, const struct rankplan *plan)
 {
-    return sensitivity_fits(s, plan)
-               ? refit_factor(s, plan) * sensitivity_total(s, plan_sum(s, plan))
-               : NAN;
+    return sensitivity_fits(s, plan) ? outcome(s, plan, plan_sum(s, plan)) : NAN;
 }
 
 bool sensitivity_learn(struct sensitivity *s, const struct rankplan *plan, double kl)
@@ -245,7 +248,7 @@ double sensitivity_gain(const struct sensitivity *s, const struct rankplan *plan
     int rank = plan->layer[layer].kv_lora_rank;
     double sum = plan_sum(s, plan);
     double less = sensitivity_layer(s, layer, rank) - sensitivity_layer(s, layer, rank + more);
-    return refit_factor(s, plan) * (sensitivity_total(s, sum) - sensitivity_total(s, sum - less));
+    return outcome(s, plan, sum) - outcome(s, plan, sum - less);
 }
 
 /* Lower convex hull of cost[0 … n], in place: where a curve is not convex, half a block alone buys

@@ -114,8 +114,8 @@ static int run_layers(struct probe *t, const struct engine *g, int first, int en
         for (int i = 0; i < n; i++)
             seg[i] = (struct segment){.row = i * T,
                                       .n = T,
-                                      .cache = {(char *)t->cache.a + (size_t)i * step,
-                                                (char *)t->cache.b + (size_t)i * step}};
+                                      .cache = {.a = (char *)t->cache.a + (size_t)i * step,
+                                                .b = (char *)t->cache.b + (size_t)i * step}};
         /* Frequencies of an engine that is gone may have lain where this one's lie. */
         scratch_new_batch(s);
         for (int l = first; l < end && !rc; l++) {
