@@ -7,20 +7,18 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#include "core/file.h"
 #include "core/kvmem.h"
 #include "sessions/conversion.h"
 
-/* The number in a control file of the container, or what was known before. */
+/* The number in a control file of the container (they claim to be empty), or what was known before.
+ */
 static double control_group(const char *path, double known)
 {
-    char *text, *end;
-    size_t n;
-    if (file_read(path, 64, &text, &n, NULL))
-        return known;
-    double v = strtod(text, &end);
-    bool number = end != text; /* "max": none */
-    free(text);
+    double v = 0;
+    FILE *f = fopen(path, "re");
+    bool number = f && fscanf(f, "%lf", &v) == 1; /* "max": none */
+    if (f)
+        fclose(f);
     return number && v > 0 && v < known ? v : known;
 }
 
