@@ -358,6 +358,27 @@ int probe_kl(const struct engine *base, const struct engine *other, const struct
     return rc;
 }
 
+int probe_energies(struct workspace *w, const struct rankplan *plan, struct sensitivity *s,
+                   struct err *e)
+{
+    enum { BATCH = 4 };
+    int rc = OK;
+    for (int l = 0; l < s->n_layer && !rc; l += BATCH) {
+        struct spectrum found[BATCH];
+        int layer[BATCH], rope[BATCH], n = s->n_layer - l < BATCH ? s->n_layer - l : BATCH;
+        for (int i = 0; i < n; i++) {
+            layer[i] = l + i;
+            rope[i] = plan->layer[l + i].qk_rope_head_dim;
+        }
+        rc = workspace_spectra(w, n, layer, plan->layout, rope, found, e);
+        for (int i = 0; i < n && !rc; i++) {
+            sensitivity_set_energy(s, l + i, &found[i]);
+            spectrum_done(&found[i]);
+        }
+    }
+    return rc;
+}
+
 char *probe_path(const char *dir, const struct rankplan *plan, const char *text)
 {
     struct sha256 h;

@@ -19,6 +19,9 @@ struct probe_text {
 int probe_run(struct sensitivity *s, const int *rank, int n, const struct engine *base,
               const struct conversion_input *in, const struct rankplan *plan,
               const struct probe_text *text, const struct progress *p, struct err *e);
+/* Dropped energies of all layers at the plan's rope widths, a few layers at a time. */
+int probe_energies(struct workspace *w, const struct rankplan *plan, struct sensitivity *s,
+                   struct err *e);
 /* Mean KL(base‖other) a token over the text; other: base with converted attention. */
 int probe_kl(const struct engine *base, const struct engine *other, const struct probe_text *text,
              double *kl, const struct progress *p, struct err *e);

@@ -610,28 +610,6 @@ static void fit_into_memory(const struct workspace *w, const struct rankplan *pl
         in->spill = w->spill;
 }
 
-/* Energies of all layers at the plan's rope widths, a few at a time. */
-static int sensitivity_spectra(struct workspace *w, const struct rankplan *plan,
-                               struct sensitivity *s, struct err *e)
-{
-    enum { BATCH = 4 };
-    int rc = OK;
-    for (int l = 0; l < s->n_layer && !rc; l += BATCH) {
-        struct spectrum found[BATCH];
-        int layer[BATCH], rope[BATCH], n = s->n_layer - l < BATCH ? s->n_layer - l : BATCH;
-        for (int i = 0; i < n; i++) {
-            layer[i] = l + i;
-            rope[i] = plan->layer[l + i].qk_rope_head_dim;
-        }
-        rc = workspace_spectra(w, n, layer, plan->layout, rope, found, e);
-        for (int i = 0; i < n && !rc; i++) {
-            sensitivity_set_energy(s, l + i, &found[i]);
-            spectrum_done(&found[i]);
-        }
-    }
-    return rc;
-}
-
 static int sensitivity_measure(struct workspace *w, const struct rankplan *plan, const int *rank,
                                int n, struct sensitivity *s, const struct progress *p,
                                struct err *e)
@@ -642,7 +620,7 @@ static int sensitivity_measure(struct workspace *w, const struct rankplan *plan,
     if (!rc && !w->text.n_held && !strcmp(w->text.source, "self"))
         rc = calib_text_hold_self(&w->text, w->base_engine, t, p, e);
     if (!rc && !s->n_point)
-        rc = sensitivity_spectra(w, plan, s, e);
+        rc = probe_energies(w, plan, s, e);
     in.at_once = layers_at_once(w, s->n);
     struct probe_text text = {w->text.held, w->text.n_held, w->text.held_len};
     return rc ? rc : probe_run(s, rank, n, w->base_engine, &in, plan, &text, p, e);
