@@ -139,6 +139,9 @@ int workspace_heal(struct workspace *w, const struct heal_options *o, const char
                    struct heal_report *out, bool *changed, struct err *e);
 /* The conversion saved in dir, of the same original, becomes the converted side again. */
 int workspace_take(struct workspace *w, const char *dir, struct err *e);
+/* The share of a file's longer lines that the converted side was healed on (about; 0 when it never
+ * was): a text to measure with must not be one it has learnt. */
+double workspace_healed_on(const struct workspace *w, const char *file);
 /* The plan and report of the converted side; false when there is none. Copies. */
 bool workspace_conversion(const struct workspace *w, struct rankplan *plan,
                           struct conversion_report *report, struct err *e);

@@ -1,5 +1,6 @@
 /* Healing what a workspace holds, and taking a saved conversion instead of it. Refuses to write
  * over the conversion that is healed. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -84,4 +85,14 @@ int workspace_take(struct workspace *w, const char *dir, struct err *e)
     workspace_info(w, &info);
     int rc = conversion_open(&c, dir, workspace_model(w, SIDE_ORIGINAL), &info.plan_model, e);
     return rc ? rc : workspace_adopt(w, c, e);
+}
+
+double workspace_healed_on(const struct workspace *w, const char *file)
+{
+    const struct conversion *c = workspace_held(w);
+    const cJSON *entry = c && c->healing ? c->healing->child : NULL;
+    double most = 0;
+    for (; entry; entry = entry->next)
+        most = fmax(most, heal_lines_shared(json_str_or(entry, "text_lines", ""), file));
+    return most;
 }

@@ -201,6 +201,11 @@ static void test_heals(struct heal_report *want)
           heal_lines_shared(lines->valuestring, text),
           heal_lines_shared(lines->valuestring, other_text));
     cJSON_Delete(root);
+    struct workspace *space = open_at(again);
+    CHECK(workspace_healed_on(space, text) == 1 && workspace_healed_on(space, other_text) < 0.6,
+          "the text is known by %g, another by %g", workspace_healed_on(space, text),
+          workspace_healed_on(space, other_text));
+    workspace_free(space);
     heal_report_done(&more);
 }
 

@@ -145,6 +145,17 @@ static int run(struct cli *c, const struct workspace *w, const struct engine *ag
                                : eval_task(model, against, t, task, &c->progress, &r->task, e);
 }
 
+/* What was learnt is no measure. */
+static void warn_of_overlap(struct cli *c, const struct workspace *w, const char *file)
+{
+    double share = file && !c->o.original ? workspace_healed_on(w, file) : 0;
+    if (share > 0.05)
+        cli_say(c,
+                "warning: about %.0f %% of the lines of %s are like those that this conversion was "
+                "healed on: the figures flatter it",
+                100 * share, file);
+}
+
 int cli_eval(struct cli *c, struct err *e)
 {
     struct workspace *w = NULL, *other = NULL;
@@ -155,6 +166,8 @@ int cli_eval(struct cli *c, struct err *e)
     int rc = r ? choose(c, &o, &task, r, e) : err_nomem(e, sizeof *r, "a result");
     if (!rc)
         rc = cli_open(c, c->arg[0], CLI_EXACT, &w, e);
+    if (!rc)
+        warn_of_overlap(c, w, c->o.task ? c->o.file : c->o.ppl);
     if (!rc && c->o.against)
         rc = open_against(c, w, &other, &against, e);
     if (!rc)
