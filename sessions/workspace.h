@@ -127,10 +127,9 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
                       struct conversion_report *out, struct err *e);
 /* Writes the converted side as a conversion folder (mlathe.json, attention.safetensors). */
 int workspace_save(struct workspace *w, const char *dir, struct err *e);
-/* Distils the original into the converted side (sessions/heal.h). files: text files and folders;
- * none: the original writes the text itself. The best that was found becomes the converted side,
- * also when stopped (ERR_CANCELLED, *changed says so). o->dir, where given, must not be the folder
- * of the conversion that is healed: that stays. */
+/* Distils the original into the converted side (sessions/heal.h) on text files and folders, or (none)
+ * on what the original writes. The best found becomes the converted side, also when stopped
+ * (ERR_CANCELLED; *changed says so). o->dir must not be the folder of what is healed: that stays. */
 struct heal_options;
 struct heal_sink;
 struct heal_report;
@@ -139,8 +138,7 @@ int workspace_heal(struct workspace *w, const struct heal_options *o, const char
                    struct heal_report *out, bool *changed, struct err *e);
 /* The conversion saved in dir, of the same original, becomes the converted side again. */
 int workspace_take(struct workspace *w, const char *dir, struct err *e);
-/* The share of a file's longer lines that the converted side was healed on (about; 0 when it never
- * was): a text to measure with must not be one it has learnt. */
+/* About the share of a file's longer lines that the converted side was healed on. */
 double workspace_healed_on(const struct workspace *w, const char *file);
 /* The plan and report of the converted side; false when there is none. Copies. */
 bool workspace_conversion(const struct workspace *w, struct rankplan *plan,

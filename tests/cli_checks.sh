@@ -55,7 +55,7 @@ want 2 inspect --jsno
 said "did you mean --json?"
 want 2 inspect a b
 want 2 generate tiny.gguf --text
-for command in models inspect tokenize detokenize render logits generate spectra plan convert eval \
+for command in models inspect tokenize detokenize render logits generate spectra plan convert heal eval \
     chat bench paths; do
     want 0 "$command" --help
     [[ $(head -n 1 out) == "Examples:" ]] || fail "$command --help does not start with examples"
@@ -219,6 +219,19 @@ want 0 tokenize conv --text "Line 1" --json
 want 0 convert tiny.gguf --kept 50% --calib long.txt --tokens 1024 -o foretold --json
 json 'd["prediction"]["kl"] > 0 and d["prediction"]["kl_measured"] > 0'
 json 'abs(d["prediction"]["kl"] / d["prediction"]["kl_measured"] - 1 - d["prediction"]["error"]) < 1e-9'
+want 0 heal conv --tokens 512 --length 32 --text text.txt -o healed --train kv_b,q,o --json
+json 'd["steps"] > 0 and d["tokens"] >= 512 and d["seconds"] > 0 and d["tokens_per_sec"] > 0'
+json 'd["kl_after"] <= d["kl_before"] and len(d["curve"]) > 1 and d["curve"][0]["tokens"] == 0'
+said "held-out KL"
+want 0 eval healed --against tiny.gguf --ppl text.txt --ctx 64 --windows 1 --json
+said "healed on: the figures flatter it"
+want 2 heal conv --text text.txt
+want 2 heal conv --train v --text text.txt -o healed
+said "kv_b,q,o,kv_a"
+want 1 heal tiny.gguf --text text.txt -o healed2
+said "nothing to heal"
+want 1 heal conv --text text.txt -o conv
+said "give another folder"
 want 0 convert tiny.gguf --rank 12 --calib text.txt --tokens 1024 -o conv # over its own
 want 0 convert tiny.gguf --kept 50% --method transmla --calib text.txt --tokens 1024 -o base --json
 json 'd["method"] == "transmla"'
