@@ -191,7 +191,7 @@ static int write_card(struct export_job *j, struct err *e)
         line(&c, "- Calibration: %s, %lld tokens, seed %lld, sha256 %.16s….", p->calibration.source,
              p->calibration.tokens, p->calibration.seed, p->calibration.sha256);
     line(&c, "- Numbers: %s%s.", dtype_traits(x->dtype)->name,
-         x->fp8 ? ", linear maps in FP8 (E4M3, 128 × 128 blocks)" : "");
+         x->fp8 ? ", feed-forward maps in FP8 (E4M3, 128 × 128 blocks)" : "");
     card_losses(&c, j);
     card_how(&c, j);
     line(&c, "\nThe original's licence applies to this model as well.");

@@ -56,7 +56,7 @@ said "did you mean --json?"
 want 2 inspect a b
 want 2 generate tiny.gguf --text
 for command in models inspect tokenize detokenize render logits generate spectra plan convert heal eval \
-    chat bench paths; do
+    chat bench export paths; do
     want 0 "$command" --help
     [[ $(head -n 1 out) == "Examples:" ]] || fail "$command --help does not start with examples"
 done
@@ -303,6 +303,43 @@ json 'd["turns"][0]["stop"] in ("context", "eos")'
 want 1 chat tiny.gguf --prompt "a long line that has more tokens than the context has room" --ctx 8
 said context
 want 2 chat tiny.gguf --prompt Hi --forced
+
+# --- export -----------------------------------------------------------------------------------
+want 2 export
+want 2 export conv -o x
+said "--to"
+want 2 export conv --to tensorrt -o x
+said "hf, vllm, sglang, gguf or plan"
+want 2 export conv --to hf --dtype int3 -o x
+want 1 export tiny.gguf --to hf -o x
+said "nothing is converted"
+want 1 export conv --to gguf -o x # of its own layout
+said "--layout stock"
+want 0 plan tiny.gguf --engine gguf --kept 50% -o engine.json
+want 2 plan tiny.gguf --engine tgi --kept 50%
+want 0 convert tiny.gguf --plan engine.json --calib text.txt --tokens 1024 -o stockconv --json
+want 0 inspect stockconv --json
+json '[e["engine"] for e in d["loads_in"]] == ["hf", "vllm", "sglang", "gguf"]'
+json 'all(e["fit"] == "yes" for e in d["loads_in"])'
+want 0 export stockconv --to hf --dtype f32 --dry-run -o exported --json
+json 'd["bytes"] > 0 and d["files"] and not d["checks"]'
+[[ ! -e exported ]] || fail "a dry run wrote something"
+want 0 export stockconv --to hf --dtype f32 -o exported --json
+json 'd["checks"][0]["passed"] and d["checks"][0]["nmse"] < 1e-7 and d["checks"][0]["same_top1"] == 1'
+json '{"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {f["name"] for f in d["files"]}'
+want 1 export stockconv --to hf --dtype f32 -o exported
+said "--force"
+want 0 generate exported --text "Once" -n 2 --temp 0 --json # a model like any other
+want 0 export exported --help
+want 1 export exported --to hf -o y
+want 0 export stockconv --to gguf --dtype f32 -o exported.gguf --json
+json 'd["checks"][0]["nmse"] < 1e-7'
+want 0 tokenize exported.gguf --text "Once upon" --json
+cp out first
+want 0 tokenize exported --text "Once upon" --json
+cmp -s out first || fail "the exported vocabularies differ"
+want 0 export stockconv --to plan -o plan-again.json --json
+want 0 convert tiny.gguf --plan plan-again.json --calib text.txt --tokens 1024 -o again --json
 
 # --- full disk, Ctrl-C ------------------------------------------------------------------------
 if [[ -w /dev/full ]]; then

@@ -177,7 +177,7 @@ static const struct cli_option bench_options[] = {
     OPT_END};
 
 static const struct cli_option export_options[] = {
-    OPT_TEXT("--to", NULL, "E", "hf, vllm, sglang or gguf", to),
+    OPT_TEXT("--to", NULL, "E", "hf, vllm, sglang, gguf or plan", to),
     OPT_TEXT("--dtype", NULL, "T", "bf16 (default), f32, fp8; in GGUF also f16, q8_0, q6_k, q4_k, q4_0", dtype),
     OPT_TEXT("--output", "-o", "PATH", "the folder or GGUF file to write", output),
     OPT_FLAG("--dry-run", "say what would be written, write nothing", dry_run),

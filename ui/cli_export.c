@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/file.h"
 #include "core/kvmem.h"
 #include "sessions/export.h"
 #include "ui/cli.h"
@@ -11,9 +12,9 @@ static int choose(const struct cli *c, struct export_options *o, struct err *e)
 {
     const char *to = c->o.to, *dtype = c->o.dtype ? c->o.dtype : "bf16";
     if (!to)
-        return cli_usage(e, "give --to hf, vllm, sglang or gguf");
+        return cli_usage(e, "give --to hf, vllm, sglang, gguf or plan");
     if (!stock_find(to, &o->to))
-        return cli_usage(e, "--to takes hf, vllm, sglang or gguf, not \"%s\"", to);
+        return cli_usage(e, "--to takes hf, vllm, sglang, gguf or plan, not \"%s\"", to);
     if (!export_dtype(dtype, &o->dtype, &o->fp8))
         return cli_usage(e, "--dtype: \"%s\" is no type of numbers (bf16, f32, q8_0 …)", dtype);
     if (!c->o.output)
@@ -88,6 +89,41 @@ static void print_report(const struct export_report *r, const struct export_opti
         printf("%s: not done: %s\n", k->name, k->text);
 }
 
+/* The plan that made the conversion, as a file that convert --plan takes. */
+static int export_plan(struct cli *c, struct err *e)
+{
+    struct workspace *w;
+    struct rankplan p;
+    int rc = c->n_args && c->o.output ? cli_open(c, c->arg[0], CLI_EXACT, &w, e)
+                                      : cli_usage(e, "give the conversion folder and -o FILE");
+    if (rc)
+        return rc;
+    if (file_exists(c->o.output) && !c->o.force)
+        rc = err_set(e, ERR_IO, "%s is there already: give another name, or --force to replace it",
+                     c->o.output);
+    else if (!workspace_conversion(w, &p, NULL, e))
+        rc = err_set(e, ERR_ARG, "%s is no conversion: it has no plan", c->arg[0]);
+    else {
+        cJSON *o = cJSON_CreateObject();
+        if (!c->o.dry_run)
+            rc = rankplan_save(&p, c->o.output, e);
+        rankplan_done(&p);
+        cJSON_AddStringToObject(o, "path", c->o.output);
+        cJSON_AddStringToObject(o, "to", "plan");
+        cJSON_AddItemToObject(o, "files", cJSON_CreateStringArray(&c->o.output, 1));
+        cJSON_AddArrayToObject(o, "checks");
+        if (!rc && c->o.json) {
+            rc = cli_print_json(o, e);
+        } else {
+            cJSON_Delete(o);
+            if (!rc)
+                printf("%s %s\n", c->o.dry_run ? "would write" : "wrote", c->o.output);
+        }
+    }
+    workspace_free(w);
+    return rc;
+}
+
 int cli_export(struct cli *c, struct err *e)
 {
     struct export_options o = {.path = c->o.output,
@@ -96,6 +132,8 @@ int cli_export(struct cli *c, struct err *e)
                                .no_check = c->o.no_check};
     struct export_report r;
     struct workspace *w;
+    if (c->o.to && !strcmp(c->o.to, "plan"))
+        return export_plan(c, e);
     int rc = choose(c, &o, e);
     if (!rc && !c->n_args)
         rc = cli_usage(e, "give the conversion folder to export");
