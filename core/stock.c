@@ -181,13 +181,16 @@ void stock_check(const struct stock_facts *f, const struct rankplan *p, enum sto
         return;
     extremes(p, &rank, &rope, &least);
     if (!stock_shares_frequencies(f, p)) {
-        refuse(out, "stock layout only",
-               "each layer has rope frequencies of its own: convert with --layout stock");
+        refuse(out, "own layout",
+               t == STOCK_HF ? "each layer has rope frequencies of its own: convert with --layout "
+                               "shared or --layout stock"
+                             : "each layer has rope frequencies of its own: convert with --layout "
+                               "stock");
         return;
     }
     bool list = p->method == METHOD_MLATHE && p->layout != LAYOUT_STOCK;
     if (list && t != STOCK_HF) {
-        refuse(out, "stock layout only",
+        refuse(out, p->layout == LAYOUT_OWN ? "own layout" : "shared layout",
                "its rope frequencies are a list of its own, which only transformers reads: convert "
                "with --layout stock");
         return;

@@ -202,6 +202,11 @@ static void check_families(void)
         check_one(full, name, STOCK_HF, moe); /* nothing is lost: frequencies as a list */
         check_refused(full, name, STOCK_GGUF, families[i].why ? families[i].why : "--layout stock");
         check_one(half, name, STOCK_HF, moe);
+        struct workspace *shared = converted(name, LAYOUT_SHARED, 2);
+        check_one(shared, name, STOCK_HF, moe); /* its list of frequencies, through longrope */
+        check_refused(shared, name, STOCK_VLLM,
+                      families[i].why ? families[i].why : "--layout stock");
+        workspace_free(shared);
         for (int t = STOCK_VLLM; t < STOCK_ENGINES; t++)
             if (families[i].served)
                 check_one(half, name, (enum stock_engine)t, moe);
