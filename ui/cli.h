@@ -33,7 +33,7 @@ struct cli_options {
     double minutes, until_kl, rate, next_token, match;
     long long batch, accumulate, length;
     long long bench_prompt, bench_generate;
-    bool special, skip_special, no_generation_prompt, all, ignore_eos, weights_only, forced;
+    bool search, special, skip_special, no_generation_prompt, all, ignore_eos, weights_only, forced;
     bool original, store;
     const char *to, *dtype, *engine;
     bool dry_run, force, no_check;

@@ -7,6 +7,7 @@
 #include "core/file.h"
 #include "core/kvmem.h"
 #include "sessions/paths.h"
+#include "sessions/search.h"
 #include "ui/cli.h"
 
 /* --- calibration -------------------------------------------------------------------------- */
@@ -191,9 +192,28 @@ static int check_alloc(const struct cli *c, struct err *e)
     if (alloc && strcmp(alloc, "uniform") && c->o.rank)
         return cli_usage(e, "--rank gives every layer the same rank: --alloc %s needs a budget",
                          alloc);
+    if (c->o.search && (c->o.rank || c->o.rope || c->o.weights_only))
+        return cli_usage(e, "--search chooses rope widths for a budget by measuring: leave --rank, "
+                            "--rope and --weights-only out");
     if (alloc && !strcmp(alloc, "sensitivity") && c->o.weights_only)
         return cli_usage(e, "--alloc sensitivity measures: leave --weights-only out");
     return OK;
+}
+
+/* The best rope width for the budget; p gets even ranks beside it. */
+static int search_widths(struct cli *c, struct workspace *w, struct rankplan *p, long long numbers,
+                         struct err *e)
+{
+    struct search_result found;
+    int even = (int)(numbers / p->model.n_layer);
+    int rc = workspace_calibrated(w) ? OK : cli_calibrate(c, w, e);
+    if (!rc)
+        rc = workspace_search(w, p, even, &found, &c->progress, e);
+    cli_progress_end(c);
+    for (int i = 0; i < found.n && !rc; i++)
+        cli_say(c, "rope %d, rank %d: KL %.4f%s", found.trial[i].rope_dim, found.trial[i].rank,
+                found.trial[i].kl, i == found.best ? "  best" : "");
+    return rc;
 }
 
 static int fill_plan(struct cli *c, struct workspace *w, struct rankplan *p, struct err *e)
@@ -209,6 +229,8 @@ static int fill_plan(struct cli *c, struct workspace *w, struct rankplan *p, str
     if (c->o.rank)
         return rankplan_uniform(p, c->o.rank > INT32_MAX ? 0 : (int)c->o.rank, rope, e);
     rc = rankplan_uniform(p, 1, rope, e);
+    if (!rc && c->o.search)
+        rc = search_widths(c, w, p, numbers, e);
     if (!rc && c->o.alloc && !strcmp(c->o.alloc, "energy"))
         rc = allocate_by_energy(c, w, p, numbers, e);
     else if (!rc)
