@@ -24,5 +24,8 @@ struct search_result {
 int search_rope(struct search_result *out, const struct engine *base,
                 const struct conversion_input *in, const struct rankplan *plan, int even,
                 const struct probe_text *text, const struct progress *p, struct err *e);
+/* The same for the open model and its statistics; plan becomes the best one, even ranks. */
+int workspace_search(struct workspace *w, struct rankplan *plan, int even,
+                     struct search_result *out, const struct progress *p, struct err *e);
 
 #endif

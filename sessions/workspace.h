@@ -97,12 +97,6 @@ int workspace_sensitivity(struct workspace *w, const struct rankplan *plan, int 
                           const char *cache_dir, struct sensitivity *out, const struct progress *p,
                           struct err *e);
 
-/* Tries rope widths for an even cache of `even` numbers a layer (search.h) and makes plan the best
- * one, even ranks. Needs statistics. */
-struct search_result;
-int workspace_search(struct workspace *w, struct rankplan *plan, int even,
-                     struct search_result *out, const struct progress *p, struct err *e);
-
 struct layer_report {
     int kv_lora_rank, qk_rope_head_dim;
     double error;      /* |attention output change|² / |attention output|² on held samples */

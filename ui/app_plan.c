@@ -363,7 +363,7 @@ static bool request(struct app *a, enum request r)
     case REQ_LESS_FAST: change_rank(a, -4); return true;
     case REQ_MORE_FAST: change_rank(a, 4); return true;
     case REQ_AUTO:
-        if (s->plan.layout == LAYOUT_STOCK || !sensitivity_spend(a)) /* engines want one rank */
+        if (s->plan.layout != LAYOUT_OWN || !sensitivity_spend(a)) /* engines want one rank */
             spend(a, NULL);
         return true;
     case REQ_PROBE: sensitivity_measure(a); return true;
