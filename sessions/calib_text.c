@@ -49,37 +49,52 @@ static void text_hash(struct calib_text *t)
     sha256_hex(&s, t->sha256);
 }
 
-/* Where window i of count lies, of len tokens each spread evenly over n, from the first to the last.
- */
-static size_t window_at(size_t n, int count, int len, int i)
+/* Windows of one kind in one file: count of len tokens each over n. */
+struct placing {
+    size_t n;
+    int count, len;
+    uint64_t seed;
+};
+
+/* In [0, 1), from the seed and a number (the finaliser of splitmix64). */
+static double draw(uint64_t seed, uint64_t i)
 {
-    size_t slack = n - (size_t)len;
-    return count > 1 ? slack * (size_t)i / (size_t)(count - 1) : slack / 2;
+    uint64_t x = seed * 0x9e3779b97f4a7c15u + (i + 1) * 0xd1342543de82ef95u;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return (double)((x ^ x >> 31) >> 11) * 0x1p-53;
 }
 
-static void spread(const int32_t *ids, size_t n, int count, int len, int32_t *out)
+/* Where window i lies: evenly from the first to the last with the usual seed, somewhere in its
+ * share of the file with any other. */
+static size_t window_at(const struct placing *p, int i)
 {
-    for (int i = 0; i < count; i++)
-        memcpy(out + (size_t)i * (size_t)len, ids + window_at(n, count, len, i),
-               (size_t)len * sizeof *out);
+    size_t slack = p->n - (size_t)p->len;
+    if (p->seed != CALIB_SEED)
+        return (size_t)((double)slack * (i + draw(p->seed, (uint64_t)i)) / p->count);
+    return p->count > 1 ? slack * (size_t)i / (size_t)(p->count - 1) : slack / 2;
+}
+
+static void spread(const int32_t *ids, const struct placing *p, int32_t *out)
+{
+    for (int i = 0; i < p->count; i++)
+        memcpy(out + (size_t)i * (size_t)p->len, ids + window_at(p, i),
+               (size_t)p->len * sizeof *out);
 }
 
 /* Windows of one file that something is fitted to: both kinds. */
 struct fitted {
-    size_t n;
-    int count, len, longs, long_len;
+    struct placing kind[2];
 };
 
 static bool is_free(const struct fitted *f, size_t at, int len)
 {
-    for (int i = 0; i < f->count + f->longs; i++) {
-        bool is_long = i >= f->count;
-        int width = is_long ? f->long_len : f->len;
-        size_t start = is_long ? window_at(f->n, f->longs, width, i - f->count)
-                               : window_at(f->n, f->count, width, i);
-        if (at < start + (size_t)width && start < at + (size_t)len)
-            return false;
-    }
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < f->kind[k].count; i++) {
+            size_t start = window_at(&f->kind[k], i);
+            if (at < start + (size_t)f->kind[k].len && start < at + (size_t)len)
+                return false;
+        }
     return true;
 }
 
@@ -87,9 +102,10 @@ static bool is_free(const struct fitted *f, size_t at, int len)
 static void hold_back(struct calib_text *t, const int32_t *ids, const struct fitted *f, int count)
 {
     for (int i = 0; i < count; i++) {
-        size_t end = f->n * (size_t)(i + 1) / (size_t)count, len = (size_t)t->held_len;
+        size_t n = f->kind[0].n, end = n * (size_t)(i + 1) / (size_t)count;
+        size_t len = (size_t)t->held_len;
         /* From the middle of the share on: its ends are where windows of the pass lie. */
-        size_t at = f->n * (size_t)(2 * i + 1) / (size_t)(2 * count);
+        size_t at = n * (size_t)(2 * i + 1) / (size_t)(2 * count);
         while (at + len <= end && !is_free(f, at, t->held_len))
             at++;
         if (at + len <= end)
@@ -113,6 +129,12 @@ static void name_source(struct calib_text *t, const char *const *files, int n)
     }
 }
 
+static struct fitted placings(const struct calib_text *t, size_t n, int i, int n_files)
+{
+    return (struct fitted){{{n, share(t->windows, i, n_files), t->window, t->seed},
+                            {n, share(t->n_long, i, n_files), t->long_len, t->seed}}};
+}
+
 static int hold_all(struct calib_text *t, const struct ids *ids, int n_files, int len,
                     struct err *e)
 {
@@ -121,18 +143,14 @@ static int hold_all(struct calib_text *t, const struct ids *ids, int n_files, in
     if (!t->held)
         return err_nomem(e, (size_t)len * CALIB_HELD_COUNT * sizeof *t->held, "calibration text");
     for (int i = 0; i < n_files; i++) {
-        struct fitted f = {.n = ids[i].n,
-                           .count = share(t->windows, i, n_files),
-                           .len = t->window,
-                           .longs = share(t->n_long, i, n_files),
-                           .long_len = t->long_len};
+        struct fitted f = placings(t, ids[i].n, i, n_files);
         hold_back(t, ids[i].v, &f, share(CALIB_HELD_COUNT, i, n_files));
     }
     return OK;
 }
 
 int calib_text_files(struct calib_text *out, const struct tokenizer *t, const char *const *files,
-                     int n_files, long long tokens, int context, struct err *e)
+                     int n_files, long long tokens, uint64_t seed, int context, struct err *e)
 {
     struct ids *ids = mem_calloc((size_t)n_files, sizeof *ids);
     int rc = ids ? text_init(out, tokens, CALIB_LONG_COUNT, context, e)
@@ -141,6 +159,7 @@ int calib_text_files(struct calib_text *out, const struct tokenizer *t, const ch
         free(ids);
         return rc;
     }
+    out->seed = seed;
     for (int i = 0; i < n_files && !rc; i++) {
         rc = eval_text_ids(t, files[i], EVAL_HF, &ids[i], e);
         if (!rc && ids[i].n < (size_t)out->window)
@@ -152,11 +171,11 @@ int calib_text_files(struct calib_text *out, const struct tokenizer *t, const ch
     }
     int32_t *at = out->ids, *far = out->ids + (size_t)out->windows * (size_t)out->window;
     for (int i = 0; i < n_files && !rc; i++) {
-        int count = share(out->windows, i, n_files), longs = share(out->n_long, i, n_files);
-        spread(ids[i].v, ids[i].n, count, out->window, at);
-        spread(ids[i].v, ids[i].n, longs, out->long_len, far);
-        at += (size_t)count * (size_t)out->window;
-        far += (size_t)longs * (size_t)out->long_len;
+        struct fitted f = placings(out, ids[i].n, i, n_files);
+        spread(ids[i].v, &f.kind[0], at);
+        spread(ids[i].v, &f.kind[1], far);
+        at += (size_t)f.kind[0].count * (size_t)out->window;
+        far += (size_t)f.kind[1].count * (size_t)out->long_len;
     }
     if (!rc)
         rc = hold_all(out, ids, n_files, least(CALIB_HELD, context), e);
@@ -262,8 +281,8 @@ int calib_text_self(struct calib_text *out, const struct engine *g, const struct
     int rc = text_init(out, tokens, 0, engine_model(g)->hp.context, e);
     for (int w = 0; w < out->windows && !rc; w += SELF_BATCH) {
         const struct written done = {p, w, out->windows};
-        rc = write_batch(g, t, least(SELF_BATCH, out->windows - w), out->window,
-                         seed + (uint64_t)w, &done, out->ids + (size_t)w * (size_t)out->window, e);
+        rc = write_batch(g, t, least(SELF_BATCH, out->windows - w), out->window, seed + (uint64_t)w,
+                         &done, out->ids + (size_t)w * (size_t)out->window, e);
     }
     if (rc) {
         calib_text_done(out);

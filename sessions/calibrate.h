@@ -12,6 +12,7 @@
 
 #define CALIB_WINDOW 256   /* tokens of a window, or the model's context where that is shorter */
 #define CALIB_LONG 1024    /* tokens of a long window (phase statistics), likewise */
+#define CALIB_SEED 42      /* unless told */
 #define CALIB_LONG_COUNT 8 /* long windows over all files */
 #define CALIB_HELD 256     /* tokens of a window held back for measuring, likewise */
 #define CALIB_HELD_COUNT 4 /* over all files; fewer where the text has no room */
@@ -26,9 +27,10 @@ struct calib_text {
     int32_t *held; /* [n_held][held_len] of the same text, outside all windows: never fitted to */
     int n_held, held_len;
 };
-/* Windows spread evenly over each file, files sharing the tokens equally. */
+/* Windows spread over each file (evenly with CALIB_SEED, otherwise each somewhere in its share), files
+ * sharing the tokens equally. */
 int calib_text_files(struct calib_text *out, const struct tokenizer *t, const char *const *files,
-                     int n_files, long long tokens, int context, struct err *e);
+                     int n_files, long long tokens, uint64_t seed, int context, struct err *e);
 /* Text that the model writes itself, batched sampling at temperature 1, seeded. */
 /* t NULL: sequences begin with the model's own BOS, or with ids all over the vocabulary. */
 int calib_text_self(struct calib_text *out, const struct engine *g, const struct tokenizer *t,

@@ -1,5 +1,6 @@
 /* Jobs that measure: the spectra of all layers for a layout and rope widths, and calibration,
  * which replaces them layer by layer. They refuse to run without an open model. */
+#include "sessions/calibrate.h"
 #include "sessions/jobs.h"
 
 #include <stdlib.h>
@@ -60,8 +61,8 @@ static int spectra_batch(struct job *j, struct workspace *w, const struct spectr
             rc = err_nomem(e, sizeof *v, "spectrum");
             continue;
         }
-        *v = (struct layer_spectrum){.layer = layer[i], .layout = a->layout,
-                                     .rope_dim = rope[i], .spectrum = found[i]};
+        *v = (struct layer_spectrum){
+            .layer = layer[i], .layout = a->layout, .rope_dim = rope[i], .spectrum = found[i]};
         job_post(j, EVENT_SPECTRUM, v, spectrum_free);
     }
     return rc;
@@ -158,7 +159,7 @@ static int calibrate_run(struct job *j, void *shop, void *args, struct err *e)
     struct calib_sink sink = {layer_calibrated, &c, a->layout, a->rope_dim};
     const char *files[] = {a->file};
     struct calib_options o = {
-        .files = files, .n_files = a->file ? 1 : 0, .tokens = a->tokens, .seed = 42};
+        .files = files, .n_files = a->file ? 1 : 0, .tokens = a->tokens, .seed = CALIB_SEED};
     return workspace_calibrate(s->w, &o, a->cache_dir, &sink, &p, e);
 }
 

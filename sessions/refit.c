@@ -11,7 +11,7 @@
 
 /* λ over the mean diagonal of E[ã ãᵀ], for as many unknowns a row as tokens: few tokens pull
  * towards the map that was there. */
-#define REFIT_RIDGE 0.7
+#define REFIT_RIDGE 1.3
 
 struct refit {
     struct conversion *c;

@@ -181,7 +181,8 @@ static int calibration_text(struct workspace *w, const struct calib_options *o,
     if (!t && o->n_files)
         return e ? e->status : ERR_UNSUPPORTED;
     if (o->n_files)
-        return calib_text_files(text, t, o->files, o->n_files, tokens, w->base->hp.context, e);
+        return calib_text_files(text, t, o->files, o->n_files, tokens, o->seed, w->base->hp.context,
+                                e);
     return calib_text_self(text, w->base_engine, t, tokens, o->seed, p, e);
 }
 
