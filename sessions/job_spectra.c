@@ -145,7 +145,7 @@ static void layer_calibrated(void *user, int layer, const struct spectrum *spect
     job_post(c->job, EVENT_SPECTRUM, v, spectrum_free);
 }
 
-static int calibrate_run(struct job *j, void *shop, void *args, struct err *e)
+static int calibrate_job(struct job *j, void *shop, void *args, struct err *e)
 {
     struct shop *s = shop;
     struct calibrate_args *a = args;
@@ -163,4 +163,4 @@ static int calibrate_run(struct job *j, void *shop, void *args, struct err *e)
     return workspace_calibrate(s->w, &o, a->cache_dir, &sink, &p, e);
 }
 
-const struct job_kind job_calibrate = {"calibrate", calibrate_run, calibrate_args_free};
+const struct job_kind job_calibrate = {"calibrate", calibrate_job, calibrate_args_free};
