@@ -76,10 +76,13 @@ static int draw_result(const struct app *a, struct screen *s, int y, int end, in
         screen_tail(s, y++, x + 2, w - 2, ROLE_NORMAL, app_path_text(r->path, shown));
     for (size_t i = 0; i < r->n_file && i < 12 && y < end; i++)
         screen_putf(s, y++, x + 2, w - 2, ROLE_DIM, "%s", r->file[i].name);
+    char error[16] = "--"; /* its digits differ between machines */
+    if (!a->clock_off)
+        snprintf(error, sizeof error, "%.0e", k->nmse);
     if (k->name && y < end && k->done)
         screen_putf(s, y++, x, w, ROLE_NORMAL,
-                    "read back: squared error of its logits %.0e, same first choice %d of %d",
-                    k->nmse, k->same_top1, k->tokens);
+                    "read back: squared error of its logits %s, same first choice %d of %d", error,
+                    k->same_top1, k->tokens);
     else if (k->name && y < end)
         y = put_wrapped(s, y, end, x, w, ROLE_DIM, k->text);
     return y;
