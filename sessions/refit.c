@@ -2,6 +2,7 @@
  * in fp64 across groups; the solve is fp64. */
 #include "sessions/refit.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -146,6 +147,15 @@ static int refit_layer(struct refit *r, int l, const struct progress *p, struct 
     for (int i = 0; states_group(text, i, &group) && !rc; i++)
         states_layer(&r->converted, l, &group, NULL);
     return rc;
+}
+
+double refit_bytes(const struct model *m, const struct calib_text *text)
+{
+    const struct model_hparams *hp = &m->hp;
+    double D = hp->hidden, W = (double)hp->n_head * hp->head_dim, group = states_group_rows(text);
+    double states = 2 * (states_rows(text) + group) * D + 2 * group * W;
+    return sizeof(float) * (states + W * fmax(W, D) + hp->n_layer * W * D) +
+           sizeof(double) * W * (W + D);
 }
 
 int refit_outputs(struct conversion *c, const struct engine *base, const struct calib_text *text,

@@ -18,4 +18,7 @@
 int refit_outputs(struct conversion *c, const struct engine *base, const struct calib_text *text,
                   const struct progress *p, struct err *e);
 
+/* Bytes it holds at once: both models' hidden states, one layer's sums, all new projections. */
+double refit_bytes(const struct model *m, const struct calib_text *text);
+
 #endif

@@ -55,6 +55,26 @@ static int check_second_pass(const struct workspace *w, struct err *e)
                                  w->base->hp.name, needs, has);
 }
 
+static bool refits(const struct rankplan *plan)
+{
+    return plan->method == METHOD_MLATHE && !(plan->without & STEP_OUTPUT);
+}
+
+/* Said before the layers are solved, not after. */
+static int check_refit(const struct workspace *w, struct err *e)
+{
+    double need = refit_bytes(w->base, &w->text), have = MEMORY_USABLE * w->memory;
+    char needs[32], has[32];
+    kvmem_text(need, needs, sizeof needs);
+    kvmem_text(have, has, sizeof has);
+    return need <= have ? OK
+                        : err_set(e, ERR_LIMIT,
+                                  "%s: refitting output projections holds %s, %s may be used: "
+                                  "calibrate on fewer tokens (--tokens), or leave it out "
+                                  "(--without output)",
+                                  w->base->hp.name, needs, has);
+}
+
 /* Layers side by side as memory allows; what would crowd it goes to disk as it is made. */
 static void fit_into_memory(const struct workspace *w, const struct rankplan *plan,
                             struct conversion_input *in)
@@ -123,6 +143,8 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
         rc = workspace_plan_shared_list(w, plan, &in.shared, e);
     if (!rc && plan->method == METHOD_TRANSMLA)
         rc = check_second_pass(w, e);
+    if (!rc && refits(plan))
+        rc = check_refit(w, e);
     if (!rc && plan->method == METHOD_TRANSMLA) {
         second = mem_calloc((size_t)L, sizeof *second);
         rc = second ? second_pass(w, plan, second, p, e)
@@ -134,7 +156,7 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
     for (int l = 0; second && l < L; l++)
         free(second[l]);
     free(second);
-    if (!rc && plan->method == METHOD_MLATHE && !(plan->without & STEP_OUTPUT))
+    if (!rc && refits(plan))
         rc = refit_outputs(c, w->base_engine, &w->text, p, e);
     if (!rc)
         rc = workspace_converted_engine(w, c, &g, e);
