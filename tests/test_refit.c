@@ -1,11 +1,11 @@
-/* Output projections refitted in sequence: nothing to mend changes nothing, what is lost shrinks, the
- * refitted maps are saved and come back, and stopping leaves what was there. */
+/* Output projections refitted in sequence: nothing to mend changes nothing, what is lost shrinks,
+ * the refitted maps are saved and come back, and stopping leaves what was there. */
 #include "core/safetensors.h"
-#include "sessions/workspace.h"
+#include "sessions/calibrate.h"
 #include "tests/support.h"
 #include "tests/support_models.h"
 
-enum { T = 64, TOKENS = 8192 };
+enum { T = 256, SEQUENCES = 4, TOKENS = 16384 };
 
 static struct workspace *open_workspace(const char *path)
 {
@@ -30,20 +30,28 @@ static const char *text_file(const char *name, uint64_t seed)
     return p;
 }
 
+/* Logits [SEQUENCES·T][V] of another stretch of the text. */
 static float *logits(struct workspace *w, enum side side)
 {
     struct err e = {0};
     struct infer *t = NULL;
+    struct calib_text text;
     const struct engine *g = workspace_engine(w, side);
+    const char *file = text_file("other.txt", 4);
     int V = engine_model(g)->hp.vocab;
-    float *out = calloc((size_t)(T * V), sizeof *out);
-    int32_t ids[T];
-    uint64_t seed = 77;
-    for (int i = 0; i < T; i++) /* the letters of the text, as bytes */
-        ids[i] = 'a' + (int)(26 * test_uniform(&seed) * test_uniform(&seed));
+    float *out = calloc((size_t)(SEQUENCES * T * V), sizeof *out);
+    CHECK_OK(calib_text_files(&text, workspace_tokenizer(w, &e), &file, 1, SEQUENCES * T,
+                              CALIB_SEED, T, &e),
+             e);
     CHECK_OK(infer_new(&t, g, T, DTYPE_F32, &e), e);
-    CHECK_OK(infer_prefill(t, ids, T, INFER_ALL, out, NULL, &e), e);
+    for (int s = 0; s < SEQUENCES; s++) {
+        infer_rewind(t, 0);
+        CHECK_OK(
+            infer_prefill(t, text.ids + s * T, T, INFER_ALL, out + (size_t)(s * T * V), NULL, &e),
+            e);
+    }
     infer_free(t);
+    calib_text_done(&text);
     return out;
 }
 
@@ -58,7 +66,7 @@ static double convert(struct workspace *w, unsigned without, int r, int R)
     CHECK_OK(rankplan_uniform(&plan, r, R, &e), e);
     CHECK_OK(workspace_convert(w, &plan, NULL, NULL, NULL, &e), e);
     float *a = logits(w, SIDE_ORIGINAL), *b = logits(w, SIDE_CONVERTED);
-    double nmse = test_nmse(b, a, (size_t)(T * info.vocab));
+    double nmse = test_nmse(b, a, (size_t)(SEQUENCES * T * info.vocab));
     free(a);
     free(b);
     rankplan_done(&plan);
@@ -80,7 +88,8 @@ static void check_reload(struct workspace *w)
     safetensors_close(s);
     struct workspace *again = open_workspace(dir);
     float *a = logits(w, SIDE_CONVERTED), *b = logits(again, SIDE_CONVERTED);
-    CHECK(!memcmp(a, b, (size_t)(T * info.vocab) * sizeof *a), "reloaded logits differ");
+    CHECK(!memcmp(a, b, (size_t)(SEQUENCES * T * info.vocab) * sizeof *a),
+          "reloaded logits differ");
     free(a);
     free(b);
     workspace_free(again);
@@ -106,7 +115,7 @@ static void check_stop(struct workspace *w)
     CHECK_OK(rankplan_uniform(&plan, 8, 8, &e), e);
     CHECK(workspace_convert(w, &plan, NULL, &p, NULL, &e) == ERR_CANCELLED, "not stopped");
     float *after = logits(w, SIDE_CONVERTED);
-    CHECK(!memcmp(before, after, (size_t)(T * info.vocab) * sizeof *after),
+    CHECK(!memcmp(before, after, (size_t)(SEQUENCES * T * info.vocab) * sizeof *after),
           "a stopped conversion changed the one before it");
     free(before);
     free(after);
