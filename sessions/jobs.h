@@ -18,7 +18,7 @@ struct shop {
 void shop_done(struct shop *s);
 
 extern const struct job_kind job_scan, job_load, job_spectra, job_calibrate, job_convert, job_chat;
-extern const struct job_kind job_sensitivity;
+extern const struct job_kind job_sensitivity, job_search;
 
 enum {
     EVENT_MODELS = 1, /* struct found_models */
@@ -30,6 +30,7 @@ enum {
     EVENT_EVAL,     /* struct eval_news (sessions/job_eval.h) */
     EVENT_RESULTS,  /* struct eval_results (there) */
     EVENT_SENSITIVITY, /* struct sensitivity */
+    EVENT_SEARCHED,    /* struct search_result */
     EVENT_EXPORTED, /* struct export_report (sessions/job_export.h) */
     EVENT_HEAL,   /* struct heal_point (sessions/job_heal.h) */
     EVENT_HEALED, /* struct healed_model (there) */
@@ -79,6 +80,8 @@ void *calibrate_args(const char *file, long long tokens, const char *cache_dir,
 /* For plan's method, layout and rope widths, around `even` numbers of rank a layer; measure false:
  * only what is in cache_dir, silently nothing when nothing is. */
 void *sensitivity_args(const struct rankplan *plan, int even, bool measure, const char *cache_dir);
+/* even: numbers a layer, r + R. */
+void *search_args(const struct rankplan *plan, int even);
 /* dir: the folder under which <model>-<n> is made; NULL: do not save. */
 void *convert_args(const struct rankplan *plan, const char *dir);
 

@@ -137,6 +137,14 @@ static void test_measured(void)
     press(a, "z");
     settle(a);
     CHECK(sensitivity_now(a) && a->ranks.plan.predicted_kl == half, "undone");
+    int even = plan_even_numbers(a);
+    press(a, "w");
+    settle(a);
+    const struct plan_layer *l = a->ranks.plan.layer;
+    CHECK(strstr(a->message, "the best of "), "%s", a->message);
+    CHECK(l[0].kv_lora_rank + l[0].qk_rope_head_dim == even &&
+              l[1].qk_rope_head_dim == l[0].qk_rope_head_dim,
+          "rank %d, rope %d for %d numbers", l[0].kv_lora_rank, l[0].qk_rope_head_dim, even);
     leave(a);
 }
 

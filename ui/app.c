@@ -310,6 +310,7 @@ static void take_event(struct app *a, struct event *v)
     case EVENT_LOADED: take_loaded(a, v->data); break;
     case EVENT_SPECTRUM: plan_spectrum(a, v->data); break;
     case EVENT_SENSITIVITY: sensitivity_event(a, v->data); break;
+    case EVENT_SEARCHED: search_event(a, v->data); break;
     case EVENT_LAYER:
     case EVENT_CONVERTED:
         if (v->job_kind == &job_unheal)
@@ -488,7 +489,7 @@ static bool global_request(struct app *a, enum request r)
 static bool leftover_request(struct app *a, enum request r)
 {
     if (r == REQ_STOP) {
-        if (sensitivity_stop(a))
+        if (search_stop(a) || sensitivity_stop(a))
             return true;
         if (worker_count(a->worker, &job_calibrate)) {
             worker_cancel_kind(a->worker, &job_calibrate);

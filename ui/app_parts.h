@@ -41,7 +41,14 @@ const struct eval_record *eval_shown(const struct app *a);
 bool plan_replace(struct app *a, struct rankplan *next);
 void plan_spend_evenly(struct app *a);
 
+struct search_result;
+/* app_search.c: the best rope width, measured */
+void search_start(struct app *a);
+bool search_stop(struct app *a); /* false: nothing runs */
+void search_event(struct app *a, const struct search_result *found);
+
 /* app_sensitivity.c: what layers cost, measured */
+int plan_even_numbers(const struct app *a); /* of the budget, a layer */
 const struct sensitivity *sensitivity_now(const struct app *a); /* NULL: none for this plan */
 void sensitivity_fetch(struct app *a);   /* what an earlier run left on disk */
 void sensitivity_measure(struct app *a);

@@ -367,6 +367,7 @@ static bool request(struct app *a, enum request r)
             spend(a, NULL);
         return true;
     case REQ_PROBE: sensitivity_measure(a); return true;
+    case REQ_SEARCH: search_start(a); return true;
     case REQ_BUDGET_LESS: sensitivity_drag(a, -1); return true;
     case REQ_BUDGET_MORE: sensitivity_drag(a, 1); return true;
     case REQ_ENERGY: spend_by_energy(a); return true;

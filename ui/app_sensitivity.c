@@ -19,13 +19,24 @@ const struct sensitivity *sensitivity_now(const struct app *a)
                : NULL;
 }
 
+static long long budget_numbers(const struct app *a)
+{
+    const struct rankplan *p = &a->ranks.plan;
+    long long numbers;
+    return rankplan_budget(&p->model, a->j.budget, KV_BYTES, &numbers, NULL) ? rankplan_numbers(p)
+                                                                             : numbers;
+}
+
+int plan_even_numbers(const struct app *a)
+{
+    return (int)(budget_numbers(a) / a->ranks.plan.model.n_layer);
+}
+
 /* The budget's ranks if they were all the same; at least 1. */
 static int even_rank(const struct app *a)
 {
     const struct rankplan *p = &a->ranks.plan;
-    long long numbers = rankplan_numbers(p);
-    if (rankplan_budget(&p->model, a->j.budget, KV_BYTES, &numbers, NULL))
-        numbers = rankplan_numbers(p);
+    long long numbers = budget_numbers(a);
     for (int l = 0; l < p->model.n_layer; l++)
         numbers -= p->layer[l].qk_rope_head_dim;
     long long even = numbers / p->model.n_layer;

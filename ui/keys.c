@@ -31,6 +31,7 @@ static const struct binding table[] = {
     {REQ_SAVE_PLAN, IN_RANKS, {'s'}, "save", "save the plan to a file (JSON)"},
     {REQ_ENERGY, IN_RANKS, {'e'}, NULL, "spend it where it keeps most energy (an experiment)"},
     {REQ_PROBE, IN_RANKS, {'p'}, NULL, "measure what each layer costs, and spend by that"},
+    {REQ_SEARCH, IN_RANKS, {'w'}, NULL, "find the best rope width for the budget by measuring"},
     {REQ_BUDGET_LESS, IN_RANKS, {'['}, NULL, "one percent of the cache less, ranks follow"},
     {REQ_BUDGET_MORE, IN_RANKS, {']'}, NULL, "one percent more"},
     {REQ_LAYOUT, IN_RANKS, {'l'}, "layout", "own layout, or stock DeepSeek for other engines"},
