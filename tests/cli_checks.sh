@@ -56,7 +56,7 @@ said "did you mean --json?"
 want 2 inspect a b
 want 2 generate tiny.gguf --text
 for command in models inspect tokenize detokenize render logits generate spectra plan convert heal eval \
-    chat bench export paths; do
+    chat bench export report doctor paths; do
     want 0 "$command" --help
     [[ $(head -n 1 out) == "Examples:" ]] || fail "$command --help does not start with examples"
 done
@@ -361,6 +361,34 @@ interrupt convert hf --kept 50% --calib long.txt --tokens 400000 -o stopped
 interrupt eval tiny.gguf --ppl long.txt --ctx 512 --device ref
 interrupt bench tiny.gguf -p 512 -n 512 -r 1000
 compgen -G '*.tmp-*' >/dev/null && fail "temporary files are left"
+
+# --- pictures, the report, the doctor -----------------------------------------------------------
+well_formed() { # FILE: XML, and nothing in it that is fetched
+    grep -qE '<script|<image|href="http|url\(' "$1" && fail "$1 fetches or runs something"
+    [[ -z $python ]] || "$python" -c 'import sys, xml.dom.minidom as x; x.parse(sys.argv[1])' "$1" ||
+        fail "$1 is no XML"
+}
+want 0 spectra tiny.gguf --weights-only --svg spectra.svg
+well_formed spectra.svg
+want 0 plan tiny.gguf --kept 50% --svg plan.svg
+well_formed plan.svg
+want 0 eval tiny.gguf --ppl long.txt --ctx 64 --windows 2 --svg eval.svg
+well_formed eval.svg
+want 0 convert tiny.gguf --rank 8 --rope 4 --calib long.txt --tokens 512 -o 'a<b>&"c'
+want 0 report 'a<b>&"c' -o report.html --json
+json 'd["file"] == "report.html" and d["bytes"] > 5000'
+[[ $(wc -c <report.html) == "$("$program" report 'a<b>&"c' -o again.html --json 2>/dev/null |
+    grep -o '"bytes":[^0-9]*[0-9]*' | grep -o '[0-9]*$')" ]] || fail "the report differs from run to run"
+grep -q 'calibrated)' report.html || fail "the report did not find the conversion's statistics"
+grep -qE '<script|http:|https:' report.html && fail "the report fetches or runs something"
+want 2 report 'a<b>&"c'
+want 1 report hf -o report.html
+said "no conversion folder"
+want 0 doctor --json
+json 'd["memory_bytes"] > 0 and d["cpu"]["threads"] > 0 and d["blas"] and d["gpus"] == list(d["gpus"])'
+json 'd["terminal"] and any("default model" in p["problem"] and p["remedy"] for p in d["problems"])'
+TERM=dumb want 0 doctor
+printed "TERM is not set or dumb"
 
 echo "cli checks: $failures failed"
 exit $((failures > 0))

@@ -77,6 +77,7 @@
         OPT_INT("--freqfold", NULL, "transmla: frequencies folded together (0: automatic)",        \
                 freqfold, 0, 65536)
 
+#define OPT_SVG OPT_TEXT("--svg", NULL, "F", "also a picture, as SVG", svg)
 #define OPT_ENGINE                                                                                 \
     OPT_TEXT("--engine", NULL, "E", "what must load it: hf, vllm, sglang or gguf (stock layout)",  \
              engine)
@@ -112,7 +113,7 @@ static const struct cli_option generate_options[] = {
 static const struct cli_option spectra_options[] = {
     OPT_FLAG("--weights-only", "no calibration: as if every input were equally likely",
              weights_only),
-    OPT_CALIB, OPT_LAYOUT, OPT_END};
+    OPT_CALIB, OPT_LAYOUT, OPT_SVG, OPT_END};
 static const struct cli_option plan_options[] = {
     OPT_BUDGET,
     OPT_LAYOUT,
@@ -120,6 +121,7 @@ static const struct cli_option plan_options[] = {
     OPT_CALIB,
     OPT_FLAG("--weights-only", "spectra for --alloc energy from the weights alone", weights_only),
     OPT_TEXT("--output", "-o", "F", "write the plan there", output),
+    OPT_SVG,
     OPT_END};
 static const struct cli_option convert_options[] = {
     OPT_TEXT("--plan", NULL, "F", "a plan file instead of the options below", plan),
@@ -155,6 +157,7 @@ static const struct cli_option eval_options[] = {
     OPT_TEXT("--file", NULL, "F", "the task's questions, unpacked (mmlu: a CSV or a folder)", file),
     OPT_INT("--limit", NULL, "only the first N questions", limit, 1, 1e9),
     OPT_TEXT("--csv", NULL, "F", "also a row a scored token, or a question, as CSV", csv),
+    OPT_SVG,
     OPT_FLAG("--store", "keep the result with the conversion, for screen 5", store),
     OPT_KV,
     OPT_ORIGINAL,
@@ -185,6 +188,9 @@ static const struct cli_option export_options[] = {
     OPT_FLAG("--force", "replace an earlier export", force),
     OPT_FLAG("--no-check", "do not read the export back and compare", no_check),
     OPT_END};
+
+static const struct cli_option report_options[] = {
+    OPT_TEXT("--output", "-o", "F", "the HTML file to write", output), OPT_END};
 
 static const struct cli_command commands[] = {
     {"models", "", "lists the models found on this machine",
@@ -244,6 +250,10 @@ static const struct cli_command commands[] = {
      "  mlathe export converted --to gguf --dtype q8_0 -o model-mla.gguf\n"
      "  mlathe export converted --to vllm --dry-run -o model-mla\n",
      1, true, export_options, cli_export},
+    {"report", "DIR -o F.html", "a conversion as one page: plan, memory, losses, evaluation",
+     "  mlathe report converted -o report.html\n", 1, true, report_options, cli_report},
+    {"doctor", "", "what this machine has and lacks, and how to mend it",
+     "  mlathe doctor\n  mlathe doctor --json\n", 0, false, NULL, cli_doctor},
     {"paths", "", "where mlathe keeps its files", "  mlathe paths\n", 0, false, NULL, cli_paths},
 };
 #define N_COMMANDS (sizeof commands / sizeof commands[0])

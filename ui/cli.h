@@ -35,7 +35,7 @@ struct cli_options {
     long long bench_prompt, bench_generate;
     bool search, special, skip_special, no_generation_prompt, all, ignore_eos, weights_only, forced;
     bool original, store;
-    const char *to, *dtype, *engine;
+    const char *to, *dtype, *engine, *svg;
     bool dry_run, force, no_check;
 };
 struct cli {
@@ -132,6 +132,8 @@ int cli_check_folder(const char *path, struct err *e); /* to write a conversion 
 int cli_eval(struct cli *c, struct err *e);
 int cli_chat(struct cli *c, struct err *e);
 int cli_export(struct cli *c, struct err *e);
+int cli_report(struct cli *c, struct err *e);
+int cli_doctor(struct cli *c, struct err *e);
 
 /* Runs argv; the process's exit code. */
 int cli_main(int argc, char **argv);

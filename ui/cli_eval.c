@@ -9,6 +9,7 @@
 #include "sessions/models.h"
 #include "ui/cli.h"
 #include "ui/eval_text.h"
+#include "ui/figures.h"
 
 static int choose_protocol(const struct cli *c, struct eval_options *o, struct err *e)
 {
@@ -145,6 +146,17 @@ static int run(struct cli *c, const struct workspace *w, const struct engine *ag
                                : eval_task(model, against, t, task, &c->progress, &r->task, e);
 }
 
+static int draw(struct cli *c, const struct eval_record *r, struct err *e)
+{
+    struct markup m = {0};
+    figure_eval(&m, false, r);
+    int rc = markup_save(&m, c->o.svg, e);
+    if (!rc)
+        cli_say(c, "wrote %s", c->o.svg);
+    markup_done(&m);
+    return rc;
+}
+
 /* What was learnt is no measure. */
 static void warn_of_overlap(struct cli *c, const struct workspace *w, const char *file)
 {
@@ -177,6 +189,8 @@ int cli_eval(struct cli *c, struct err *e)
         rc = cli_print_json(eval_record_json(r), e);
     else if (!rc)
         print_text(r);
+    if (!rc && c->o.svg)
+        rc = draw(c, r, e);
     if (!rc && c->o.store)
         rc = store(c, w, r, e);
     workspace_free(other);

@@ -9,6 +9,7 @@
 #include "sessions/paths.h"
 #include "sessions/search.h"
 #include "ui/cli.h"
+#include "ui/figures.h"
 
 /* --- calibration -------------------------------------------------------------------------- */
 
@@ -336,6 +337,17 @@ static void print_plan(const struct rankplan *p)
         printf("layer %3d: rank %4d, rope %3d\n", i, l[i].kv_lora_rank, l[i].qk_rope_head_dim);
 }
 
+static int draw_plan(struct cli *c, const struct rankplan *p, struct err *e)
+{
+    struct markup m = {0};
+    figure_plan(&m, false, p);
+    int rc = markup_save(&m, c->o.svg, e);
+    if (!rc)
+        cli_say(c, "wrote %s", c->o.svg);
+    markup_done(&m);
+    return rc;
+}
+
 int cli_plan(struct cli *c, struct err *e)
 {
     struct workspace *w;
@@ -350,6 +362,8 @@ int cli_plan(struct cli *c, struct err *e)
             rc = rankplan_save(&p, c->o.output, e);
         if (!rc && c->o.output)
             cli_say(c, "wrote %s", c->o.output);
+        if (!rc && c->o.svg)
+            rc = draw_plan(c, &p, e);
         if (!rc && (c->o.json || !c->o.output)) {
             rc = rankplan_to_json(&p, &json, e);
             if (!rc)
@@ -382,19 +396,6 @@ static cJSON *layer_json(int index, const struct spectrum *s)
     return o;
 }
 
-static int rank_for(const struct spectrum *s, double energy)
-{
-    int low = 0, high = s->n;
-    while (low < high) {
-        int mid = low + (high - low) / 2;
-        if (spectrum_energy(s, mid) >= energy)
-            high = mid;
-        else
-            low = mid + 1;
-    }
-    return low;
-}
-
 static int print_spectra(struct cli *c, const struct spectrum *s, int n, int rope, struct err *e)
 {
     if (!c->o.json) {
@@ -402,8 +403,8 @@ static int print_spectra(struct cli *c, const struct spectrum *s, int n, int rop
                s[0].calibrated ? "calibrated" : "weights only", rope);
         printf("layer    90 %%    95 %%    99 %%  99.9 %%   of\n");
         for (int l = 0; l < n; l++)
-            printf("%5d %7d %7d %7d %7d %4d\n", l, rank_for(&s[l], 0.9), rank_for(&s[l], 0.95),
-                   rank_for(&s[l], 0.99), rank_for(&s[l], 0.999), s[l].n);
+            printf("%5d %7d %7d %7d %7d %4d\n", l, figure_rank_for(&s[l], 0.9), figure_rank_for(&s[l], 0.95),
+                   figure_rank_for(&s[l], 0.99), figure_rank_for(&s[l], 0.999), s[l].n);
         return OK;
     }
     cJSON *root = cJSON_CreateObject();
@@ -413,6 +414,17 @@ static int print_spectra(struct cli *c, const struct spectrum *s, int n, int rop
     for (int l = 0; l < n; l++)
         cJSON_AddItemToArray(list, layer_json(l, &s[l]));
     return cli_print_json(root, e);
+}
+
+static int draw_spectra(struct cli *c, const struct spectrum *s, int n, struct err *e)
+{
+    struct markup m = {0};
+    figure_spectra(&m, false, s, n, NULL);
+    int rc = markup_save(&m, c->o.svg, e);
+    if (!rc)
+        cli_say(c, "wrote %s", c->o.svg);
+    markup_done(&m);
+    return rc;
 }
 
 int cli_spectra(struct cli *c, struct err *e)
@@ -439,6 +451,8 @@ int cli_spectra(struct cli *c, struct err *e)
         rc = cli_calibrate(c, w, e);
     if (!rc)
         rc = all_spectra(c, w, choice.layout, rope, info.n_layer, &s, e);
+    if (!rc && c->o.svg)
+        rc = draw_spectra(c, s, info.n_layer, e);
     if (!rc)
         rc = print_spectra(c, s, info.n_layer, rope, e);
     free_spectra(s, info.n_layer);
