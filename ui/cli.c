@@ -72,7 +72,7 @@
         OPT_TEXT("--alloc", NULL, "A", "uniform, energy, or sensitivity (measured; default with calibration)", \
                  alloc),                                                                           \
         OPT_TEXT("--method", NULL, "M", "mlathe (default) or transmla (the baseline)", method),    \
-        OPT_FLAG("--search", "find the best rope width for the budget by measuring", search), \
+        OPT_FLAG("--search", "measure the best rope width, also where it is not the default", search), \
         OPT_TEXT("--without", NULL, "S,…", "leave steps out: joint, output, heads, …", without),   \
         OPT_INT("--freqfold", NULL, "transmla: frequencies folded together (0: automatic)",        \
                 freqfold, 0, 65536)

@@ -205,12 +205,16 @@ static int check_alloc(const struct cli *c, struct err *e)
 static int search_widths(struct cli *c, struct workspace *w, struct rankplan *p, long long numbers,
                          struct err *e)
 {
-    struct search_result found;
+    struct search_result found = {0};
     int even = (int)(numbers / p->model.n_layer);
     int rc = workspace_calibrated(w) ? OK : cli_calibrate(c, w, e);
     if (!rc)
         rc = workspace_search(w, p, even, &found, &c->progress, e);
     cli_progress_end(c);
+    if (rc == ERR_ARG && !c->o.search) { /* nothing to measure on: the usual width stands */
+        cli_say(c, "usual rope width: %s", e->text);
+        return OK;
+    }
     for (int i = 0; i < found.n && !rc; i++)
         cli_say(c, "rope %d, rank %d: KL %.4f%s", found.trial[i].rope_dim, found.trial[i].rank,
                 found.trial[i].kl, i == found.best ? "  best" : "");
@@ -230,7 +234,7 @@ static int fill_plan(struct cli *c, struct workspace *w, struct rankplan *p, str
     if (c->o.rank)
         return rankplan_uniform(p, c->o.rank > INT32_MAX ? 0 : (int)c->o.rank, rope, e);
     rc = rankplan_uniform(p, 1, rope, e);
-    if (!rc && c->o.search)
+    if (!rc && (c->o.search || (!c->o.rope && !c->o.alloc && by_sensitivity(c, p))))
         rc = search_widths(c, w, p, numbers, e);
     if (!rc && c->o.alloc && !strcmp(c->o.alloc, "energy"))
         rc = allocate_by_energy(c, w, p, numbers, e);
