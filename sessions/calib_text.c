@@ -113,10 +113,22 @@ static void hold_back(struct calib_text *t, const int32_t *ids, const struct fit
     }
 }
 
-/* Of all, what falls to file i of n. */
-static int share(int all, int i, int n)
+/* Of all, what falls to the files before file i: by their shares, or equally. */
+static int before(int all, int i, const struct calib_options *o)
 {
-    return all * (i + 1) / n - all * i / n;
+    double part = 0, sum = 0;
+    if (!o->shares)
+        return (int)((long long)all * i / o->n_files);
+    for (int k = 0; k < o->n_files; k++) {
+        part += k < i ? o->shares[k] : 0;
+        sum += o->shares[k];
+    }
+    return (int)(all * part / sum);
+}
+
+static int share(int all, int i, const struct calib_options *o)
+{
+    return before(all, i + 1, o) - before(all, i, o);
 }
 
 static void name_source(struct calib_text *t, const char *const *files, int n)
@@ -129,56 +141,58 @@ static void name_source(struct calib_text *t, const char *const *files, int n)
     }
 }
 
-static struct fitted placings(const struct calib_text *t, size_t n, int i, int n_files)
+static struct fitted placings(const struct calib_text *t, size_t n, int i,
+                              const struct calib_options *o)
 {
-    return (struct fitted){{{n, share(t->windows, i, n_files), t->window, t->seed},
-                            {n, share(t->n_long, i, n_files), t->long_len, t->seed}}};
+    return (struct fitted){{{n, share(t->windows, i, o), t->window, t->seed},
+                            {n, share(t->n_long, i, o), t->long_len, t->seed}}};
 }
 
-static int hold_all(struct calib_text *t, const struct ids *ids, int n_files, int len,
-                    struct err *e)
+static int hold_all(struct calib_text *t, const struct ids *ids, const struct calib_options *o,
+                    int len, struct err *e)
 {
     t->held_len = len;
     t->held = mem_calloc((size_t)len * CALIB_HELD_COUNT, sizeof *t->held);
     if (!t->held)
         return err_nomem(e, (size_t)len * CALIB_HELD_COUNT * sizeof *t->held, "calibration text");
-    for (int i = 0; i < n_files; i++) {
-        struct fitted f = placings(t, ids[i].n, i, n_files);
-        hold_back(t, ids[i].v, &f, share(CALIB_HELD_COUNT, i, n_files));
+    for (int i = 0; i < o->n_files; i++) {
+        struct fitted f = placings(t, ids[i].n, i, o);
+        hold_back(t, ids[i].v, &f, share(CALIB_HELD_COUNT, i, o));
     }
     return OK;
 }
 
-int calib_text_files(struct calib_text *out, const struct tokenizer *t, const char *const *files,
-                     int n_files, long long tokens, uint64_t seed, int context, struct err *e)
+int calib_text_files(struct calib_text *out, const struct tokenizer *t,
+                     const struct calib_options *o, int context, struct err *e)
 {
+    int n_files = o->n_files;
     struct ids *ids = mem_calloc((size_t)n_files, sizeof *ids);
-    int rc = ids ? text_init(out, tokens, CALIB_LONG_COUNT, context, e)
+    int rc = ids ? text_init(out, o->tokens, CALIB_LONG_COUNT, context, e)
                  : err_nomem(e, sizeof *ids, "calibration text");
     if (rc) {
         free(ids);
         return rc;
     }
-    out->seed = seed;
+    out->seed = o->seed;
     for (int i = 0; i < n_files && !rc; i++) {
-        rc = eval_text_ids(t, files[i], EVAL_HF, &ids[i], e);
+        rc = eval_text_ids(t, o->files[i], EVAL_HF, &ids[i], e);
         if (!rc && ids[i].n < (size_t)out->window)
             rc =
                 err_set(e, ERR_ARG, "%s: %zu tokens, calibration needs at least %d: give more text",
-                        files[i], ids[i].n, out->window);
+                        o->files[i], ids[i].n, out->window);
         if (!rc && ids[i].n < (size_t)out->long_len)
             out->long_len = out->window; /* short text: short distances only */
     }
     int32_t *at = out->ids, *far = out->ids + (size_t)out->windows * (size_t)out->window;
     for (int i = 0; i < n_files && !rc; i++) {
-        struct fitted f = placings(out, ids[i].n, i, n_files);
+        struct fitted f = placings(out, ids[i].n, i, o);
         spread(ids[i].v, &f.kind[0], at);
         spread(ids[i].v, &f.kind[1], far);
         at += (size_t)f.kind[0].count * (size_t)out->window;
         far += (size_t)f.kind[1].count * (size_t)out->long_len;
     }
     if (!rc)
-        rc = hold_all(out, ids, n_files, least(CALIB_HELD, context), e);
+        rc = hold_all(out, ids, o, least(CALIB_HELD, context), e);
     for (int i = 0; i < n_files; i++)
         ids_free(&ids[i]);
     free(ids);
@@ -186,7 +200,7 @@ int calib_text_files(struct calib_text *out, const struct tokenizer *t, const ch
         calib_text_done(out);
         return rc;
     }
-    name_source(out, files, n_files);
+    name_source(out, o->files, n_files);
     text_hash(out);
     return OK;
 }

@@ -27,10 +27,10 @@ struct calib_text {
     int32_t *held; /* [n_held][held_len] of the same text, outside all windows: never fitted to */
     int n_held, held_len;
 };
-/* Windows spread over each file (evenly with CALIB_SEED, otherwise each somewhere in its share), files
- * sharing the tokens equally. */
-int calib_text_files(struct calib_text *out, const struct tokenizer *t, const char *const *files,
-                     int n_files, long long tokens, uint64_t seed, int context, struct err *e);
+/* o->tokens in windows spread over each file (evenly with CALIB_SEED, otherwise each somewhere in its
+ * share of the file), files getting o->shares of them. */
+int calib_text_files(struct calib_text *out, const struct tokenizer *t,
+                     const struct calib_options *o, int context, struct err *e);
 /* Text that the model writes itself, batched sampling at temperature 1, seeded. */
 /* t NULL: sequences begin with the model's own BOS, or with ids all over the vocabulary. */
 int calib_text_self(struct calib_text *out, const struct engine *g, const struct tokenizer *t,

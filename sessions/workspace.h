@@ -63,6 +63,7 @@ const struct chatfmt *workspace_chatfmt(const struct workspace *w, struct err *e
 struct calib_options {
     const char *const *files;
     int n_files;       /* 0: self-generated */
+    const double *shares; /* [n_files] of the tokens, > 0; NULL: equal */
     long long tokens;  /* 0: 32768 from files, 8192 self-generated */
     uint64_t seed;
     int stat_groups; /* query heads share statistics in so many groups; 0: as memory allows */

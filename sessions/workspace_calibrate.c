@@ -178,11 +178,12 @@ static int calibration_text(struct workspace *w, const struct calib_options *o,
     long long tokens = o->tokens    ? o->tokens
                        : o->n_files ? DEFAULT_TOKENS_FILES
                                     : DEFAULT_TOKENS_SELF;
+    struct calib_options asked = *o;
+    asked.tokens = tokens;
     if (!t && o->n_files)
         return e ? e->status : ERR_UNSUPPORTED;
     if (o->n_files)
-        return calib_text_files(text, t, o->files, o->n_files, tokens, o->seed, w->base->hp.context,
-                                e);
+        return calib_text_files(text, t, &asked, w->base->hp.context, e);
     return calib_text_self(text, w->base_engine, t, tokens, o->seed, p, e);
 }
 

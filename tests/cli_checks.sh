@@ -203,6 +203,15 @@ for i in $(seq 60); do cat text.txt; done >long.txt
 want 0 plan tiny.gguf --kept 50% --alloc sensitivity --calib long.txt --tokens 1024 --json
 json 'd["prediction"]["kl"] > 0 and d["prediction"]["kv_bytes_per_token"] <= 128'
 said "predicted KL"
+want 0 plan tiny.gguf --kept 50% --search --layout shared --calib long.txt text.txt --shares 3,1 \
+    --tokens 1024 --json
+said "best"
+json 'd["method"]["layout"] == "shared" and len({l["qk_rope_head_dim"] for l in d["layers"]}) == 1'
+want 2 plan tiny.gguf --kept 50% --search --rope 8 --calib long.txt
+want 2 plan tiny.gguf --kept 50% --calib long.txt text.txt --shares 3
+said "--shares"
+want 2 convert tiny.gguf --rank 12 --without output,magic -o nowhere
+said "magic"
 want 0 plan tiny.gguf --kept 50% --calib long.txt --tokens 1024 --json # by default
 json 'd["prediction"]["kl"] > 0'
 want 0 convert tiny.gguf --plan plan.json --calib text.txt --tokens 1024 -o conv --json

@@ -40,9 +40,9 @@ static float *logits(struct workspace *w, enum side side)
     const char *file = text_file("other.txt", 4);
     int V = engine_model(g)->hp.vocab;
     float *out = calloc((size_t)(SEQUENCES * T * V), sizeof *out);
-    CHECK_OK(calib_text_files(&text, workspace_tokenizer(w, &e), &file, 1, SEQUENCES * T,
-                              CALIB_SEED, T, &e),
-             e);
+    struct calib_options o = {
+        .files = &file, .n_files = 1, .tokens = SEQUENCES * T, .seed = CALIB_SEED};
+    CHECK_OK(calib_text_files(&text, workspace_tokenizer(w, &e), &o, T, &e), e);
     CHECK_OK(infer_new(&t, g, T, DTYPE_F32, &e), e);
     for (int s = 0; s < SEQUENCES; s++) {
         infer_rewind(t, 0);

@@ -189,9 +189,8 @@ static void bench_open(struct bench *b)
     CHECK_OK(workspace_open(b->w, path, NULL, &e), e);
     workspace_info(b->w, &info);
     b->g = workspace_engine(b->w, SIDE_ORIGINAL);
-    CHECK_OK(calib_text_files(&b->text, workspace_tokenizer(b->w, &e), &file, 1, 4096, CALIB_SEED,
-                              info.context, &e),
-             e);
+    struct calib_options text = {.files = &file, .n_files = 1, .tokens = 4096, .seed = CALIB_SEED};
+    CHECK_OK(calib_text_files(&b->text, workspace_tokenizer(b->w, &e), &text, info.context, &e), e);
     struct stats_form form = {0};
     CHECK_OK(stats_new(&b->stats, engine_model(b->g), &form, true, NULL, b->text.window, &e), e);
     CHECK_OK(calibrate_run(b->g, &b->text, b->stats, NULL, NULL, NULL, &e), e);

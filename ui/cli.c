@@ -53,6 +53,7 @@
     OPT_FLAG("--original", "of a conversion folder: the model it was made from", original)
 #define OPT_KV OPT_TEXT("--kv", NULL, "TYPE", "cache numbers: f16 or f32", kv)
 #define OPT_CALIB                                                                                  \
+    OPT_TEXT("--shares", NULL, "N,…", "of the tokens, for each --calib file: 2,1 (equal)", shares), \
     OPT_FILES("--calib", "F ...", "calibration text files, or \"self\": text the model writes",    \
               calib),                                                                              \
         OPT_INT("--tokens", NULL, "calibration tokens (32768 from files, 8192 self)", tokens, 256, \

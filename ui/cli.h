@@ -26,8 +26,8 @@ struct cli_options {
     long long top_k;
     bool quiet, json, progress, exact, fast, help, version;
     const char *text, *file, *ids, *messages, *output, *plan, *kept, *bytes_per_token, *fit;
-    const char *alloc, *method, *without, *layout, *against, *ppl, *protocol, *task, *csv, *system,
-        *depth, *kv;
+    const char *alloc, *method, *without, *shares, *layout, *against, *ppl, *protocol, *task, *csv,
+        *system, *depth, *kv;
     struct cli_list calib, prompt, texts;
     const char *train;
     double minutes, until_kl, rate, next_token, match;

@@ -1,6 +1,7 @@
 /* spectra and plan: what a rank would keep, and the choice of ranks. Refuses contradicting budgets
  * and what this version does not do. */
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,7 +14,24 @@
 
 /* --- calibration -------------------------------------------------------------------------- */
 
-static int calib_files(const struct cli *c, struct calib_options *o, struct err *e)
+/* "2,1" → share[n]. */
+static int parse_shares(const char *text, int n, double *share, struct err *e)
+{
+    for (int i = 0; i < n; i++) {
+        char *end;
+        share[i] = strtod(text, &end);
+        if (end == text || !(share[i] > 0) || !isfinite(share[i]) || *end != (i + 1 < n ? ',' : 0))
+            return cli_usage(e,
+                             "--shares takes a number above 0 for each of the %d --calib files: "
+                             "2,1",
+                             n);
+        text = end + 1;
+    }
+    return OK;
+}
+
+static int calib_files(const struct cli *c, double share[CLI_MAX_LIST], struct calib_options *o,
+                       struct err *e)
 {
     const struct cli_list *list = &c->o.calib;
     *o = (struct calib_options){.files = list->v,
@@ -28,7 +46,10 @@ static int calib_files(const struct cli *c, struct calib_options *o, struct err 
             return cli_usage(e, "--calib self stands alone, without files");
         o->n_files = 0;
     }
-    return OK;
+    if (!c->o.shares)
+        return OK;
+    o->shares = share;
+    return parse_shares(c->o.shares, o->n_files, share, e);
 }
 
 static char *statistics_dir(void)
@@ -44,7 +65,8 @@ static char *statistics_dir(void)
 int cli_calibrate(struct cli *c, struct workspace *w, struct err *e)
 {
     struct calib_options o;
-    int rc = calib_files(c, &o, e);
+    double share[CLI_MAX_LIST];
+    int rc = calib_files(c, share, &o, e);
     if (rc)
         return rc;
     char *cache = statistics_dir();
