@@ -9,53 +9,39 @@
 #include "kernels/linalg.h"
 #include "kernels/pool.h"
 #include "sessions/conversion.h"
-#include "sessions/forward.h"
+#include "sessions/states.h"
 
-#define GROUP 8       /* windows that go through a layer together */
 #define PHASE_STEP 32 /* every 32nd query of a long window */
 
-/* What the pass needs beside the model: hidden states, caches, host copies of a group. */
+/* What the pass needs beside the model: the text's hidden states, host copies of a group. */
 struct stream {
-    const struct engine *g;
+    struct states at;
     struct backend *b;
     const struct calib_text *text;
-    float *h;                 /* backend [rows][D] all tokens */
-    struct layer_cache cache; /* backend, one group */
-    struct scratch scratch;
     float *x, *q, *k, *v; /* host, one group */
     float *energy;        /* [rows] |h|² of what enters the layer at hand */
     size_t x_width, q_width, k_width, v_width;
     size_t done, total; /* progress in rows × layers */
 };
 
-static int group_rows(const struct calib_text *t)
-{
-    int rows = GROUP * t->window;
-    return t->long_len > rows ? t->long_len : rows;
-}
-
-static size_t text_rows(const struct calib_text *t)
-{
-    return (size_t)t->windows * (size_t)t->window + (size_t)t->n_long * (size_t)t->long_len;
-}
-
 double calibrate_hidden_bytes(const struct model *m, const struct calib_text *t)
 {
-    return sizeof(float) * (double)text_rows(t) * m->hp.hidden;
+    return sizeof(float) * (double)states_rows(t) * m->hp.hidden;
 }
 
 double calibrate_bytes(const struct model *m, const struct calib_text *t,
                        const struct stats_form *form, int threads)
 {
     const struct model_hparams *hp = &m->hp;
-    double group = group_rows(t), D = hp->hidden, most = 0;
+    double group = states_group_rows(t), D = hp->hidden, most = 0;
     double heads = (double)hp->head_dim * (hp->n_head + 2.0 * hp->n_kv_head);
     double longs = form->candidates ? (double)t->n_long * t->long_len * heads : 0;
     /* A group at the backend and on the host, and the feed-forward's three. */
     double pass = group * (4 * D + 3 * heads + 3.0 * hp->ffn) + longs;
     for (int l = 0; l < hp->n_layer; l++) {
         struct moments_shape s = stats_shape(m, l, form);
-        double sums = moments_accum_bytes(&s, threads, group_rows(t), t->window, t->long_len);
+        double sums =
+            moments_accum_bytes(&s, threads, states_group_rows(t), t->window, t->long_len);
         most = sums > most ? sums : most;
     }
     return calibrate_hidden_bytes(m, t) + sizeof(float) * pass + most +
@@ -64,12 +50,7 @@ double calibrate_bytes(const struct model *m, const struct calib_text *t,
 
 static void stream_done(struct stream *s)
 {
-    if (s->b) {
-        s->b->ops->free(s->b, s->h);
-        s->b->ops->free(s->b, s->cache.a);
-        s->b->ops->free(s->b, s->cache.b);
-    }
-    scratch_done(&s->scratch);
+    states_done(&s->at);
     free(s->energy);
     free(s->x);
     free(s->q);
@@ -82,32 +63,23 @@ static int stream_init(struct stream *s, const struct engine *g, const struct ca
 {
     const struct model_hparams *hp = &g->model->hp;
     const struct model_layer *y = &g->model->layer[0];
-    size_t rows = text_rows(text), group = (size_t)group_rows(text), D = (size_t)hp->hidden;
+    size_t rows = states_rows(text), group = (size_t)states_group_rows(text);
     bool mla = y->attn == ATTN_MLA;
-    *s = (struct stream){.g = g, .b = g->backend, .text = text, .x_width = D};
+    *s = (struct stream){.b = g->backend, .text = text, .x_width = (size_t)hp->hidden};
     s->q_width = (size_t)hp->n_head * (size_t)hp->head_dim;
     s->v_width = mla ? 0 : (size_t)hp->n_kv_head * (size_t)hp->head_dim;
     s->k_width = mla ? (size_t)(y->kv_lora_rank + y->qk_rope_head_dim) : s->v_width;
     s->total = rows * (size_t)hp->n_layer;
-    s->h = s->b->ops->alloc(s->b, rows * D * sizeof(float));
-    s->cache.a = s->b->ops->alloc(s->b, group * s->k_width * sizeof(float));
-    if (!mla)
-        s->cache.b = s->b->ops->alloc(s->b, group * s->v_width * sizeof(float));
-    s->x = mem_aligned(group * D, sizeof(float));
+    s->x = mem_aligned(group * s->x_width, sizeof(float));
     s->q = mem_aligned(group * s->q_width, sizeof(float));
     s->k = mem_aligned(group * s->k_width, sizeof(float));
     s->v = mem_aligned(group * (s->v_width ? s->v_width : 1), sizeof(float));
     s->energy = mem_calloc(rows, sizeof *s->energy);
-    if (!s->h || !s->energy || !s->cache.a || (!mla && !s->cache.b) || !s->x || !s->q || !s->k ||
-        !s->v)
-        return err_nomem(e, rows * D * sizeof(float),
-                         "calibration's hidden states: use fewer tokens (--tokens)");
-    int rc = scratch_reserve(&s->scratch, g, (int)group, e);
-    for (size_t i = 0; i < rows && !rc; i += group) {
-        int n = (int)(rows - i < group ? rows - i : group);
-        forward_embed(g, s->h + i * D, text->ids + i, n);
-    }
-    return rc ? rc : s->b->ops->sync(s->b, e);
+    if (!s->energy || !s->x || !s->q || !s->k || !s->v)
+        return err_nomem(
+            e, group * (s->x_width + s->q_width + s->k_width + s->v_width) * sizeof(float),
+            "a group's activations");
+    return states_init(&s->at, g, text, e);
 }
 
 static void copy_group(void *user, int layer, const float *x, const float *q, const float *k,
@@ -124,17 +96,17 @@ static void copy_group(void *user, int layer, const float *x, const float *q, co
     s->b->ops->get(s->b, s->k, k, n * s->k_width);
 }
 
-/* |h|² of n rows from row first, before a layer changes them; x is borrowed for the copy. */
-static void residual_energy(struct stream *s, size_t first, int n)
+/* |h|² of a group's rows, before a layer changes them; x is borrowed for the copy. */
+static void residual_energy(struct stream *s, const struct states_group *group)
 {
     size_t D = s->x_width;
-    s->b->ops->get(s->b, s->x, s->h + first * D, (size_t)n * D * sizeof(float));
-    for (int t = 0; t < n; t++) {
+    s->b->ops->get(s->b, s->x, s->at.h + group->first * D, (size_t)group->n * D * sizeof(float));
+    for (int t = 0; t < group->n; t++) {
         const float *row = s->x + (size_t)t * D;
         double sum = 0;
         for (size_t i = 0; i < D; i++)
             sum += (double)row[i] * row[i];
-        s->energy[first + (size_t)t] = (float)sum;
+        s->energy[group->first + (size_t)t] = (float)sum;
     }
 }
 
@@ -147,32 +119,22 @@ static int by_size(const void *x, const void *y)
 /* The median, not the mean: a few attention sinks carry most of the residual stream's energy. */
 static double median_energy(struct stream *s)
 {
-    size_t n = text_rows(s->text);
+    size_t n = states_rows(s->text);
     qsort(s->energy, n, sizeof *s->energy, by_size);
     return s->energy[n / 2];
 }
 
-/* Runs one group (count sequences of T rows from row first) through a layer; the tap leaves the
- * group's x, q, k, v on the host. */
-static int run_group(struct stream *s, int layer, size_t first, int count, int T, const char *what,
-                     const struct progress *p, struct err *e)
+/* Runs one group through a layer; the tap leaves the group's x, q, k, v on the host. */
+static int run_group(struct stream *s, int layer, const struct states_group *group,
+                     const char *what, const struct progress *p, struct err *e)
 {
-    struct segment seg[GROUP];
-    size_t kb = (size_t)T * s->k_width * sizeof(float), vb = (size_t)T * s->v_width * sizeof(float);
     char phase[96];
-    for (int i = 0; i < count; i++) {
-        seg[i] = (struct segment){.row = i * T, .n = T};
-        seg[i].cache.a = (char *)s->cache.a + (size_t)i * kb;
-        seg[i].cache.b = s->cache.b ? (char *)s->cache.b + (size_t)i * vb : NULL;
-    }
-    snprintf(phase, sizeof phase, "%s: layer %d of %d", what, layer + 1, s->g->model->hp.n_layer);
+    snprintf(phase, sizeof phase, "%s: layer %d of %d", what, layer + 1,
+             s->at.g->model->hp.n_layer);
     if (!progress_report(p, phase, (double)s->done, (double)s->total))
         return err_set(e, ERR_CANCELLED, "calibration stopped");
-    struct forward_tap tap = {copy_group, s};
-    scratch_new_batch(&s->scratch);
-    forward_layer(s->g, layer, s->h + first * (size_t)s->g->model->hp.hidden, count * T, seg, count,
-                  DTYPE_F32, &s->scratch, &tap);
-    s->done += (size_t)(count * T);
+    states_layer(&s->at, layer, group, &(struct forward_tap){copy_group, s});
+    s->done += (size_t)group->n;
     return s->b->ops->sync(s->b, e);
 }
 
@@ -211,22 +173,23 @@ static int choose_candidates(struct moments_accum *a, const struct moments_shape
     return rc;
 }
 
-/* The long windows: phase statistics. The compact form looks at them twice. */
-static int long_pass(struct stream *s, int layer, struct moments_accum *a,
+/* The long windows, which are the groups from `group` on: phase statistics. The compact form looks
+ * at them twice. */
+static int long_pass(struct stream *s, int layer, int group, struct moments_accum *a,
                      const struct moments_shape *shape, float **sample, const struct progress *p,
                      struct err *e)
 {
     const struct calib_text *t = s->text;
-    size_t first = (size_t)t->windows * (size_t)t->window, len = (size_t)t->long_len;
-    size_t q = len * s->q_width, k = len * s->k_width;
+    struct states_group one;
+    size_t q = (size_t)t->long_len * s->q_width, k = (size_t)t->long_len * s->k_width;
     bool twice = shape->candidates && t->n_long;
     float *kept = twice ? mem_calloc((size_t)t->n_long * (q + k), sizeof *kept) : NULL;
     int rc = twice && !kept ? err_nomem(e, (size_t)t->n_long * (q + k) * sizeof *kept,
                                         "queries and keys of the long windows")
                             : OK;
-    for (int i = 0; i < t->n_long && !rc; i++) {
-        residual_energy(s, first + (size_t)i * len, t->long_len);
-        rc = run_group(s, layer, first + (size_t)i * len, 1, t->long_len, "calibrating", p, e);
+    for (int i = 0; !rc && states_group(t, group + i, &one); i++) {
+        residual_energy(s, &one);
+        rc = run_group(s, layer, &one, "calibrating", p, e);
         if (!rc)
             rc = moments_add_phase(a, s->b->pool, s->q, s->k, t->long_len, PHASE_STEP, e);
         if (!rc && twice) {
@@ -251,23 +214,23 @@ static int layer_pass(struct stream *s, int layer, const struct moments_shape *s
                       struct err *e)
 {
     const struct calib_text *t = s->text;
-    int rc = OK;
-    for (int w = 0; w < t->windows && !rc; w += GROUP) {
-        int count = t->windows - w < GROUP ? t->windows - w : GROUP;
-        residual_energy(s, (size_t)(w * t->window), count * t->window);
-        rc = run_group(s, layer, (size_t)(w * t->window), count, t->window, "calibrating", p, e);
+    struct states_group group;
+    int i = 0, n = states_window_groups(t), rc = OK;
+    for (; i < n && !rc && states_group(t, i, &group); i++) {
+        residual_energy(s, &group);
+        rc = run_group(s, layer, &group, "calibrating", p, e);
         if (!rc)
-            rc = moments_add(a, s->b->pool, s->x, s->q, s->k, s->v, count, t->window, e);
-        if (!rc && !t->n_long && (w == 0 || w + GROUP >= t->windows))
-            rc = keep_sample(s, sample, w != 0, t->window, e);
+            rc = moments_add(a, s->b->pool, s->x, s->q, s->k, s->v, group.n / group.T, group.T, e);
+        if (!rc && !t->n_long && (i == 0 || i == n - 1))
+            rc = keep_sample(s, sample, i != 0, t->window, e);
     }
-    return rc ? rc : long_pass(s, layer, a, shape, sample, p, e);
+    return rc ? rc : long_pass(s, layer, n, a, shape, sample, p, e);
 }
 
 static int layer_moments(struct stream *s, int layer, const struct moments_shape *shape,
                          struct moments *out, const struct progress *p, struct err *e)
 {
-    const struct model_layer *y = &s->g->model->layer[layer];
+    const struct model_layer *y = &s->at.g->model->layer[layer];
     struct moments_accum *a = NULL;
     float *wo = NULL, *sample = NULL;
     int rc = tensor_to_f32(&y->o, &wo, e);
@@ -313,20 +276,19 @@ int calibrate_run(const struct engine *g, const struct calib_text *text, struct 
 static int second_layer(struct stream *s, int layer, int n, double **out, const struct progress *p,
                         struct err *e)
 {
-    const struct calib_text *t = s->text;
+    struct states_group group;
     size_t nn = (size_t)n * (size_t)n;
     float *block = mem_calloc(nn, sizeof *block);
     double *c = mem_calloc(nn, sizeof *c);
     int rc = block && c ? OK : err_nomem(e, nn * sizeof *c, "second moments");
-    for (int w = 0; w < t->windows && !rc; w += GROUP) {
-        int count = t->windows - w < GROUP ? t->windows - w : GROUP, rows = count * t->window;
-        rc = run_group(s, layer, (size_t)(w * t->window), count, t->window, "second pass", p, e);
+    for (int w = 0; !rc && states_group(s->text, w, &group); w++) {
+        rc = run_group(s, layer, &group, "second pass", p, e);
         if (rc)
             break;
         memset(block, 0, nn * sizeof *block);
-        linalg_ssyrk_add(n, rows, s->k, (int)s->k_width, block, n);
+        linalg_ssyrk_add(n, group.n, s->k, (int)s->k_width, block, n);
         for (size_t i = 0; i < nn; i++)
-            c[i] += (double)block[i] / ((double)t->windows * t->window);
+            c[i] += (double)block[i] / (double)states_rows(s->text);
     }
     for (int i = 0; i < n && !rc; i++)
         for (int j = 0; j < i; j++)

@@ -94,7 +94,7 @@ static void add_group(struct refit *r, int l, const struct states_group *group, 
 static int solve(struct refit *r, const float *wo, struct err *e)
 {
     size_t D = (size_t)r->D, W = (size_t)r->width;
-    double mean = 0, share = (double)W / states_rows(r->original.text);
+    double mean = 0, share = (double)W / (double)states_rows(r->original.text);
     for (size_t i = 0; i < W; i++)
         mean += r->S[i * (W + 1)] / (double)W;
     double ridge = REFIT_RIDGE * share * mean;

@@ -3,9 +3,9 @@
 
 #include <string.h>
 
-int states_rows(const struct calib_text *t)
+size_t states_rows(const struct calib_text *t)
 {
-    return t->windows * t->window + t->n_long * t->long_len;
+    return (size_t)t->windows * (size_t)t->window + (size_t)t->n_long * (size_t)t->long_len;
 }
 
 int states_group_rows(const struct calib_text *t)
@@ -14,9 +14,14 @@ int states_group_rows(const struct calib_text *t)
     return t->long_len > rows ? t->long_len : rows;
 }
 
+int states_window_groups(const struct calib_text *t)
+{
+    return (t->windows + STATES_GROUP - 1) / STATES_GROUP;
+}
+
 bool states_group(const struct calib_text *t, int i, struct states_group *out)
 {
-    int groups = (t->windows + STATES_GROUP - 1) / STATES_GROUP, from = i * STATES_GROUP;
+    int groups = states_window_groups(t), from = i * STATES_GROUP;
     if (i < groups) {
         int count = t->windows - from < STATES_GROUP ? t->windows - from : STATES_GROUP;
         *out =
@@ -47,7 +52,7 @@ int states_init(struct states *s, const struct engine *g, const struct calib_tex
                 struct err *e)
 {
     struct backend *b = g->backend;
-    size_t rows = (size_t)states_rows(text), group = (size_t)states_group_rows(text);
+    size_t rows = states_rows(text), group = (size_t)states_group_rows(text);
     size_t D = (size_t)g->model->hp.hidden;
     *s = (struct states){.g = g, .text = text};
     cache_widths(s);

@@ -21,8 +21,10 @@ struct states_group {
     size_t first;
     int n, T;
 };
-int states_rows(const struct calib_text *t);
+size_t states_rows(const struct calib_text *t);
 int states_group_rows(const struct calib_text *t); /* the largest group's */
+/* Groups of windows, which come first; then a group each long window. */
+int states_window_groups(const struct calib_text *t);
 /* The i-th group of the text; false when there is none. */
 bool states_group(const struct calib_text *t, int i, struct states_group *out);
 
