@@ -2,6 +2,7 @@
 #include "core/json.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,9 +35,52 @@ int json_read_file(cJSON **out, const char *path, size_t max, struct err *e)
     return rc;
 }
 
+/* cJSON settles for 15 digits where they are within an epsilon of the number: its last bit is lost.
+ */
+static bool inexact(const cJSON *v)
+{
+    char text[32];
+    if (!cJSON_IsNumber(v) || !isfinite(v->valuedouble) || v->valuedouble == v->valueint)
+        return false;
+    snprintf(text, sizeof text, "%.15g", v->valuedouble);
+    return strtod(text, NULL) != v->valuedouble;
+}
+
+static bool any_inexact(const cJSON *v)
+{
+    bool found = inexact(v);
+    for (const cJSON *item = v ? v->child : NULL; item && !found; item = item->next)
+        found = any_inexact(item);
+    return found;
+}
+
+/* Such numbers become text of 17 digits; false: no memory. */
+static bool write_digits(cJSON *v)
+{
+    bool ok = true;
+    if (inexact(v)) {
+        v->type = cJSON_Raw;
+        ok = (v->valuestring = mem_printf("%.17g", v->valuedouble)) != NULL;
+    }
+    for (cJSON *item = v->child; item && ok; item = item->next)
+        ok = write_digits(item);
+    return ok;
+}
+
 char *json_text(const cJSON *value, bool pretty)
 {
-    return pretty ? cJSON_Print(value) : cJSON_PrintUnformatted(value);
+    cJSON *copy = NULL;
+    char *text = NULL;
+    bool ok = true;
+    if (any_inexact(value)) {
+        copy = cJSON_Duplicate(value, true);
+        ok = copy && write_digits(copy);
+        value = copy;
+    }
+    if (ok)
+        text = pretty ? cJSON_Print(value) : cJSON_PrintUnformatted(value);
+    cJSON_Delete(copy);
+    return text;
 }
 
 const cJSON *json_get(const cJSON *obj, const char *key)
