@@ -399,5 +399,33 @@ json 'd["terminal"] and any("default model" in p["problem"] and p["remedy"] for 
 TERM=dumb want 0 doctor
 printed "TERM is not set or dumb"
 
+# --- the manual and the completions name every command and option --------------------------------
+want 0 --man
+"$program" --help 2>/dev/null | sed -n '/^Commands/,/^$/s/^  \([a-z]*\) .*/\1/p' >commands
+(($(wc -l <commands) >= 15)) || fail "the help's list of commands cannot be read"
+sed 's/\\-/-/g' out >page
+for shell in bash zsh fish; do
+    want 0 --completion $shell
+    mv out completion.$shell
+    command -v $shell >/dev/null && ! $shell -n completion.$shell && fail "completion of $shell"
+done
+while read -r command; do
+    grep -q "^.SS mlathe $command" page || fail "the manual lacks $command"
+    grep -q "    $command) words=" completion.bash || fail "bash does not complete $command"
+    grep -q "'$command:" completion.zsh || fail "zsh does not complete $command"
+    for option in $("$program" "$command" --help | grep -oE '^  (-., )?--[a-z0-9-]+' | grep -oE -- '--.*'); do
+        grep -qF "fB$option\fR" page || grep -qF ", \fB$option\fR" page || fail "the manual lacks $option"
+        grep -qF -- "-l ${option#--}" completion.fish || fail "fish does not complete $option"
+    done
+done <commands
+(
+    source ./completion.bash
+    complete_to() { COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=() && _mlathe && echo "${COMPREPLY[*]}"; }
+    [[ $(complete_to mlathe insp) == inspect && $(complete_to mlathe convert --meth) == --method &&
+        $(complete_to mlathe convert --layout sh) == shared && -z $(complete_to mlathe eval --ppl w) ]]
+) || fail "bash completes something else"
+command -v man >/dev/null && { man --warnings -l page >/dev/null 2>err.man || fail "man cannot show the page"; }
+want 2 --completion tcsh
+
 echo "cli checks: $failures failed"
 exit $((failures > 0))

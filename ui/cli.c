@@ -9,6 +9,7 @@
 
 #include "core/file.h"
 #include "sessions/models.h"
+#include "ui/manual.h"
 #include "ui/ui.h"
 
 #define OPT_TEXT(name, brief, value, help, field)                                                  \
@@ -263,7 +264,10 @@ static const struct cli_command commands[] = {
 static const struct cli_option screen_options[] = {
     OPT_TEXT("--script", NULL, "FILE", "keystrokes to play without a terminal", script),
     OPT_TEXT("--size", NULL, "CxR", "screen size of a script (80x24)", size),
-    OPT_FLAG("--version", "print the version", version), OPT_END};
+    OPT_FLAG("--version", "print the version", version),
+    OPT_FLAG("--man", "print the man page", man),
+    OPT_TEXT("--completion", NULL, "SHELL", "print the completion for bash, zsh or fish", shell),
+    OPT_END};
 static const struct cli_command screens = {"", "[MODEL]", "the screens",  "",
                                            1,  false,     screen_options, NULL};
 
@@ -353,6 +357,23 @@ static int unknown_word(const char *word, struct err *e)
     return cli_usage(e, "%.200s is neither a model nor a command (%s)", word, list);
 }
 
+static int print_manual(const struct cli *c, struct err *e)
+{
+    const struct manual of = {commands, &screens, N_COMMANDS};
+    struct markup m = {0};
+    int rc = OK;
+    if (c->o.man)
+        manual_page(&m, &of);
+    else if (!manual_completion(&m, &of, c->o.shell))
+        rc = cli_usage(e, "--completion takes bash, zsh or fish, not \"%.40s\"", c->o.shell);
+    if (!rc && m.failed)
+        rc = err_nomem(e, m.cap, "the text");
+    if (!rc)
+        fputs(m.text, stdout);
+    markup_done(&m);
+    return rc;
+}
+
 static int run_screens(struct cli *c, int argc, char **argv, struct err *e)
 {
     struct ui_options o = {0};
@@ -365,6 +386,8 @@ static int run_screens(struct cli *c, int argc, char **argv, struct err *e)
             puts("mlathe " MLATHE_VERSION);
         return OK;
     }
+    if (!rc && (c->o.man || c->o.shell))
+        return print_manual(c, e);
     if (!rc)
         rc = parse_size(c->o.size, &o, e);
     if (!rc && c->n_args && models_resolve(c->arg[0], &path, e))

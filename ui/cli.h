@@ -35,8 +35,8 @@ struct cli_options {
     long long bench_prompt, bench_generate;
     bool search, special, skip_special, no_generation_prompt, all, ignore_eos, weights_only, forced;
     bool original, store;
-    const char *to, *dtype, *engine, *svg;
-    bool dry_run, force, no_check;
+    const char *to, *dtype, *engine, *svg, *shell;
+    bool dry_run, force, no_check, man;
 };
 struct cli {
     const struct cli_command *command;

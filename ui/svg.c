@@ -11,24 +11,27 @@
 #define TONES 4 /* colours and dashes before they repeat */
 #define FAMILY_POINTS 400
 
+/* Colours are plain, not variables: many viewers of pictures know no more. */
 static const char style[] =
-    "svg.plot{font:12px system-ui,sans-serif;color-scheme:light dark;max-width:100%;height:auto;"
-    "--ink:#1b1f24;--soft:#59636e;--grid:#d9dee3;--paper:#fff;"
-    "--c0:#0969da;--c1:#bc4c00;--c2:#1a7f37;--c3:#8250df}\n"
-    "@media(prefers-color-scheme:dark){svg.plot{--ink:#e6edf3;--soft:#9aa4af;--grid:#323941;"
-    "--paper:#0d1117;--c0:#58a6ff;--c1:#f0883e;--c2:#3fb950;--c3:#bc8cff}}\n"
-    "svg.plot .paper{fill:var(--paper)}svg.plot text{fill:var(--soft)}"
-    "svg.plot .title{fill:var(--ink);font-size:14px;font-weight:600}"
-    "svg.plot .grid{stroke:var(--grid);fill:none}svg.plot .axis{stroke:var(--soft);fill:none}"
-    "svg.plot .note{stroke:var(--ink);stroke-dasharray:2 4;fill:none}"
-    "svg.plot .line{fill:none;stroke-width:1.8;stroke-linejoin:round}"
-    "svg.plot .thin{fill:none;stroke-width:1;opacity:.8}"
-    "svg.plot .whisker{stroke:var(--ink);fill:none}\n"
-    "svg.plot .s0{stroke:var(--c0)}svg.plot .s1{stroke:var(--c1);stroke-dasharray:7 3}"
-    "svg.plot .s2{stroke:var(--c2);stroke-dasharray:2 3}"
-    "svg.plot .s3{stroke:var(--c3);stroke-dasharray:9 3 2 3}\n"
-    "svg.plot .b0{fill:var(--c0)}svg.plot .b1{fill:var(--c1);fill-opacity:.55;stroke:var(--c1)}"
-    "svg.plot .b2{fill:var(--c2)}svg.plot .b3{fill:var(--c3);fill-opacity:.55;stroke:var(--c3)}\n";
+    "svg.plot{font:12px system-ui,sans-serif;max-width:100%;height:auto}"
+    ".plot text{font-family:system-ui,sans-serif;font-size:12px;fill:#59636e}"
+    ".plot .title{fill:#1b1f24;font-size:14px;font-weight:600}"
+    ".plot .paper{fill:#fff}.plot .grid{stroke:#d9dee3;fill:none}"
+    ".plot .axis{stroke:#59636e;fill:none}.plot .whisker{stroke:#1b1f24;fill:none}"
+    ".plot .note{stroke:#1b1f24;stroke-dasharray:2 4;fill:none}\n"
+    ".plot .line{fill:none;stroke-width:1.8;stroke-linejoin:round}"
+    ".plot .thin{fill:none;stroke-width:1;stroke-opacity:.8}"
+    ".plot .s0{stroke:#0969da}.plot .s1{stroke:#bc4c00;stroke-dasharray:7 3}"
+    ".plot .s2{stroke:#1a7f37;stroke-dasharray:2 3}"
+    ".plot .s3{stroke:#8250df;stroke-dasharray:9 3 2 3}\n"
+    ".plot .b0{fill:#0969da}.plot .b1{fill:#bc4c00;fill-opacity:.5;stroke:#bc4c00}"
+    ".plot .b2{fill:#1a7f37}.plot .b3{fill:#8250df;fill-opacity:.5;stroke:#8250df}\n"
+    "@media(prefers-color-scheme:dark){.plot text{fill:#9aa4af}.plot .title{fill:#e6edf3}"
+    ".plot .paper{fill:#0d1117}.plot .grid{stroke:#323941}.plot .axis{stroke:#9aa4af}"
+    ".plot .note,.plot .whisker{stroke:#e6edf3}"
+    ".plot .s0{stroke:#58a6ff}.plot .s1{stroke:#f0883e}.plot .s2{stroke:#3fb950}"
+    ".plot .s3{stroke:#bc8cff}.plot .b0{fill:#58a6ff}.plot .b1{fill:#f0883e;stroke:#f0883e}"
+    ".plot .b2{fill:#3fb950}.plot .b3{fill:#bc8cff;stroke:#bc8cff}}\n";
 
 const char *svg_style(void)
 {
@@ -148,7 +151,7 @@ static void put_tick_x(struct markup *m, const struct frame *f, double x)
     if (p->kind != SVG_LINES && p->x_names && i >= 0 && i < f->n)
         markup_escape(m, p->x_names[i]);
     else
-        markup_printf(m, "%.6g", x);
+        markup_printf(m, "%.6g", fabs(x) < 1e-9 ? 0 : x);
     markup_put(m, "</text>\n");
 }
 
@@ -185,7 +188,7 @@ static void put_line(struct markup *m, const struct frame *f, int k)
     int step = s->n > 4 * FAMILY_POINTS ? s->n / FAMILY_POINTS : 1;
     if (p->many) {
         double share = p->n_series > 1 ? (double)k / (p->n_series - 1) : 0;
-        markup_printf(m, "<path class=\"thin\" stroke=\"hsl(%.0f 75%% 50%%)\" d=\"",
+        markup_printf(m, "<path class=\"thin\" stroke=\"hsl(%.0f,75%%,50%%)\" d=\"",
                       215 + 145 * share);
     } else {
         markup_printf(m, "<path class=\"line s%d\" d=\"", k % TONES);
@@ -279,7 +282,7 @@ static double put_legend_entry(struct markup *m, const struct frame *f, int k, d
         n += (*s & 0xc0) != 0x80;
     if (p->many)
         markup_printf(m,
-                      "<path stroke-width=\"2\" stroke=\"hsl(%d 75%% 50%%)\" d=\"M%.1f %.1fh24\"/>",
+                      "<path stroke-width=\"2\" stroke=\"hsl(%d,75%%,50%%)\" d=\"M%.1f %.1fh24\"/>",
                       k ? 360 : 215, x, y - 4);
     else if (p->kind == SVG_LINES)
         markup_printf(m, "<path class=\"line s%d\" d=\"M%.1f %.1fh24\"/>", k % TONES, x, y - 4);
