@@ -74,6 +74,7 @@ void journal_done(struct journal *j)
     free(j->model);
     free(j->conversion);
     cJSON_Delete(j->plan);
+    cJSON_Delete(j->plan_b);
     free(j->budget);
     free(j->calibration);
     free(j->typed);
@@ -170,6 +171,8 @@ char *journal_text(const struct journal *j)
     cJSON_AddNumberToObject(o, "screen", j->screen);
     if (j->plan)
         cJSON_AddItemToObject(o, "plan", cJSON_Duplicate(j->plan, true));
+    if (j->plan_b)
+        cJSON_AddItemToObject(o, "plan_b", cJSON_Duplicate(j->plan_b, true));
     add_text(o, "budget", j->budget);
     add_text(o, "calibration", j->calibration);
     cJSON *w = cJSON_AddObjectToObject(o, "what_if");
@@ -280,6 +283,7 @@ static int read_journal(struct journal *j, const cJSON *o, const char *where, st
     if (!ok)
         return err_nomem(e, 64, "journal");
     const cJSON *w = json_get(o, "what_if"), *plan = json_get(o, "plan");
+    const cJSON *plan_b = json_get(o, "plan_b");
     if ((rc = json_int_opt(o, "screen", 0, 5, &screen, where, e)))
         return rc;
     j->screen = (int)screen;
@@ -289,6 +293,8 @@ static int read_journal(struct journal *j, const cJSON *o, const char *where, st
         return rc;
     if (plan && !(j->plan = cJSON_Duplicate(plan, true)))
         return err_nomem(e, 64, "plan");
+    if (plan_b && !(j->plan_b = cJSON_Duplicate(plan_b, true)))
+        return err_nomem(e, 64, "plan B");
     if ((rc = read_eval(&j->eval, json_get(o, "evaluate"), where, e)))
         return rc;
     if ((rc = read_list(&j->conversions, json_get(o, "conversions"), 10000, e)) ||

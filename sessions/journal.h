@@ -28,6 +28,7 @@ struct journal {
     char *model;       /* path of the original; NULL: none yet */
     char *conversion;  /* folder of the conversion in use; NULL: none */
     int screen;
+    cJSON *plan_b;     /* the plan held beside it, or NULL */
     cJSON *plan;       /* as rankplan_to_json wrote it; checked when the model is open */
     char *budget;      /* as typed, "50%" */
     char *calibration; /* text file used last; NULL: the model's own text */

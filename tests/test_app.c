@@ -94,6 +94,43 @@ static void test_undo(void)
     leave(a);
 }
 
+/* Plan B: held, swapped, undone, found again at the next start, let go. */
+static void test_two_plans(void)
+{
+    struct app *a = start(one);
+    char text[256];
+    int numbers = 0;
+    double kl;
+    press(a, "2 v");
+    CHECK(a->ranks.has_plan && !a->ranks.has_other, "nothing to swap with");
+    press(a, "B");
+    CHECK(a->ranks.has_other && compare_layer(a, 0, &numbers, &kl) && numbers == 0, "held");
+    int before = a->ranks.plan.layer[0].kv_lora_rank;
+    press(a, "Home Right");
+    int step = a->ranks.plan.layer[0].kv_lora_rank - before;
+    CHECK(step > 0 && compare_layer(a, 0, &numbers, &kl) && numbers == step, "%d", numbers);
+    CHECK(compare_layer(a, 1, &numbers, &kl) && numbers == 0, "the other layers are alike");
+    long long apart = rankplan_numbers(&a->ranks.plan) - rankplan_numbers(&a->ranks.other);
+    snprintf(text, sizeof text, "KV/token +%lld B", 2 * apart);
+    char line[256];
+    CHECK(compare_text(a, line, sizeof line) && strstr(line, text), "%s", line);
+    press(a, "v");
+    CHECK(a->ranks.plan.layer[0].kv_lora_rank == before &&
+              a->ranks.other.layer[0].kv_lora_rank == before + step,
+          "swapped");
+    press(a, "z");
+    CHECK(a->ranks.plan.layer[0].kv_lora_rank == before + step, "a swap can be undone");
+    press(a, "v v Left");
+    leave(a);
+    a = start(one);
+    press(a, "2");
+    CHECK(a->ranks.has_other && a->ranks.other.layer[0].kv_lora_rank == before + step,
+          "plan B is there again");
+    press(a, "v B B");
+    CHECK(!a->ranks.has_other, "let go");
+    leave(a);
+}
+
 /* Layers measured: prediction, ranks by it, a budget that is dragged, other widths unknown. */
 static void test_measured(void)
 {
@@ -320,6 +357,7 @@ int main(void)
     spec.seed = 99;
     CHECK(test_model_write_gguf(other, &spec) == 0, "model");
     test_undo();
+    test_two_plans();
     test_measured();
     test_budget();
     test_engines();

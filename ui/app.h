@@ -37,6 +37,8 @@ struct layer_curve {
 struct ranks_state {
     bool has_plan;
     struct rankplan plan;
+    bool has_other;
+    struct rankplan other;     /* plan B, valid with has_other */
     struct rankplan *past;     /* undo: [n_past], past[at] is next to undo to */
     size_t n_past, at_past, cap_past;
     struct layer_curve *curve; /* [n_layer] */

@@ -41,6 +41,15 @@ const struct eval_record *eval_shown(const struct app *a);
 bool plan_replace(struct app *a, struct rankplan *next);
 void plan_spend_evenly(struct app *a);
 
+/* app_compare.c: plan B */
+bool compare_request(struct app *a, enum request r);
+void compare_drop(struct app *a);
+void compare_keep(struct app *a);   /* into the journal */
+bool compare_loaded(struct app *a); /* out of it; false: it is of another model */
+/* A − B at layer l: cached numbers, and KL (NaN: not measured). false: no B. */
+bool compare_layer(const struct app *a, int l, int *numbers, double *kl);
+bool compare_text(const struct app *a, char *text, size_t size); /* in all; false: no B */
+
 struct search_result;
 /* app_search.c: the best rope width, measured */
 void search_start(struct app *a);

@@ -20,6 +20,7 @@ void plan_drop(struct app *a)
     for (int l = 0; r->curve && r->has_plan && l < r->plan.model.n_layer; l++)
         spectrum_done(&r->curve[l].spectrum);
     free(r->curve);
+    compare_drop(a);
     if (r->has_plan)
         rankplan_done(&r->plan);
     for (size_t i = 0; i < r->n_past; i++)
@@ -65,6 +66,7 @@ void plan_keep(struct app *a)
         cJSON_Delete(a->j.plan);
         a->j.plan = json;
     }
+    compare_keep(a);
 }
 
 void plan_want_spectra(struct app *a)
@@ -357,6 +359,8 @@ static bool request(struct app *a, enum request r)
         choose_layer(a, r);
         return true;
     }
+    if (compare_request(a, r))
+        return true;
     switch (r) {
     case REQ_LESS: change_rank(a, -1); return true;
     case REQ_MORE: change_rank(a, 1); return true;
@@ -591,13 +595,13 @@ bool plan_answer(struct app *a, enum request what, const char *text)
 }
 
 /* A plan of another model is put into a file instead of being dropped. */
-static void keep_foreign_plan(struct app *a, const char *why)
+static void keep_foreign_plan(struct app *a, cJSON **plan, const char *why)
 {
-    const cJSON *model = json_get(a->j.plan, "model");
+    const cJSON *model = json_get(*plan, "model");
     char *dir = path_join(a->paths.data, "plans");
     char *path =
         dir ? plan_free_path(dir, json_str_or(model, "name", "model"), ".plan.json") : NULL;
-    char *text = json_text(a->j.plan, true), shown[1024];
+    char *text = json_text(*plan, true), shown[1024];
     if (path && text && a->lock >= 0) {
         app_message(a, ROLE_NORMAL, "a new plan; the one before is in %s (%s)",
                     app_path_text(path, shown), why);
@@ -607,8 +611,8 @@ static void keep_foreign_plan(struct app *a, const char *why)
     free(text);
     free(path);
     free(dir);
-    cJSON_Delete(a->j.plan);
-    a->j.plan = NULL;
+    cJSON_Delete(*plan);
+    *plan = NULL;
 }
 
 static int default_plan(const struct app *a, struct rankplan *p, struct err *e)
@@ -635,7 +639,7 @@ void plan_loaded(struct app *a, const struct loaded_model *m)
     if (a->j.plan) {
         rc = rankplan_from_json(&r->plan, &a->info.plan_model, a->j.plan, "plan", &e);
         if (rc)
-            keep_foreign_plan(a, e.text);
+            keep_foreign_plan(a, &a->j.plan, e.text);
     }
     if (rc && m->has_conversion)
         rc = rankplan_copy(&r->plan, &m->plan, &e);
@@ -648,6 +652,8 @@ void plan_loaded(struct app *a, const struct loaded_model *m)
         return;
     }
     r->has_plan = true;
+    if (!compare_loaded(a))
+        keep_foreign_plan(a, &a->j.plan_b, "plan B was for another model");
     plan_want_spectra(a);
 }
 

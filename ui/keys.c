@@ -39,6 +39,8 @@ static const struct binding table[] = {
     {REQ_LOAD_PLAN, IN_RANKS, {'o'}, NULL, "load a plan from a file"},
     {REQ_UNDO, IN_RANKS, {'z'}, "undo", "undo the last change of the plan"},
     {REQ_REDO, IN_RANKS, {'y'}, NULL, "redo it"},
+    {REQ_HOLD, IN_RANKS, {'B'}, NULL, "hold this plan as B, to compare with; again: let go"},
+    {REQ_SWAP, IN_RANKS, {'v'}, NULL, "swap plans A and B"},
     {REQ_WHATIF, IN_RANKS, {'x'}, NULL, "type context x batch and a memory: 8192x1 24GiB"},
 
     {REQ_START, IN_EVAL, {UI_ENTER, 'r'}, "run", "measure"},

@@ -24,6 +24,18 @@ static const char *small(double v, char text[16])
     return text;
 }
 
+/* "+.0042", "−.421", "0", "–" where it is not known: six columns. */
+static const char *difference(double v, char text[16])
+{
+    char size[16];
+    if (!isfinite(v))
+        return "–";
+    if (fabs(v) < 5e-5)
+        return "0";
+    snprintf(text, 16, "%s%s", v < 0 ? "−" : "+", small(fabs(v), size));
+    return text;
+}
+
 static void draw_layer(const struct app *a, struct screen *s, int y, struct rect in, int l)
 {
     const struct ranks_state *r = &a->ranks;
@@ -40,7 +52,13 @@ static void draw_layer(const struct app *a, struct screen *s, int y, struct rect
     screen_put(s, y, in.x, 1, role, selected ? "▶" : " ");
     screen_putf(s, y, in.x + COL_LAYER, in.w - COL_LAYER, role, "%3d", l);
     screen_putf(s, y, in.x + COL_RANK, in.w - COL_RANK, role, "%5d", p->kv_lora_rank);
-    screen_putf(s, y, in.x + COL_KEPT, in.w - COL_KEPT, role, "%3.0f%%", 100 * numbers / gqa);
+    int apart = 0;
+    double kl_apart = NAN;
+    bool compared = compare_layer(a, l, &apart, &kl_apart);
+    if (compared)
+        screen_putf(s, y, in.x + COL_KEPT, in.w - COL_KEPT, role, apart ? "%+4d" : "   =", apart);
+    else
+        screen_putf(s, y, in.x + COL_KEPT, in.w - COL_KEPT, role, "%3.0f%%", 100 * numbers / gqa);
     if (in.w < COL_BAR + W_ENERGY)
         return;
     if (!c->there) {
@@ -55,7 +73,9 @@ static void draw_layer(const struct app *a, struct screen *s, int y, struct rect
     }
     const struct sensitivity *m = bar >= 0 ? sensitivity_now(a) : NULL;
     char cost[16];
-    if (bar >= 0)
+    if (bar >= 0 && compared)
+        screen_right(s, y, in.x, in.w - 1, role, difference(kl_apart, cost));
+    else if (bar >= 0)
         screen_right(s, y, in.x, in.w - 1, role,
                      m ? small(sensitivity_layer(m, l, p->kv_lora_rank), cost) : "–");
 }
@@ -69,9 +89,11 @@ static void draw_list(struct app *a, struct screen *s, struct rect r)
         return;
     int n = k->plan.model.n_layer, head = in.h > 2 ? 1 : 0;
     if (head) {
-        screen_put(s, in.y, in.x, in.w, ROLE_DIM, "layer rank kept energy %");
+        bool other = k->has_other;
+        screen_put(s, in.y, in.x, in.w, ROLE_DIM,
+                   other ? "layer rank  A−B energy %" : "layer rank kept energy %");
         if (in.w >= COL_BAR + W_ENERGY + W_DAMAGE)
-            screen_right(s, in.y, in.x, in.w - 1, ROLE_DIM, "ΔKL");
+            screen_right(s, in.y, in.x, in.w - 1, ROLE_DIM, other ? "A−B KL" : "ΔKL");
     }
     k->top = layout_scroll(k->top, k->layer, in.h - head, n);
     for (int i = 0; i < in.h - head && k->top + i < n; i++)
@@ -232,6 +254,7 @@ static void memory_lines(const struct app *a, struct screen *s, struct rect r)
         snprintf(line, sizeof line, "%s of cache holds %zu → %zu sequences of %lld tokens  (x)",
                  memory, kvmem_fit(was, n, DTYPE_F16, context, room),
                  kvmem_fit(now, n, DTYPE_F16, context, room), a->j.context);
+        compare_text(a, line, sizeof line); /* instead, while two plans are compared */
         screen_put(s, r.y + 1, r.x + 1, r.w - 2, ROLE_NORMAL, line);
     }
     free(now);
