@@ -126,13 +126,22 @@ static void nope_form(const struct solve *s, int h, double *B)
     }
 }
 
+/* Every rotation is kept: logits are whole, and what does not turn fits into a latent of the rest.
+ */
+static bool whole_rope(const struct solve *s, const struct mla_options *o)
+{
+    return o->method == METHOD_MLATHE && !(o->without & STEP_ROPE) && !s->Q &&
+           2 * s->rope.pairs == s->G * s->src->shape.rope_dim &&
+           (!s->src->shape.still || o->layout == LAYOUT_OWN);
+}
+
 static int build_forms(struct solve *s, const struct mla_options *o, struct err *e)
 {
     bool fitted = o->method == METHOD_MLATHE && s->m->phase && !s->src->shape.still &&
                   !(o->without & STEP_ROPE);
     bool shrunk = fitted && !(o->without & STEP_SHRINK);
     int rc = phase_fit_init(&s->fit, s->m, &s->rope, shrunk ? s->shrink : NULL, e);
-    if (!rc && fitted && !(o->without & STEP_JOINT))
+    if (!rc && fitted && !(o->without & STEP_JOINT) && !whole_rope(s, o))
         rc = phase_fit_joint(&s->fit, s->m, &s->rope, e);
     for (int h = 0; h < s->H && !rc; h++)
         nope_form(s, h, s->B + (size_t)h * (size_t)s->d * (size_t)s->nk);
@@ -471,6 +480,20 @@ static void identity_latent(struct solve *s, int r)
         s->A[i * (w + 1)] = s->X0[i * (size_t)r + i] = 1;
 }
 
+/* Beside the whole rope: key dims that never rotate, and the values, as they are. */
+static void unrotated_latent(struct solve *s, int r)
+{
+    int row = 0, rope = s->src->shape.rope_dim;
+    memset(s->A, 0, (size_t)r * (size_t)s->w * sizeof *s->A);
+    memset(s->X0, 0, (size_t)r * (size_t)s->w * sizeof *s->X0);
+    for (int i = 0; i < s->n; i++) {
+        if (i < s->nk && i % s->d < rope)
+            continue;
+        s->A[(size_t)row * (size_t)s->w + (size_t)i] = 1;
+        s->X0[(size_t)i * (size_t)r + (size_t)row++] = 1;
+    }
+}
+
 /* The shared list, or the stock layout's: the fastest frequencies. */
 static int listed_rope(struct solve *s, const struct mla_options *o, struct err *e)
 {
@@ -562,13 +585,14 @@ static int solve_maps(struct solve *s, const struct mla_options *o, int r, bool 
                       bool *fitted, struct err *e)
 {
     double *rest;
-    bool plain = r >= s->w && !spectrum;
+    bool plain = r >= s->w && !spectrum, whole;
     int rc = choose_rope(s, o, &rest, e);
     *fitted = false;
     if (!rc)
         rc = build_forms(s, o, e);
-    if (rc || plain) {
-        /* z itself is the latent: nothing to solve */
+    whole = !rc && whole_rope(s, o) && r >= s->n - 2 * s->rope.pairs;
+    if (rc || plain || (whole && !spectrum)) {
+        /* z itself, or all of it that does not turn, is the latent: nothing to solve */
     } else if (o->method == METHOD_TRANSMLA) {
         rc = latent_transmla(s, rest, o->c_second ? o->c_second : s->m->c, r, e);
     } else {
@@ -590,6 +614,9 @@ static int solve_maps(struct solve *s, const struct mla_options *o, int r, bool 
     free(rest);
     if (!rc && r >= s->w) {
         identity_latent(s, r);
+        *fitted = false;
+    } else if (!rc && whole && !spectrum) {
+        unrotated_latent(s, r);
         *fitted = false;
     }
     return rc;

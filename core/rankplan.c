@@ -165,6 +165,17 @@ int rankplan_uniform(struct rankplan *p, int rank, int rope_dim, struct err *e)
     return OK;
 }
 
+int rankplan_equal_cache(struct rankplan *p, int rope_dim, struct err *e)
+{
+    int rope = p->model.n_kv_head * rope_dim;
+    if (p->layout == LAYOUT_STOCK || p->method != METHOD_MLATHE)
+        return err_set(e, ERR_ARG,
+                       "equal cache keeps the rope of every head: layout own or shared, method "
+                       "mlathe");
+    p->without = STEP_OUTPUT; /* nothing to make good */
+    return rankplan_uniform(p, rankplan_max_rank(&p->model) - rope, rope, e);
+}
+
 static long long rope_numbers(const struct rankplan *p)
 {
     long long sum = 0;

@@ -79,6 +79,10 @@ int rankplan_freqfold(const struct rankplan *p, int rope_dim);
 
 /* The same rank and rope width everywhere. */
 int rankplan_uniform(struct rankplan *p, int rank, int rope_dim, struct err *e);
+/* As many numbers as the original caches, and nothing lost: all rotary key dims of every head, which
+ * turn rope_dim of head_dim, beside a latent of all the rest (TransMLA's first form of MLA; the
+ * layout must give every head its rope rows). */
+int rankplan_equal_cache(struct rankplan *p, int rope_dim, struct err *e);
 /* Spends a total of numbers a token (r + R summed over layers; rope widths stay as they are) by
  * exact greedy water-filling of the spectra in blocks of step, min ≤ r ≤ max. spectra[n_layer].
  * ERR_ARG when the budget is below the minimum. price (may be NULL): the dual price reached. */

@@ -202,8 +202,11 @@ static void list_attention(struct lister *a)
     size_t D = (size_t)x->m->hp.hidden, H = (size_t)x->m->hp.n_head, c = (size_t)x->c;
     size_t P = (size_t)x->P, R = (size_t)x->R, V = (size_t)x->V, q = (size_t)x->q_lora;
     if (q) {
-        add(a, MAKE_IDENTITY, NULL, 0, q, D, "self_attn.q_a_proj.weight");
-        add(a, MAKE_ONE_HOT, NULL, 0, q, 0, "self_attn.q_a_proj.bias");
+        add(a, x->narrow_rank ? MAKE_NARROW : MAKE_IDENTITY, NULL, 0, q, D,
+            "self_attn.q_a_proj.weight");
+        if (x->biased)
+            add(a, x->narrow_rank ? MAKE_NARROW_BIAS : MAKE_ONE_HOT, NULL, 0, q, 0,
+                "self_attn.q_a_proj.bias");
         add(a, MAKE_FILL, NULL, x->norm_weight, q, 0, "self_attn.q_a_layernorm.weight");
         add(a, MAKE_QUERY, NULL, 0, H * (P + R), q, "self_attn.q_b_proj.weight");
     } else {
@@ -310,10 +313,11 @@ static int check_dtype(const struct stock_export *x, struct err *e)
 
 int stock_export_init(struct stock_export *x, const struct model *m, const struct stock_facts *f,
                       const struct rankplan *plan, enum stock_engine engine, enum dtype dtype,
-                      bool fp8, struct err *e)
+                      bool fp8, int narrow_rank, struct err *e)
 {
     struct stock_verdict v;
-    *x = (struct stock_export){.m = m, .engine = engine, .dtype = dtype, .fp8 = fp8};
+    *x = (struct stock_export){
+        .m = m, .engine = engine, .dtype = dtype, .fp8 = fp8, .narrow_rank = narrow_rank};
     stock_check(f, plan, engine, &v);
     if (v.fit == STOCK_NO)
         return err_set(e, ERR_UNSUPPORTED, "%s cannot load this: %s", stock_name(engine), v.text);
@@ -325,7 +329,12 @@ int stock_export_init(struct stock_export *x, const struct model *m, const struc
     for (int l = 0; l < m->hp.n_layer; l++)
         if (m->layer[l].q_bias.data)
             x->q_lora = m->hp.hidden + 1;
+    if (narrow_rank)
+        x->q_lora = narrow_rank;
     int rc = check_dtype(x, e);
+    if (!rc && (narrow_rank < 0 || narrow_rank > m->hp.hidden))
+        rc = err_set(e, ERR_ARG, "queries of rank %d: this model's take 1 to %d", narrow_rank,
+                     m->hp.hidden);
     if (!rc)
         rc = set_frequencies(x, e);
     if (!rc)
@@ -339,6 +348,9 @@ int stock_export_init(struct stock_export *x, const struct model *m, const struc
 
 void stock_export_done(struct stock_export *x)
 {
+    for (int l = 0; x->narrow && l < x->m->hp.n_layer; l++)
+        stock_queries_done(&x->narrow[l]);
+    free(x->narrow);
     free(x->tensor);
     free(x->level);
     *x = (struct stock_export){0};

@@ -19,6 +19,8 @@ enum stock_make {
     MAKE_QUERY,    /* [H·(P+R)][D], or with biases [H·(P+R)][D+1] for q_b */
     MAKE_IDENTITY, /* q_a of biased queries: [D+1][D], scaled as a latent */
     MAKE_ONE_HOT,  /* its bias: the last is one, scaled as a latent */
+    MAKE_NARROW,   /* q_a of narrow queries, scaled as a latent */
+    MAKE_NARROW_BIAS,
     MAKE_LATENT,   /* kv_a [c+R][D] */
     MAKE_LATENT_BIAS,
     MAKE_UP,       /* kv_b [H·(P+V)][c] */
@@ -39,13 +41,26 @@ struct stock_tensor {
     double factor;
 };
 
+/* A layer's queries as b·(a·x + bias). */
+struct stock_queries {
+    float *a, *bias, *b; /* [rank][D], [rank], [H·(P+R)][rank] */
+    double kept;         /* share of the weighted energy */
+};
+void stock_queries_done(struct stock_queries *q);
+/* The best of the rank for inputs of second moment G [n][n], destroyed; n is D, or D+1 with a last
+ * input that is always one, for queries with biases. */
+int stock_queries_make(struct stock_queries *out, const struct model_layer *y, int H, int rank,
+                       double *G, int n, struct err *e);
+
 struct stock_export {
     const struct model *m;
     enum stock_engine engine;
     enum dtype dtype; /* of matrices */
     bool fp8;         /* of those that DeepSeek's FP8 quantises */
     int c, P, R, V;   /* kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim as written */
-    int q_lora;       /* D+1 when queries have biases, else 0 */
+    int q_lora;       /* narrow_rank; else D+1 when queries have biases, else 0 */
+    int narrow_rank;  /* queries through so many numbers; 0: whole */
+    struct stock_queries *narrow; /* [L], put in by the caller before values are asked for; owned */
     bool biased;
     double latent_eps,
         rms_eps; /* of the latent's norm and of all others, as the engine reads them */
@@ -65,7 +80,7 @@ struct stock_export {
  * ERR_ARG for a dtype that the engine or the latent cannot have. */
 int stock_export_init(struct stock_export *x, const struct model *m, const struct stock_facts *f,
                       const struct rankplan *plan, enum stock_engine engine, enum dtype dtype,
-                      bool fp8, struct err *e);
+                      bool fp8, int narrow_rank, struct err *e);
 void stock_export_done(struct stock_export *x);
 
 /* The numbers of tensor t in order, in pieces of whole rows. A nonzero return of put stops. */

@@ -67,7 +67,16 @@ static void list_attention(struct lister *a)
     struct stock_export *x = a->x;
     size_t H = (size_t)x->m->hp.n_head, D = (size_t)x->m->hp.hidden, c = (size_t)x->c;
     size_t P = (size_t)x->P, R = (size_t)x->R, V = (size_t)x->V;
-    add(a, "attn_q.weight", MAKE_QUERY, x->dtype, 2, (size_t[]){H * (P + R), D});
+    size_t q = (size_t)x->narrow_rank;
+    if (q) {
+        struct stock_tensor *norm =
+            add(a, "attn_q_a_norm.weight", MAKE_FILL, DTYPE_F32, 1, (size_t[]){q});
+        if (norm)
+            norm->factor = x->norm_weight;
+        add(a, "attn_q_a.weight", MAKE_NARROW, latent_type(x->dtype), 2, (size_t[]){q, D});
+    }
+    add(a, q ? "attn_q_b.weight" : "attn_q.weight", MAKE_QUERY, x->dtype, 2,
+        (size_t[]){H * (P + R), q ? q : D});
     add(a, "attn_kv_a_mqa.weight", MAKE_LATENT, latent_type(x->dtype), 2, (size_t[]){c + R, D});
     struct stock_tensor *norm =
         add(a, "attn_kv_a_norm.weight", MAKE_FILL, DTYPE_F32, 1, (size_t[]){c});
@@ -159,7 +168,7 @@ void stock_gguf_keys(const struct stock_export *x, const char *name, struct gguf
         {"deepseek2.vocab_size", (int)x->m->embed.dim[0]},
         {"deepseek2.attention.head_count", hp->n_head},
         {"deepseek2.attention.head_count_kv", 1},
-        {"deepseek2.attention.q_lora_rank", 0},
+        {"deepseek2.attention.q_lora_rank", x->narrow_rank},
         {"deepseek2.attention.kv_lora_rank", x->c},
         {"deepseek2.attention.key_length", x->c + x->R},
         {"deepseek2.attention.value_length", x->c},

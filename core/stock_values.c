@@ -32,8 +32,12 @@ static int query(const struct stock_export *x, int l, float *out, struct err *e)
     size_t D = (size_t)x->m->hp.hidden, cols = x->q_lora ? (size_t)x->q_lora : D;
     double scale = y->attn_scale * sqrt(x->P + x->R) * (x->q_lora ? x->left : 1);
     double turn = x->m->hp.rope_magnitude > 0 ? x->m->hp.rope_magnitude : 1;
+    struct tensor q = y->q;
+    if (x->narrow_rank)
+        q = (struct tensor){
+            .data = x->narrow[l].b, .dtype = DTYPE_F32, .rank = 2, .dim = {y->q.dim[0], cols}};
     float *bias = NULL;
-    int rc = y->q_bias.data ? tensor_to_f32(&y->q_bias, &bias, e) : OK;
+    int rc = y->q_bias.data && !x->narrow_rank ? tensor_to_f32(&y->q_bias, &bias, e) : OK;
     for (int i = 0; i < H * (x->P + x->R) && !rc; i++) {
         int h = i / (x->P + x->R), j = i % (x->P + x->R);
         int at = j < P ? j : rope_place(x, j - P, R);
@@ -42,7 +46,7 @@ static int query(const struct stock_export *x, int l, float *out, struct err *e)
             continue;
         int from = h * head + (j < P ? at : P + at);
         double f = j < P ? scale : scale * turn * turn;
-        scaled_row(&y->q, (size_t)from, f, row);
+        scaled_row(&q, (size_t)from, f, row);
         if (x->q_lora && bias)
             row[D] = (float)(f * (double)bias[from]);
     }
@@ -128,6 +132,13 @@ static int compute(const struct stock_export *x, const struct stock_tensor *t, f
             out[i * (D + 1)] = (float)one;
         return OK;
     case MAKE_ONE_HOT: out[n - 1] = (float)one; return OK;
+    case MAKE_NARROW:
+    case MAKE_NARROW_BIAS: {
+        const struct stock_queries *q = &x->narrow[t->layer];
+        for (size_t i = 0; i < n; i++)
+            out[i] = (float)(one * (double)(t->make == MAKE_NARROW ? q->a : q->bias)[i]);
+        return OK;
+    }
     case MAKE_QUERY: return query(x, t->layer, out, e);
     case MAKE_LATENT: latent(x, t->layer, out); return OK;
     case MAKE_LATENT_BIAS: return latent_bias(x, t->layer, out, e);

@@ -210,9 +210,12 @@ int conversion_open(struct conversion **out, const char *dir, const struct model
     return rc;
 }
 
+/* All digits: cJSON itself is content with fifteen, which are not always the same number again. */
 static bool add_number(cJSON *o, const char *key, double v)
 {
-    return isfinite(v) ? cJSON_AddNumberToObject(o, key, v) != NULL
+    char text[40];
+    snprintf(text, sizeof text, "%.17g", v);
+    return isfinite(v) ? cJSON_AddRawToObject(o, key, text) != NULL
                        : cJSON_AddNullToObject(o, key) != NULL;
 }
 

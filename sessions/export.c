@@ -401,8 +401,8 @@ static int write_all(struct export_job *j, struct err *e)
 
 static int run(struct export_job *j, const struct stock_facts *facts, struct err *e)
 {
-    int rc =
-        stock_export_init(&j->x, j->model, facts, j->plan, j->o->to, j->o->dtype, j->o->fp8, e);
+    int rc = stock_export_init(&j->x, j->model, facts, j->plan, j->o->to, j->o->dtype, j->o->fp8,
+                               j->o->narrow_rank, e);
     if (!rc)
         rc = check_target(j->o, e);
     if (!rc)
@@ -410,6 +410,8 @@ static int run(struct export_job *j, const struct stock_facts *facts, struct err
     j->report->latent_eps = j->x.latent_eps;
     j->report->freq_error = j->x.freq_error;
     snprintf(j->report->path, sizeof j->report->path, "%s", j->o->path ? j->o->path : "");
+    if (!rc && j->o->narrow_rank && !j->o->dry_run)
+        rc = export_queries(j, e);
     if (!rc && !j->o->dry_run)
         rc = write_all(j, e);
     else if (!rc && j->o->to != STOCK_GGUF)

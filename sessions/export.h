@@ -16,6 +16,10 @@ struct export_options {
     bool force;         /* an earlier export of ours at path is replaced */
     bool no_check;      /* leave out reading back */
     size_t shard_bytes; /* of tensors a file; 0: 5 GB */
+    int narrow_rank;    /* q_lora_rank: queries through so many numbers; 0: whole */
+    const char *const *files; /* text that narrowing weighs inputs by; none: weights alone */
+    int n_files;
+    long long tokens;
 };
 
 struct export_file {
@@ -36,7 +40,8 @@ struct export_report {
     struct export_file *file; /* owned */
     size_t n_file, cap_file;
     double latent_eps, freq_error;
-    struct export_check check;
+    double query_kept; /* narrow queries: share of their weighted energy, mean over layers */
+    struct export_check check, narrowing; /* the latter: what narrow queries cost, by logits */
 };
 void export_report_done(struct export_report *r);
 
@@ -65,5 +70,14 @@ int export_text_files(struct export_job *j, struct err *e); /* tokenizer, templa
 int export_weights_hf(struct export_job *j, struct err *e);
 int export_weights_gguf(struct export_job *j, struct err *e);
 int export_compare(struct export_job *j, struct err *e);
+int export_queries(struct export_job *j, struct err *e); /* fills x.narrow */
+/* The conversion with the queries that the narrow ones multiply out to. */
+struct export_narrowed {
+    struct model model;
+    float **made; /* [n] */
+    size_t n;
+};
+int export_narrowed_new(struct export_narrowed *n, const struct export_job *j, struct err *e);
+void export_narrowed_free(struct export_narrowed *n); /* also after a failure */
 
 #endif

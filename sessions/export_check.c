@@ -90,8 +90,9 @@ int export_compare(struct export_job *j, struct err *e)
     struct backend_options opt = {.exact = true, .background = true};
     struct model *back = NULL;
     struct backend *b = NULL;
+    struct export_narrowed narrowed = {0};
     struct ids ids = {0};
-    float *want = NULL, *got = NULL;
+    float *want = NULL, *got = NULL, *whole = NULL;
     *c = (struct export_check){.name = "read back"};
     if (!progress_report(j->p, "reading back", 0, 1))
         return err_set(e, ERR_CANCELLED, "export stopped");
@@ -104,6 +105,16 @@ int export_compare(struct export_job *j, struct err *e)
         rc = check_ids(j, &ids, e);
     if (!rc)
         rc = logits(j->model, b, &ids, &want, j->p, e);
+    if (!rc && j->x.narrow) { /* what was meant to be lost is counted by itself */
+        whole = want;
+        want = NULL;
+        rc = export_narrowed_new(&narrowed, j, e);
+        if (!rc)
+            rc = logits(&narrowed.model, b, &ids, &want, j->p, e);
+        j->report->narrowing = (struct export_check){.name = "narrow queries", .done = !rc};
+        if (!rc)
+            compare(want, whole, (int)ids.n, j->model->hp.vocab, &j->report->narrowing);
+    }
     if (!rc)
         rc = logits(back, b, &ids, &got, j->p, e);
     if (!rc) {
@@ -125,6 +136,8 @@ int export_compare(struct export_job *j, struct err *e)
                          c->nmse);
     }
     ids_free(&ids);
+    export_narrowed_free(&narrowed);
+    free(whole);
     free(want);
     free(got);
     backend_close(b);

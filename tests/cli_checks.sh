@@ -347,6 +347,19 @@ want 0 tokenize exported.gguf --text "Once upon" --json
 cp out first
 want 0 tokenize exported --text "Once upon" --json
 cmp -s out first || fail "the exported vocabularies differ"
+want 0 export stockconv --to hf --dtype f32 --q-lora-rank 8 --calib text.txt -o narrow --json
+json 'd["q_lora_rank"] == 8 and 0 < d["query_energy_kept"] < 1 and d["query_loss"]["nmse"] > 0'
+json 'd["checks"][0]["nmse"] < 1e-7' # what it computes is what was meant
+want 0 inspect narrow --json
+want 1 export stockconv --to hf --q-lora-rank 60000 -o narrower
+said "queries of rank"
+want 0 plan tiny.gguf --preset equal-cache -o equal.json
+said "transformers loads it"
+want 0 convert tiny.gguf --plan equal.json --engine hf --calib text.txt --tokens 1024 -o equal --json
+json 'd["kept"] == 1 and all(l["error"] < 1e-11 for l in d["layers"])'
+want 1 convert tiny.gguf --plan equal.json --engine vllm --calib text.txt --tokens 1024 -o never
+said "vLLM could not load this"
+want 2 plan tiny.gguf --preset equal-cache --rank 3
 want 0 export stockconv --to plan -o plan-again.json --json
 want 0 convert tiny.gguf --plan plan-again.json --calib text.txt --tokens 1024 -o again --json
 

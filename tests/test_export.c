@@ -16,21 +16,30 @@
  * random models amplify it; a wrong row order, scale or epsilon gives 0.1 to 2. */
 #define SAME 1e-7
 
-static struct workspace *converted(const char *name, enum plan_layout layout, int share)
+static struct workspace *calibrated(const char *name, struct rankplan *plan)
 {
     struct err e = {0};
     struct workspace_options o = {.device = "cpu", .threads = 2, .exact = true};
     struct calib_options calib = {.tokens = 768, .seed = 5};
     struct workspace *w = NULL;
     struct model_info info;
-    struct rankplan plan;
     char path[128];
     snprintf(path, sizeof path, "arch/%s", name);
     CHECK_OK(workspace_new(&w, &o, &e), e);
     CHECK_OK(workspace_open(w, test_path(path), NULL, &e), e);
     CHECK_OK(workspace_calibrate(w, &calib, NULL, NULL, NULL, &e), e);
     workspace_info(w, &info);
-    CHECK_OK(rankplan_init(&plan, &info.plan_model, &e), e);
+    CHECK_OK(rankplan_init(plan, &info.plan_model, &e), e);
+    return w;
+}
+
+static struct workspace *converted(const char *name, enum plan_layout layout, int share)
+{
+    struct err e = {0};
+    struct rankplan plan;
+    struct model_info info;
+    struct workspace *w = calibrated(name, &plan);
+    workspace_info(w, &info);
     plan.layout = layout;
     struct stock_facts facts;
     stock_facts_of(workspace_model(w, SIDE_ORIGINAL), &facts);
@@ -150,6 +159,68 @@ static void check_one(struct workspace *w, const char *name, enum stock_engine e
     else
         CHECK(r.file[0].bytes == r.bytes && r.bytes > 0, "%s: bytes", name);
     export_report_done(&r);
+}
+
+/* MLA of the original's cache size: every layer computes what it did, and transformers loads it. */
+static void check_equal_cache(const char *name)
+{
+    struct err e = {0};
+    struct rankplan plan;
+    struct stock_facts facts;
+    struct conversion_report report;
+    struct workspace *w = calibrated(name, &plan);
+    stock_facts_of(workspace_model(w, SIDE_ORIGINAL), &facts);
+    plan.layout = LAYOUT_STOCK;
+    CHECK(rankplan_equal_cache(&plan, facts.rope_dim, &e) == ERR_ARG, "stock has no room for it");
+    plan.layout = LAYOUT_SHARED;
+    CHECK_OK(rankplan_equal_cache(&plan, facts.rope_dim, &e), e);
+    CHECK(rankplan_numbers(&plan) == rankplan_numbers_gqa(&plan.model), "%s: cache size", name);
+    CHECK_OK(workspace_convert(w, &plan, NULL, NULL, &report, &e), e);
+    /* Maps are stored in fp32: squared rounding is 1e-14; a lost direction shows at 1e-6. */
+    for (int l = 0; l < report.n_layer; l++)
+        CHECK(report.layer[l].error < 1e-11, "%s: layer %d is off by %g", name, l,
+              report.layer[l].error);
+    conversion_report_done(&report);
+    rankplan_done(&plan);
+    check_one(w, name, STOCK_HF, false);
+    workspace_free(w);
+}
+
+/* Queries of low rank: the export computes what they multiply out to, and the report tells what
+ * they cost; with the whole rank they cost nothing. */
+static void check_narrow(const char *name, enum stock_engine engine)
+{
+    struct err e = {0};
+    struct workspace *w = converted(name, LAYOUT_STOCK, 2);
+    int D = workspace_model(w, SIDE_ORIGINAL)->hp.hidden;
+    double loss[3];
+    for (int i = 0; i < 3; i++) {
+        struct export_report r = {0};
+        struct export_options o = {.to = engine,
+                                   .dtype = DTYPE_F32,
+                                   .path = target("narrow"),
+                                   .narrow_rank = i == 0   ? D / 4
+                                                  : i == 1 ? D / 2
+                                                           : D};
+        CHECK_OK(workspace_export(w, &o, NULL, &r, &e), e);
+        loss[i] = r.narrowing.nmse;
+        printf("  %-12s %-5s queries of %2d: keep %.4f, NMSE %.1e; read back %.1e\n", name,
+               stock_key(engine), o.narrow_rank, r.query_kept, loss[i], r.check.nmse);
+        CHECK(r.narrowing.done && r.check.done && r.check.nmse <= SAME, "%s: read back %g", name,
+              r.check.nmse);
+        CHECK(r.query_kept > 0 && r.query_kept <= 1 + 1e-9, "share %g", r.query_kept);
+        if (engine != STOCK_GGUF) {
+            cJSON *c = config_of(o.path);
+            CHECK(number(c, "q_lora_rank") == o.narrow_rank, "%s: q_lora_rank", name);
+            cJSON_Delete(c);
+        }
+        export_report_done(&r);
+    }
+
+    CHECK(loss[0] > loss[1] && loss[1] > loss[2], "%g %g %g", loss[0], loss[1], loss[2]);
+    if (!workspace_model(w, SIDE_CONVERTED)->layer[0].q_bias.data)
+        CHECK(loss[2] <= SAME, "whole rank costs %g", loss[2]);
+    workspace_free(w);
 }
 
 static void check_refused(struct workspace *w, const char *name, enum stock_engine engine,
@@ -407,6 +478,12 @@ static void check_fp8(void)
 int main(void)
 {
     check_families();
+    check_equal_cache("llama_gqa_tied");
+    check_equal_cache("phi3_partial");
+    check_equal_cache("qwen2_bias");
+    check_narrow("llama_gqa_tied", STOCK_HF);
+    check_narrow("llama_gqa_tied", STOCK_GGUF);
+    check_narrow("qwen2_bias", STOCK_HF);
     check_no_engine();
     check_targets();
     check_types();

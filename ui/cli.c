@@ -70,6 +70,8 @@
     OPT_TEXT("--kept", NULL, "P", "share of the KV cache to keep: 25%", kept),                     \
         OPT_TEXT("--bytes-per-token", NULL, "N", "KV bytes a token (F16 cache)", bytes_per_token), \
         OPT_TEXT("--fit", NULL, "M,CxB", "what must fit where: 24GiB,8192x16", fit),               \
+        OPT_TEXT("--preset", NULL, "NAME", "equal-cache: MLA of the same size, nothing lost",      \
+                 preset),                                                                          \
         OPT_INT("--rank", NULL, "latent numbers (r) a token, in every layer", rank, 1, 1e7),       \
         OPT_TEXT("--alloc", NULL, "A", "uniform, energy, or sensitivity (measured; default with calibration)", \
                  alloc),                                                                           \
@@ -186,6 +188,10 @@ static const struct cli_option export_options[] = {
     OPT_TEXT("--to", NULL, "E", "hf, vllm, sglang, gguf or plan", to),
     OPT_TEXT("--dtype", NULL, "T", "bf16 (default), f32, fp8; in GGUF also f16, q8_0, q6_k, q4_k, q4_0", dtype),
     OPT_TEXT("--output", "-o", "PATH", "the folder or GGUF file to write", output),
+    OPT_INT("--q-lora-rank", NULL, "queries through so many numbers (0: whole; says what it costs)",
+            narrow_rank, 0, 65536),
+    OPT_FILES("--calib", "F ...", "text that narrow queries are fitted to", calib),
+    OPT_INT("--tokens", NULL, "of that text (4096)", tokens, 256, 1e9),
     OPT_FLAG("--dry-run", "say what would be written, write nothing", dry_run),
     OPT_FLAG("--force", "replace an earlier export", force),
     OPT_FLAG("--no-check", "do not read the export back and compare", no_check),

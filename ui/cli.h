@@ -35,7 +35,8 @@ struct cli_options {
     long long bench_prompt, bench_generate;
     bool search, special, skip_special, no_generation_prompt, all, ignore_eos, weights_only, forced;
     bool original, store;
-    const char *to, *dtype, *engine, *svg, *shell;
+    const char *to, *dtype, *engine, *svg, *shell, *preset;
+    long long narrow_rank;
     bool dry_run, force, no_check, man;
 };
 struct cli {
@@ -112,6 +113,9 @@ bool cli_json_add(cJSON *obj, const char *key, double v); /* NaN: null */
 
 /* cli_plan.c: the plan that the options ask for; needs spectra only for --alloc energy. */
 int cli_make_plan(struct cli *c, struct workspace *w, struct rankplan *plan, struct err *e);
+/* Whether --engine, if it is given, loads what the plan makes; says what filling up costs. */
+int cli_check_engine(struct cli *c, const struct model_info *info, const struct rankplan *p,
+                     struct err *e);
 int cli_calibrate(struct cli *c, struct workspace *w, struct err *e);
 
 /* The commands. */

@@ -71,10 +71,16 @@ static int get_plan(struct cli *c, struct workspace *w, struct rankplan *plan, s
     if (!o->plan)
         return cli_make_plan(c, w, plan, e);
     if (o->kept || o->bytes_per_token || o->fit || o->rank || o->rope || o->method || o->layout ||
-        o->alloc || o->freqfold || o->without)
+        o->alloc || o->freqfold || o->without || o->preset)
         return cli_usage(e, "--plan says ranks, rope, method and layout: leave those options out");
     workspace_info(w, &info);
-    return rankplan_load(plan, &info.plan_model, o->plan, e);
+    int rc = rankplan_load(plan, &info.plan_model, o->plan, e);
+    if (rc)
+        return rc;
+    rc = cli_check_engine(c, &info, plan, e);
+    if (rc)
+        rankplan_done(plan);
+    return rc;
 }
 
 static void on_layer(void *user, int layer, const struct layer_report *r)

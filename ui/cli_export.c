@@ -1,5 +1,6 @@
 /* export: a conversion as files for stock engines. Refuses before any work what the engine cannot
  * load, with the reason. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -62,6 +63,12 @@ static cJSON *report_json(const struct export_report *r, const struct export_opt
     cJSON_AddStringToObject(root, "note", r->verdict.text);
     cJSON_AddNumberToObject(root, "latent_norm_eps", r->latent_eps);
     cJSON_AddNumberToObject(root, "rope_freq_error", r->freq_error);
+    if (o->narrow_rank) {
+        cJSON_AddNumberToObject(root, "q_lora_rank", o->narrow_rank);
+        cli_json_add(root, "query_energy_kept", o->dry_run ? NAN : r->query_kept);
+        if (r->narrowing.name)
+            cJSON_AddItemToObject(root, "query_loss", check_json(&r->narrowing));
+    }
     cJSON *checks = cJSON_AddArrayToObject(root, "checks");
     if (r->check.name)
         cJSON_AddItemToArray(checks, check_json(&r->check));
@@ -82,6 +89,11 @@ static void print_report(const struct export_report *r, const struct export_opti
         printf("note: %s\n", r->verdict.text);
     if (r->freq_error > 1e-6)
         printf("rope frequencies are off by at most %.2g radians a token\n", r->freq_error);
+    if (r->narrowing.done)
+        printf("queries of rank %d keep %.3f %% of their energy; they cost a normalised squared "
+               "error of the logits of %.2g, same first choice %d of %d\n",
+               o->narrow_rank, 100 * r->query_kept, r->narrowing.nmse, r->narrowing.same_top1,
+               r->narrowing.tokens);
     if (k->name && k->done)
         printf("%s: normalised squared error of the logits %.2g, same first choice %d of %d\n",
                k->name, k->nmse, k->same_top1, k->tokens);
@@ -129,7 +141,11 @@ int cli_export(struct cli *c, struct err *e)
     struct export_options o = {.path = c->o.output,
                                .dry_run = c->o.dry_run,
                                .force = c->o.force,
-                               .no_check = c->o.no_check};
+                               .no_check = c->o.no_check,
+                               .narrow_rank = (int)c->o.narrow_rank,
+                               .files = c->o.calib.v,
+                               .n_files = c->o.calib.n,
+                               .tokens = c->o.tokens};
     struct export_report r;
     struct workspace *w;
     if (c->o.to && !strcmp(c->o.to, "plan"))

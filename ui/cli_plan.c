@@ -268,6 +268,30 @@ static int fill_plan(struct cli *c, struct workspace *w, struct rankplan *p, str
     return rc;
 }
 
+/* The same cache as MLA: exact, ready to be trained further. Which engines load it depends on the
+ * model, so it is said. */
+static int preset_plan(struct cli *c, const struct model_info *info, struct rankplan *p,
+                       struct err *e)
+{
+    const struct cli_options *o = &c->o;
+    struct stock_verdict v;
+    if (strcmp(o->preset, "equal-cache"))
+        return cli_usage(e, "--preset takes equal-cache, not \"%s\"", o->preset);
+    if (o->kept || o->bytes_per_token || o->fit || o->rank || o->rope || o->alloc || o->search ||
+        o->without || o->freqfold)
+        return cli_usage(e, "--preset says ranks and rope: leave those options out");
+    if (!o->layout) /* one list of frequencies, which an engine can be told, where there is one */
+        p->layout = info->stock.two_ropes ? LAYOUT_OWN : LAYOUT_SHARED;
+    int rc = rankplan_equal_cache(p, info->stock.rope_dim, e);
+    for (int t = 0; t < STOCK_ENGINES && !rc; t++) {
+        stock_check(&info->stock, p, (enum stock_engine)t, &v);
+        cli_say(c, "%s %s it%s%s", stock_name((enum stock_engine)t),
+                v.fit == STOCK_NO ? "does not load" : "loads", v.text[0] ? ": " : "", v.text);
+    }
+    p->budget_kept = 1;
+    return rc;
+}
+
 /* Before the budget: an engine wants the stock layout, and its sizes where none are given. */
 static int want_engine(struct cli *c, struct err *e)
 {
@@ -277,7 +301,7 @@ static int want_engine(struct cli *c, struct err *e)
         return OK;
     if (!stock_find(o->engine, &t))
         return cli_usage(e, "--engine takes hf, vllm, sglang or gguf, not \"%s\"", o->engine);
-    if (!o->layout && !(o->method && !strcmp(o->method, "transmla")))
+    if (!o->layout && !o->preset && !(o->method && !strcmp(o->method, "transmla")))
         o->layout = "stock";
     return OK;
 }
@@ -287,7 +311,7 @@ static void engine_sizes(struct cli *c, const struct model_info *info)
 {
     struct cli_options *o = &c->o;
     int all = rankplan_max_rank(&info->plan_model);
-    if (!o->engine || o->kept || o->bytes_per_token || o->fit || o->rank)
+    if (!o->engine || o->preset || o->kept || o->bytes_per_token || o->fit || o->rank)
         return;
     if (!o->rope)
         o->rope = info->stock.rope_dim < 64 ? info->stock.rope_dim : 64;
@@ -297,13 +321,15 @@ static void engine_sizes(struct cli *c, const struct model_info *info)
 }
 
 /* The finished plan held against the engine; what filling up with zeros costs is said. */
-static int check_engine(struct cli *c, const struct model_info *info, const struct rankplan *p,
-                        struct err *e)
+int cli_check_engine(struct cli *c, const struct model_info *info, const struct rankplan *p,
+                     struct err *e)
 {
     struct stock_verdict v;
     enum stock_engine t;
-    if (!c->o.engine || !stock_find(c->o.engine, &t))
+    if (!c->o.engine)
         return OK;
+    if (!stock_find(c->o.engine, &t))
+        return cli_usage(e, "--engine takes hf, vllm, sglang or gguf, not \"%s\"", c->o.engine);
     stock_check(&info->stock, p, t, &v);
     if (v.fit == STOCK_NO)
         return err_set(e, ERR_UNSUPPORTED, "%s could not load this: %s", stock_name(t), v.text);
@@ -331,10 +357,12 @@ int cli_make_plan(struct cli *c, struct workspace *w, struct rankplan *plan, str
     rc = rankplan_init(plan, &info.plan_model, e);
     if (!rc)
         rc = choose_method(c, plan, e);
-    if (!rc)
+    if (!rc && c->o.preset)
+        rc = preset_plan(c, &info, plan, e);
+    else if (!rc)
         rc = fill_plan(c, w, plan, e);
     if (!rc)
-        rc = check_engine(c, &info, plan, e);
+        rc = cli_check_engine(c, &info, plan, e);
     if (!rc)
         workspace_stamp_plan(w, plan);
     else
