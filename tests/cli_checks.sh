@@ -406,6 +406,8 @@ grep -qE '<script|http:|https:' report.html && fail "the report fetches or runs 
 want 2 report 'a<b>&"c'
 want 1 report hf -o report.html
 said "no conversion folder"
+want 0 paths --json
+json 'd["settings"].endswith("/settings")'
 want 0 doctor --json
 json 'd["memory_bytes"] > 0 and d["cpu"]["threads"] > 0 and d["blas"] and d["gpus"] == list(d["gpus"])'
 json 'd["terminal"] and any("default model" in p["problem"] and p["remedy"] for p in d["problems"])'

@@ -118,8 +118,8 @@ bool compare_text(const struct app *a, char *text, size_t size)
     double x = r->plan.predicted_kl, y = r->other.predicted_kl;
     if (isfinite(x) && isfinite(y))
         snprintf(kl, sizeof kl, "  KL %.3f, B %.3f (%+.3f)", x, y, x - y);
-    snprintf(text, size, "A − B: KV/token %+.0f B (B keeps %.0f%%), %s%s in all%s  (v swaps)",
-             number * (double)more, 100 * rankplan_kept(&r->other), more < 0 ? "−" : "+", bytes,
-             kl);
+    snprintf(text, size, "A − B: KV/token %+.0f B (B keeps %.0f%%), %s%s at %lld×%lld%s  (v swaps)",
+             number * (double)more, 100 * rankplan_kept(&r->other), more < 0 ? "-" : "+", bytes,
+             a->j.context, a->j.batch, kl);
     return true;
 }

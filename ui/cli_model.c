@@ -7,6 +7,7 @@
 #include "sessions/models.h"
 #include "sessions/paths.h"
 #include "ui/cli.h"
+#include "ui/settings.h"
 
 static cJSON *entry_json(const struct model_entry *m)
 {
@@ -257,18 +258,20 @@ int cli_paths(struct cli *c, struct err *e)
     int rc = paths_init(&p, e);
     if (rc)
         return rc;
-    const char *const name[] = {"config", "data", "state", "cache"};
-    const char *const value[] = {p.config, p.data, p.state, p.cache};
+    char *settings = settings_path(p.config);
+    const char *const name[] = {"config", "data", "state", "cache", "settings"};
+    const char *const value[] = {p.config, p.data, p.state, p.cache, settings ? settings : ""};
     cJSON *o = cJSON_CreateObject();
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         cJSON_AddStringToObject(o, name[i], value[i]);
         if (!c->o.json)
-            printf("%-7s %s\n", name[i], value[i]);
+            printf("%-8s %s\n", name[i], value[i]);
     }
     if (c->o.json)
         rc = cli_print_json(o, e);
     else
         cJSON_Delete(o);
+    free(settings);
     paths_done(&p);
     return rc;
 }

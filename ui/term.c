@@ -115,10 +115,36 @@ static const struct {
     {ROLE_LOST3, A_REVERSE, A_REVERSE, COLOR_RED, -1, 203, -1},
 };
 
-static void set_roles(struct term *t)
+/* Where a theme differs from the table: on light paper yellow and pale tones cannot be read; strong
+ * contrast keeps to the terminal's own colours, bold. */
+static const struct {
+    enum theme theme;
+    enum role role;
+    short fg8, fg256, bg256;
+} changes[] = {
+    {THEME_LIGHT, ROLE_HEAD, COLOR_WHITE, 231, 24},    {THEME_LIGHT, ROLE_FOOT, -1, 238, -1},
+    {THEME_LIGHT, ROLE_KEY, COLOR_BLUE, 25, -1},       {THEME_LIGHT, ROLE_DIM, -1, 242, -1},
+    {THEME_LIGHT, ROLE_BORDER, COLOR_BLUE, 67, -1},    {THEME_LIGHT, ROLE_FOCUS, COLOR_BLUE, 25, -1},
+    {THEME_LIGHT, ROLE_SELECTED, COLOR_BLACK, 231, 25}, {THEME_LIGHT, ROLE_GOOD, COLOR_GREEN, 28, -1},
+    {THEME_LIGHT, ROLE_WARN, COLOR_MAGENTA, 130, -1},  {THEME_LIGHT, ROLE_BAD, COLOR_RED, 124, -1},
+    {THEME_LIGHT, ROLE_BAR, COLOR_BLUE, 31, -1},       {THEME_LIGHT, ROLE_CURVE, COLOR_BLUE, 25, -1},
+    {THEME_LIGHT, ROLE_CUT, COLOR_MAGENTA, 130, -1},   {THEME_LIGHT, ROLE_USER, COLOR_GREEN, 28, -1},
+    {THEME_LIGHT, ROLE_DIFFERS, COLOR_MAGENTA, 130, -1},
+    {THEME_LIGHT, ROLE_LOST1, COLOR_BLUE, 94, -1},
+    {THEME_LIGHT, ROLE_LOST2, COLOR_MAGENTA, 130, -1}, {THEME_LIGHT, ROLE_LOST3, COLOR_RED, 124, -1},
+    {THEME_CONTRAST, ROLE_HEAD, COLOR_BLACK, 16, 231}, {THEME_CONTRAST, ROLE_FOOT, -1, -1, -1},
+    {THEME_CONTRAST, ROLE_KEY, -1, -1, -1},            {THEME_CONTRAST, ROLE_DIM, -1, -1, -1},
+    {THEME_CONTRAST, ROLE_BORDER, -1, -1, -1},         {THEME_CONTRAST, ROLE_FOCUS, -1, -1, -1},
+    {THEME_CONTRAST, ROLE_SELECTED, COLOR_BLACK, 16, 226},
+    {THEME_CONTRAST, ROLE_BAR, -1, -1, -1},            {THEME_CONTRAST, ROLE_CURVE, -1, -1, -1},
+};
+
+static void set_roles(struct term *t, const struct settings *settings)
 {
-    const char *no_color = getenv("NO_COLOR");
-    t->colour = has_colors() && !(no_color && no_color[0]) && start_color() == OK;
+    t->colour = has_colors() &&
+                settings_colour(settings, getenv("NO_COLOR"), getenv("CLICOLOR_FORCE"),
+                                getenv("CLICOLOR")) &&
+                start_color() == OK;
     if (t->colour)
         t->colour = use_default_colors() == OK && COLOR_PAIRS > ROLE_COUNT;
     for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) {
@@ -128,6 +154,13 @@ static void set_roles(struct term *t)
             continue;
         bool many = COLORS >= 256;
         short fg = many ? roles[i].fg256 : roles[i].fg8, bg = many ? roles[i].bg256 : roles[i].bg8;
+        for (size_t k = 0; k < sizeof changes / sizeof *changes; k++)
+            if (changes[k].theme == settings->theme && changes[k].role == r) {
+                fg = many ? changes[k].fg256 : changes[k].fg8;
+                bg = many ? changes[k].bg256 : bg;
+            }
+        if (settings->theme == THEME_CONTRAST)
+            t->attr[r] |= A_BOLD;
         t->pair[r] = (short)r;
         init_pair((short)r, fg, bg);
     }
@@ -158,7 +191,8 @@ static int redirect(struct term *t, const char *log_path, struct err *e)
     return 0;
 }
 
-static int open_curses(struct term *t, const char *name, struct err *e)
+static int open_curses(struct term *t, const char *name, const struct settings *settings,
+                       struct err *e)
 {
     t->fin = fdopen(dup(t->in), "r");
     t->fout = fdopen(dup(t->out), "w");
@@ -180,11 +214,12 @@ static int open_curses(struct term *t, const char *name, struct err *e)
     leaveok(stdscr, FALSE);
     define_key("\033[200~", PASTE_START);
     define_key("\033[201~", PASTE_END);
-    set_roles(t);
+    set_roles(t, settings);
     return 0;
 }
 
-int term_open(struct term **out, const char *log_path, struct err *e)
+int term_open(struct term **out, const char *log_path, const struct settings *settings,
+              struct err *e)
 {
     const char *name = getenv("TERM");
     *out = NULL;
@@ -204,6 +239,7 @@ int term_open(struct term **out, const char *log_path, struct err *e)
     setlocale(LC_CTYPE, ""); /* only this: numbers keep their point */
     const char *codes = nl_langinfo(CODESET);
     t->ascii = strcasecmp(codes, "UTF-8") != 0 && strcasecmp(codes, "utf8") != 0;
+    t->ascii = t->ascii || settings->ascii;
     t->in = fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 3);
     t->out = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3);
     tcgetattr(t->out, &hold.before);
@@ -212,7 +248,7 @@ int term_open(struct term **out, const char *log_path, struct err *e)
     if (rc == 0)
         rc = redirect(t, log_path, e);
     if (rc == 0)
-        rc = open_curses(t, name, e);
+        rc = open_curses(t, name, settings, e);
     if (rc) {
         term_close(t);
         return rc;

@@ -5,11 +5,13 @@
 #define MLATHE_UI_TERM_H
 
 #include "ui/screen.h"
+#include "ui/settings.h"
 
 struct term;
 /* log_path: where output to 1 and 2 goes while the screens are up. Refuses a missing or dumb
  * terminal with a sentence. */
-int term_open(struct term **out, const char *log_path, struct err *e);
+int term_open(struct term **out, const char *log_path, const struct settings *settings,
+              struct err *e);
 void term_close(struct term *t); /* restores */
 bool term_ascii(const struct term *t);
 void term_size(const struct term *t, int *rows, int *cols);

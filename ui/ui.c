@@ -132,13 +132,17 @@ static int on_terminal(const struct ui_options *o, struct err *e)
     if (!a)
         return err_nomem(e, sizeof *a, "app");
     struct paths paths;
+    struct settings settings;
+    struct err wrong = {0};
     int rc = paths_init(&paths, e);
     char *log = rc ? NULL : path_join(paths.state, "mlathe.log");
     if (rc == OK && file_mkdirs(paths.state, NULL) == OK && log && stat(log, &st) == 0 &&
         st.st_size > LOG_MAX)
         rc = truncate(log, 0) ? OK : OK; /* a log that cannot be cut is only long */
     if (rc == OK)
-        rc = term_open(&l.term, log ? log : "/dev/null", e);
+        settings_load(&settings, paths.config, &wrong); /* a wrong line is said, not fatal */
+    if (rc == OK)
+        rc = term_open(&l.term, log ? log : "/dev/null", &settings, e);
     if (rc == OK) {
         rc = app_init(a, o, e);
         if (rc == OK) {
@@ -146,6 +150,8 @@ static int on_terminal(const struct ui_options *o, struct err *e)
             rc = screen_init(&l.screen, rows, cols, term_ascii(l.term), e);
         }
         if (rc == OK) {
+            if (wrong.status)
+                app_message(a, ROLE_WARN, "%s", wrong.text);
             paint(&l);
             run(&l);
         }

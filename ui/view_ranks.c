@@ -24,7 +24,7 @@ static const char *small(double v, char text[16])
     return text;
 }
 
-/* "+.0042", "−.421", "0", "–" where it is not known: six columns. */
+/* "+.0042", "-.421", "0", "–" where it is not known: six columns. */
 static const char *difference(double v, char text[16])
 {
     char size[16];
@@ -32,7 +32,7 @@ static const char *difference(double v, char text[16])
         return "–";
     if (fabs(v) < 5e-5)
         return "0";
-    snprintf(text, 16, "%s%s", v < 0 ? "−" : "+", small(fabs(v), size));
+    snprintf(text, 16, "%s%s", v < 0 ? "-" : "+", small(fabs(v), size));
     return text;
 }
 
