@@ -27,15 +27,15 @@ static struct stats *recall(const struct workspace *w, const char *sha256, const
     return s;
 }
 
-int workspace_spectra_recalled(struct workspace *w, const char *sha256, const char *cache_dir,
-                               enum plan_layout layout, const int *rope_dim, struct spectrum *out,
-                               const struct progress *p, struct err *e)
+int workspace_spectra_recalled(struct workspace *w, const char *sha256, const char *const *dir,
+                               int n_dir, enum plan_layout layout, const int *rope_dim,
+                               struct spectrum *out, const struct progress *p, struct err *e)
 {
     enum { BATCH = 4 };
     int n = w->base ? w->base->hp.n_layer : 0, rc = OK;
     struct stats *held = w->stats, *found = NULL;
-    if (!held && cache_dir && n && is_digest(sha256))
-        found = recall(w, sha256, cache_dir);
+    for (int i = 0; !held && !found && n && i < n_dir && is_digest(sha256); i++)
+        found = recall(w, sha256, dir[i]);
     w->stats = held ? held : found;
     for (int l = 0; l < n && !rc; l += BATCH) {
         int layer[BATCH], k = 0;

@@ -5,10 +5,10 @@
 #include "sessions/workspace.h"
 
 /* All layers' spectra by the statistics of the text with this digest, where the workspace or
- * cache_dir (may be NULL) has them; else as workspace_spectra. out[n_layer] is zeroed by the
+ * one of the n_dir folders has them; else as workspace_spectra. out[n_layer] is zeroed by the
  * caller, who spectrum_dones it also on failure. */
-int workspace_spectra_recalled(struct workspace *w, const char *sha256, const char *cache_dir,
-                               enum plan_layout layout, const int *rope_dim, struct spectrum *out,
-                               const struct progress *p, struct err *e);
+int workspace_spectra_recalled(struct workspace *w, const char *sha256, const char *const *dir,
+                               int n_dir, enum plan_layout layout, const int *rope_dim,
+                               struct spectrum *out, const struct progress *p, struct err *e);
 
 #endif

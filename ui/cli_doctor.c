@@ -119,7 +119,9 @@ static void check_folders(struct findings *f)
     char *file = models ? path_join(models, MODELS_DEFAULT) : NULL;
     if (file && !file_exists(file))
         problem(f, "the default model is not here",
-                "./run fetches it to %s, or name a model of your own: mlathe MODEL.gguf", file);
+                "name a model of your own (mlathe MODEL.gguf), or put it at %s; in the source "
+                "folder ./run fetches it",
+                file);
     free(file);
     free(models);
     paths_done(&p);

@@ -99,14 +99,20 @@ static int spectra_of(struct cli *c, struct workspace *w, struct report_source *
     if (!rc && strcmp(info.plan_model.fingerprint, s->plan.model.fingerprint) != 0)
         rc = err_set(e, ERR_MISMATCH, "%s is another model than the one that was converted",
                      info.path);
-    char *cache = rc ? NULL : path_join(p.cache, "statistics");
+    /* Where the command line and where the screens keep them. */
+    char *made = rc ? NULL : path_join(p.cache, "statistics");
+    char *seen = rc ? NULL : path_join(p.cache, "calibration");
+    const char *const dir[] = {made, seen};
+    if (!rc && (!made || !seen))
+        rc = err_nomem(e, 4096, "a path");
     for (int l = 0; !rc && l < n; l++)
         rope[l] = s->plan.layer[l].qk_rope_head_dim;
     if (!rc)
-        rc = workspace_spectra_recalled(w, s->plan.calibration.sha256, cache, s->plan.layout, rope,
+        rc = workspace_spectra_recalled(w, s->plan.calibration.sha256, dir, 2, s->plan.layout, rope,
                                         s->spectra, &c->progress, e);
     cli_progress_end(c);
-    free(cache);
+    free(made);
+    free(seen);
     free(rope);
     paths_done(&p);
     return rc;
