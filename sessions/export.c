@@ -17,6 +17,7 @@
 #include "core/fp8.h"
 #include "core/kvmem.h"
 #include "core/safetensors.h"
+#include "sessions/conversion.h"
 
 #define SHARD_BYTES ((size_t)5000000000)
 #define TEXT_BYTES ((size_t)32 << 20) /* room for tokenizer, index and headers */
@@ -447,6 +448,7 @@ int workspace_export(struct workspace *w, const struct export_options *options,
                            .tokenizer = workspace_tokenizer(w, NULL),
                            .plan = &plan,
                            .result = &result,
+                           .healing = workspace_held(w)->healing,
                            .o = &o,
                            .p = p,
                            .report = out,

@@ -12,6 +12,7 @@ struct export_options {
     enum dtype dtype;
     bool fp8;           /* matrices in FP8, the rest as dtype */
     const char *path;
+    const char *from;   /* the conversion's folder, for what was measured there; or NULL */
     bool dry_run;       /* everything that can be known without writing */
     bool force;         /* an earlier export of ours at path is replaced */
     bool no_check;      /* leave out reading back */
@@ -58,6 +59,7 @@ struct export_job {
     const struct tokenizer *tokenizer; /* or NULL */
     const struct rankplan *plan;
     const struct conversion_report *result;
+    const cJSON *healing; /* what was trained when, or NULL */
     const struct export_options *o;
     const struct progress *p;
     struct stock_export x;

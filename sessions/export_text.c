@@ -9,6 +9,7 @@
 #include "core/file.h"
 #include "core/kvmem.h"
 #include "core/tokenizer_write.h"
+#include "sessions/eval_record.h"
 #include "sessions/export.h"
 
 #define COPY_MAX ((size_t)512 << 20)
@@ -115,6 +116,54 @@ static double mean_error(const struct conversion_report *r)
     return sum;
 }
 
+/* What was measured on the conversion and is kept in its folder. */
+static void card_measured(struct card *c, const struct export_job *j)
+{
+    struct eval_list list = {0};
+    if (!j->o->from || eval_list_load(&list, j->o->from, NULL))
+        return;
+    for (size_t i = 0; i < list.n; i++) {
+        const struct eval_record *r = &list.r[i];
+        const struct eval_result *p = &r->ppl;
+        const struct task_result *t = &r->task;
+        enum task_rule rule = eval_headline(t->task);
+        if (r->kind == EVAL_PPL)
+            line(c, "- %s, %s protocol, windows of %d: perplexity %.3f ± %.3f on %lld tokens.",
+                 path_base(r->file), r->protocol == EVAL_HF ? "hf" : "llamacpp", r->ctx, p->ppl,
+                 p->ppl_err, p->tokens);
+        if (r->kind == EVAL_PPL && p->compared)
+            line(c,
+                 "  The original: %.3f; KL(original‖converted) %.4f ± %.4f nats a token, same "
+                 "first choice %.1f %%.",
+                 p->ppl_against, p->kl_mean, p->kl_err, 100 * p->same_top1);
+        if (r->kind == EVAL_TASK)
+            line(c, "- %s (%s): %.1f %% ± %.1f %% of %d questions.", choice_name(t->task),
+                 path_base(r->file), 100 * t->acc[rule].mean, 100 * t->acc[rule].err, t->n);
+        if (r->kind == EVAL_TASK && t->compared)
+            line(c, "  The original: %.1f %%.", 100 * t->acc_against[rule].mean);
+    }
+    eval_list_free(&list);
+}
+
+/* Healing runs, oldest first. */
+static void card_healing(struct card *c, const struct export_job *j)
+{
+    const cJSON *run;
+    cJSON_ArrayForEach(run, j->healing)
+    {
+        double tokens = 0, before = NAN, after = NAN;
+        json_num_opt(run, "tokens", &tokens, "healing", NULL);
+        json_num_opt(run, "kl_before", &before, "healing", NULL);
+        json_num_opt(run, "kl_after", &after, "healing", NULL);
+        if (isfinite(before) && isfinite(after))
+            line(c,
+                 "- Healed by distillation on %.0f tokens of %.200s: held-out KL %.4f → %.4f "
+                 "(trained: %.40s).",
+                 tokens, json_str_or(run, "text", "text"), before, after,
+                 json_str_or(run, "train", "all"));
+    }
+}
+
 static void card_losses(struct card *c, const struct export_job *j)
 {
     const struct rankplan *p = j->plan;
@@ -127,6 +176,13 @@ static void card_losses(struct card *c, const struct export_job *j)
              error);
     if (isfinite(p->predicted_kl))
         line(c, "- Predicted KL(original‖converted): %.3f nats a token.", p->predicted_kl);
+    if (isfinite(j->result->kl_held))
+        line(c, "- KL on text held back from calibration: %.4f nats a token.", j->result->kl_held);
+    card_healing(c, j);
+    card_measured(c, j);
+    if (j->x.narrow)
+        line(c, "- Queries of rank %d keep %.3f %% of their weighted energy.", j->x.narrow_rank,
+             100 * j->report->query_kept);
     if (j->x.freq_error > 1e-6)
         line(c,
              "- The engine knows only a geometric grid of rope frequencies: the largest one is off "

@@ -7,14 +7,16 @@
 
 struct export_args {
     struct export_options o;
-    char *path;
+    char *path, *from;
 };
 
 static void export_args_free(void *args)
 {
     struct export_args *a = args;
-    if (a)
+    if (a) {
         free(a->path);
+        free(a->from);
+    }
     free(a);
 }
 
@@ -25,8 +27,10 @@ void *export_args(const struct export_options *o)
         return NULL;
     a->o = *o;
     a->path = mem_strdup(o->path ? o->path : "");
+    a->from = o->from ? mem_strdup(o->from) : NULL;
     a->o.path = a->path;
-    if (!a->path) {
+    a->o.from = a->from;
+    if (!a->path || (o->from && !a->from)) {
         export_args_free(a);
         return NULL;
     }

@@ -333,7 +333,9 @@ json 'all(e["fit"] == "yes" for e in d["loads_in"])'
 want 0 export stockconv --to hf --dtype f32 --dry-run -o exported --json
 json 'd["bytes"] > 0 and d["files"] and not d["checks"]'
 [[ ! -e exported ]] || fail "a dry run wrote something"
+want 0 eval stockconv --against tiny.gguf --ppl text.txt --ctx 64 --windows 2 --store --json
 want 0 export stockconv --to hf --dtype f32 -o exported --json
+grep -q "perplexity .* on .* tokens" exported/README.md || fail "the card lacks what was measured"
 json 'd["checks"][0]["passed"] and d["checks"][0]["nmse"] < 1e-7 and d["checks"][0]["same_top1"] == 1'
 json '{"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {f["name"] for f in d["files"]}'
 want 1 export stockconv --to hf --dtype f32 -o exported

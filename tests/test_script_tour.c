@@ -230,7 +230,7 @@ int main(void)
     CHECK(file_mkdirs(path, NULL) == 0, "folder");
     snprintf(path, sizeof path, "%s/export/data/models/tiny.gguf", test_tmpdir());
     CHECK(test_model_write_gguf(path, &spec) == 0, "model");
-    CHECK(play("export", path) == 4, "shots of exports");
+    CHECK(play("export", path) == 5, "shots of exports");
     home("empty");
     CHECK(play("hostile", NULL) == 8, "shots without a model");
     return test_end("script_tour");

@@ -98,6 +98,7 @@ struct export_state {
     struct export_report report;   /* valid with has_report: of the last run */
     bool report_dry;
     char trouble[1024];            /* why it failed */
+    char replace[1024];            /* the name that was answered and is there already */
 };
 
 struct app {

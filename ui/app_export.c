@@ -33,12 +33,14 @@ void export_drop(struct app *a)
     x->trouble[0] = 0;
 }
 
-static void start(struct app *a, const char *path, bool dry_run)
+static void start(struct app *a, const char *path, bool dry_run, bool force)
 {
     struct export_state *x = &a->export;
     struct export_options o = {.to = (enum stock_engine)x->at,
                                .dtype = export_numbers(a, (enum stock_engine)x->at),
                                .path = path,
+                               .from = a->j.conversion,
+                               .force = force,
                                .dry_run = dry_run};
     if (worker_count(a->worker, &job_export)) {
         app_message(a, ROLE_WARN, "an export is running: Esc stops it");
@@ -85,7 +87,7 @@ static void want(struct app *a, bool dry_run)
     if (!path)
         app_message(a, ROLE_BAD, "there is no folder for exports");
     else if (dry_run)
-        start(a, path, true);
+        start(a, path, true, false);
     else
         ask_open(a, REQ_EXPORT_PATH, "write the export as", path, true);
     free(path);
@@ -94,13 +96,19 @@ static void want(struct app *a, bool dry_run)
 bool export_answer(struct app *a, const char *text)
 {
     char *path = ask_expand_home(text);
-    bool fine = path && path[0] && !file_exists(path);
+    struct export_state *x = &a->export;
+    bool named = path && path[0], there = named && file_exists(path);
+    bool asked = there && !strcmp(x->replace, path);
+    bool fine = named && (!there || asked);
+    x->replace[0] = 0;
     if (fine)
-        start(a, path, false);
+        start(a, path, false, there);
     else
         snprintf(a->ask.error, sizeof a->ask.error, "%s",
-                 path && path[0] ? "that is there already: give another name"
-                                 : "an export needs a name");
+                 named ? "that is there already: Enter again replaces it"
+                       : "an export needs a name");
+    if (there && !asked) /* the same answer once more is a yes */
+        snprintf(x->replace, sizeof x->replace, "%s", path);
     free(path);
     return fine;
 }

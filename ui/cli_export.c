@@ -139,6 +139,7 @@ static int export_plan(struct cli *c, struct err *e)
 int cli_export(struct cli *c, struct err *e)
 {
     struct export_options o = {.path = c->o.output,
+                               .from = c->arg[0],
                                .dry_run = c->o.dry_run,
                                .force = c->o.force,
                                .no_check = c->o.no_check,
