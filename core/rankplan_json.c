@@ -79,6 +79,8 @@ static bool write_steps(cJSON *method, unsigned without)
 static int read_steps(const cJSON *method, unsigned *without, const char *where, struct err *e)
 {
     const cJSON *list = json_get(method, "without");
+    if (list && !cJSON_IsArray(list))
+        return err_set(e, ERR_FORMAT, "%s: method.without must be a list", where);
     for (const cJSON *v = list ? list->child : NULL; v; v = v->next) {
         unsigned one;
         int rc = plan_steps_parse(cJSON_IsString(v) ? v->valuestring : "?", &one, e);
@@ -216,18 +218,22 @@ static int read_name(const cJSON *obj, const char *key, const char *const *names
                      const char *where, struct err *e)
 {
     const char *text;
+    char known[128] = "";
     if (!json_get(obj, key))
         return OK;
     int rc = json_str(obj, key, &text, where, e);
     if (rc)
         return rc;
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
         if (!strcmp(text, names[i])) {
             *out = i;
             return OK;
         }
-    return err_set(e, ERR_UNSUPPORTED, "%s: %s \"%.40s\" is not known: \"%s\" to \"%s\" are", where,
-                   key, text, names[0], names[n - 1]);
+        size_t at = strlen(known);
+        snprintf(known + at, sizeof known - at, "%s%s", i ? ", " : "", names[i]);
+    }
+    return err_set(e, ERR_UNSUPPORTED, "%s: %s \"%.40s\" is not known: it may be %s", where, key,
+                   text, known);
 }
 
 static int read_method(struct rankplan *p, const cJSON *root, const char *where, struct err *e)
@@ -235,6 +241,8 @@ static int read_method(struct rankplan *p, const cJSON *root, const char *where,
     const cJSON *o = json_get(root, "method");
     int method = METHOD_MLATHE, layout = LAYOUT_OWN;
     long long fold = 0;
+    if (o && !cJSON_IsObject(o))
+        return err_set(e, ERR_FORMAT, "%s: \"method\" must be an object", where);
     int rc = read_name(o, "name", method_names, 2, &method, where, e);
     if (!rc)
         rc = read_name(o, "layout", layout_names, 3, &layout, where, e);
@@ -322,10 +330,34 @@ int rankplan_from_json(struct rankplan *p, const struct plan_model *m, const cJS
     return rc;
 }
 
+/* What stands at path may be replaced: nothing, an empty file, or a plan; never a model's weights.
+ */
+static int check_target(const char *path, struct err *e)
+{
+    struct file_map map;
+    cJSON *json = NULL;
+    if (!file_exists(path))
+        return OK;
+    int rc = file_map_open(&map, path, e);
+    if (rc)
+        return rc;
+    bool ours = !map.size;
+    file_map_close(&map);
+    if (!ours && json_read_file(&json, path, PLAN_MAX_BYTES, NULL) == OK)
+        ours = json_get(json, "mlathe_plan") != NULL;
+    cJSON_Delete(json);
+    return ours
+               ? OK
+               : err_set(e, ERR_ARG, "%s is there already and is no plan: give another name", path);
+}
+
 int rankplan_save(const struct rankplan *p, const char *path, struct err *e)
 {
     cJSON *json;
-    int rc = rankplan_to_json(p, &json, e);
+    int rc = check_target(path, e);
+    if (rc)
+        return rc;
+    rc = rankplan_to_json(p, &json, e);
     if (rc)
         return rc;
     char *text = json_text(json, true), *line = text ? mem_printf("%s\n", text) : NULL;

@@ -15,6 +15,7 @@
 #define FOLDER_TENSORS "attention.safetensors"
 #define FOLDER_TENSORS_2 "attention-2.safetensors" /* when saving over the first */
 #define FOLDER_MAX_JSON ((size_t)64 << 20)
+#define FOLDER_MAX_FREQ 1e3 /* rad a position: as core/ropefreq */
 
 /* What a layer may have in the file. */
 enum stored { Q_PROJ, KV_A, KV_B, Q_ROPE, Q_BIAS, KV_A_BIAS, O_PROJ, STORED };
@@ -95,10 +96,10 @@ static int read_frequencies(const cJSON *item, const char *key, size_t n, int l,
     *out = mem_calloc(n, sizeof **out);
     if (!*out)
         return err_nomem(e, n * sizeof **out, "rope frequencies");
-    for (; v && i < n && cJSON_IsNumber(v) && isfinite(v->valuedouble); v = v->next)
+    for (; v && i < n && cJSON_IsNumber(v) && fabs(v->valuedouble) <= FOLDER_MAX_FREQ; v = v->next)
         (*out)[i++] = v->valuedouble;
     if (v || i != n)
-        return err_set(e, ERR_FORMAT, "%s: layer %d needs %zu numbers in %s", where, l, n, key);
+        return err_set(e, ERR_FORMAT, "%s: layer %d needs %zu frequencies in %s", where, l, n, key);
     return OK;
 }
 
@@ -106,7 +107,7 @@ static int read_frequencies(const cJSON *item, const char *key, size_t n, int l,
 static int read_tensor(struct conversion *c, int l, int which, size_t rows, size_t cols,
                        const char *where, struct err *e)
 {
-    char name[96];
+    char name[96], label[512];
     struct tensor *to = layer_tensor(&c->model.layer[l], which);
     tensor_name(name, l, which);
     if (!rows || ((!cols || which == O_PROJ) && !safetensors_has(c->stored, name)))
@@ -116,7 +117,8 @@ static int read_tensor(struct conversion *c, int l, int which, size_t rows, size
         return rc;
     if (to->dim[0] != rows || to->rank != (cols ? 2 : 1) || (cols && to->dim[1] != cols))
         return err_set(e, ERR_MISMATCH, "%s: %s must be %zu × %zu", where, name, rows, cols);
-    return tensor_check_finite(to, name, e);
+    snprintf(label, sizeof label, "%s: %s", where, name);
+    return tensor_check_finite(to, label, e);
 }
 
 static int open_layer(struct conversion *c, const cJSON *item, int l, const char *where,

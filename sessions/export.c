@@ -15,6 +15,7 @@
 
 #include "core/file.h"
 #include "core/fp8.h"
+#include "core/gguf.h"
 #include "core/kvmem.h"
 #include "core/safetensors.h"
 #include "sessions/conversion.h"
@@ -85,7 +86,19 @@ static char *parent_of(const char *path)
     return base > path ? strndup(path, (size_t)(base - path)) : mem_strdup(".");
 }
 
-/* An earlier export says so in its config.json, a GGUF in its name only: that one needs --force. */
+/* An earlier export says so in its config.json; a GGUF of ours is of the architecture that an
+ * export always has, and a model to convert never. */
+static bool is_our_gguf(const char *path)
+{
+    struct gguf *g = NULL;
+    struct gguf_str arch;
+    bool ours = gguf_open(&g, path, NULL) == OK &&
+                gguf_string(g, "general.architecture", &arch, NULL) == OK &&
+                arch.n == strlen("deepseek2") && !memcmp(arch.s, "deepseek2", arch.n);
+    gguf_close(g);
+    return ours;
+}
+
 static bool is_ours(const char *path)
 {
     char *config = path_join(path, "config.json");
@@ -108,7 +121,7 @@ static int check_target(const struct export_options *o, struct err *e)
     if (!o->force)
         return err_set(e, ERR_IO,
                        "%s is there already: give another name, or --force to replace it", o->path);
-    if (file_is_dir(o->path) != folder || (folder && !is_ours(o->path)))
+    if (file_is_dir(o->path) != folder || !(folder ? is_ours(o->path) : is_our_gguf(o->path)))
         return err_set(e, ERR_IO, "%s is not an export of mlathe, so it will not be replaced",
                        o->path);
     return OK;

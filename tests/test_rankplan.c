@@ -1,4 +1,5 @@
 /* Plans: allocation against brute force, budgets, JSON round trips, refusals. */
+#include "core/file.h"
 #include "core/rankplan.h"
 
 #include "tests/support.h"
@@ -206,6 +207,28 @@ static void test_refusals(void)
     refuse(START "{},\"layers\":[3]}", &m, ERR_FORMAT, "kv_lora_rank");
     refuse(START "{},\"method\":{\"name\":\"magic\"}" LAYERS, &m, ERR_UNSUPPORTED, "magic");
     refuse(START "{},\"calibration\":{\"tokens\":-1}" LAYERS, &m, ERR_FORMAT, "tokens");
+    refuse(START "{},\"method\":\"mlathe\"" LAYERS, &m, ERR_FORMAT, "object");
+    refuse(START "{},\"method\":{\"without\":5}" LAYERS, &m, ERR_FORMAT, "without");
+    refuse(START "{},\"method\":{\"without\":[[]]}" LAYERS, &m, ERR_UNSUPPORTED, "without");
+    refuse(START "{},\"method\":{\"layout\":\"odd\"}" LAYERS, &m, ERR_UNSUPPORTED, "shared");
+}
+
+/* -o beside a model must not cost its weights. */
+static void test_targets(void)
+{
+    const struct plan_model m = {"tiny", "llama", "f00", 1, 2, 1, 4};
+    struct rankplan p;
+    struct err e = {0};
+    char path[512];
+    snprintf(path, sizeof path, "%s/target", test_tmpdir());
+    CHECK_OK(rankplan_init(&p, &m, &e), e);
+    CHECK_OK(rankplan_uniform(&p, 2, 2, &e), e);
+    CHECK_OK(file_save(path, "weights", 7, &e), e);
+    CHECK(rankplan_save(&p, path, &e) == ERR_ARG && strstr(e.text, "no plan"), "%s", e.text);
+    CHECK_OK(file_save(path, "", 0, &e), e);
+    CHECK_OK(rankplan_save(&p, path, &e), e);
+    CHECK_OK(rankplan_save(&p, path, &e), e); /* over a plan */
+    rankplan_done(&p);
 }
 
 int main(void)
@@ -215,5 +238,6 @@ int main(void)
     test_shapes();
     test_json();
     test_refusals();
+    test_targets();
     return test_end("rankplan");
 }

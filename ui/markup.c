@@ -78,5 +78,16 @@ int markup_save(const struct markup *m, const char *path, struct err *e)
 {
     if (m->failed)
         return err_nomem(e, m->cap, "a document");
+    if (file_exists(path)) { /* another report or plot is replaced, nothing else */
+        struct file_map map;
+        int rc = file_map_open(&map, path, e);
+        if (rc)
+            return rc;
+        bool ours = !map.size || map.data[0] == '<';
+        file_map_close(&map);
+        if (!ours)
+            return err_set(e, ERR_ARG, "%s is there already and is no report: give another name",
+                           path);
+    }
     return file_save(path, m->text ? m->text : "", m->n, e);
 }
