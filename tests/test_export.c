@@ -369,8 +369,17 @@ static void check_targets(void)
     o.path = dir; /* not ours */
     CHECK(workspace_export(w, &o, NULL, &r, &e) == ERR_IO && strstr(e.text, "not an export"), "%s",
           e.text);
-    o.dtype = DTYPE_F16;
+    o.to = STOCK_GGUF;
     o.path = other;
+    CHECK_OK(file_save(other, "weights", 7, &e), e); /* a file, and no export of ours */
+    CHECK(workspace_export(w, &o, NULL, &r, &e) == ERR_IO && strstr(e.text, "not an export"), "%s",
+          e.text);
+    remove(other);
+    for (int i = 0; i < 2; i++, export_report_done(&r)) /* the second over the first */
+        CHECK_OK(workspace_export(w, &o, NULL, &r, &e), e);
+    remove(other);
+    o.to = STOCK_HF;
+    o.dtype = DTYPE_F16;
     CHECK(workspace_export(w, &o, NULL, &r, &e) == ERR_ARG && strstr(e.text, "half"), "%s", e.text);
     snprintf(other, sizeof other, "%s/not/there", dir);
     o.dtype = DTYPE_F32;
