@@ -126,11 +126,12 @@ struct backend_ops {
 struct backend {
     const struct backend_ops *ops;
     struct pool *pool; /* host threads for conversion work; never NULL */
+    char note[256];    /* why "auto" did not take an accelerator; empty: there was none to try */
 };
 
 /* The static table, NULL-terminated: "cpu", "ref" (and "cuda" when built in). */
 extern const struct backend_ops *const backend_table[];
-extern const struct backend_ops cpu_backend_ops, ref_backend_ops;
+extern const struct backend_ops cpu_backend_ops, ref_backend_ops, cuda_backend_ops;
 /* name "auto", "cpu", "ref", "cuda", "cuda:1". */
 int backend_open(struct backend **out, const char *name, const struct backend_options *opt,
                  struct err *e);

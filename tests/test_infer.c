@@ -135,11 +135,24 @@ static void run(const char *backend_name, size_t i)
     golden_free(&gold);
 }
 
+static void run_device(const char *name, size_t i)
+{
+    struct err e = {0};
+    struct backend *b = NULL;
+    if (backend_open(&b, name, &(struct backend_options){.threads = 1}, &e))
+        printf("skipped: %s\n", e.text);
+    else
+        run(name, i);
+    backend_close(b);
+}
+
 int main(void)
 {
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         run("ref", i);
         run("cpu", i);
+        for (int k = 2; backend_table[k]; k++) /* a device may be absent: that is normal */
+            run_device(backend_table[k]->name, i);
     }
     return test_end("infer");
 }

@@ -1,0 +1,335 @@
+/* The CUDA backend: device, stream, memory, weights and the table. The operations are in
+ * cuda_small.cu, cuda_linear.cu and cuda_attn.cu; what a launch does wrong latches and surfaces at
+ * sync. Refuses machines without a driver or a device, an index that is not there, and devices
+ * older than compute capability 8.0, each with a sentence. The runtime is linked statically and
+ * cuBLAS is looked for at run time, so the program starts on machines that have neither.
+ *
+ * Weights are uploaded as the file has them; formats that kernels do not read become fp32 first,
+ * exactly, for 4 bytes a number. There is no streaming of layers: what does not fit is refused.
+ * The conversion's linear algebra stays on the host. One stream, no graphs. */
+#include "kernels/cuda_quant.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+extern "C" {
+#include "kernels/pool.h"
+}
+/* linalg.h speaks of C's complex numbers; this is all that is needed of it. */
+extern "C" void linalg_init(void);
+
+enum { OLDEST_MAJOR = 8 };
+
+static struct cuda *cuda_of(struct backend *b)
+{
+    return (struct cuda *)b;
+}
+
+bool cuda_ok(struct cuda *c, cudaError_t rc, const char *what)
+{
+    if (rc == cudaSuccess)
+        return true;
+    if (!c->fault.status)
+        err_set(&c->fault, ERR_DEVICE, "cuda:%d: %s: %s: restart with --device cpu", c->device,
+                what, cudaGetErrorString(rc));
+    return false;
+}
+
+static void make_current(struct cuda *c)
+{
+    cuda_ok(c, cudaSetDevice(c->device), "choosing the device");
+}
+
+const void *cuda_carry(struct cuda *c, const void *host, size_t bytes)
+{
+    size_t room = (bytes + 255) & ~(size_t)255;
+    if (room > CUDA_RING) {
+        err_set(&c->fault, ERR_LIMIT, "cuda:%d: a table of %zu bytes is too large", c->device,
+                bytes);
+        return NULL;
+    }
+    if (c->ring_at + room > CUDA_RING) { /* what read the ring so far must be done */
+        if (!cuda_ok(c, cudaStreamSynchronize(c->stream), "waiting"))
+            return NULL;
+        c->ring_at = 0;
+    }
+    size_t at = c->ring_at;
+    c->ring_at += room;
+    memcpy(c->ring_host + at, host, bytes);
+    return cuda_ok(c,
+                   cudaMemcpyAsync(c->ring + at, c->ring_host + at, bytes, cudaMemcpyHostToDevice,
+                                   c->stream),
+                   "copying a table")
+               ? c->ring + at
+               : NULL;
+}
+
+/* Why bytes could not be had, with what there is. */
+static int no_memory(struct cuda *c, size_t bytes, const char *what, struct err *e)
+{
+    size_t free_bytes = 0, all = 0;
+    cudaGetLastError(); /* out of memory is no fault of the device: it is told here */
+    cudaMemGetInfo(&free_bytes, &all);
+    return err_set(e, ERR_NOMEM,
+                   "cuda:%d: no memory for %s: %zu MiB needed, %zu of %zu MiB free: use a smaller "
+                   "model or context, or --device cpu",
+                   c->device, what, (bytes >> 20) + 1, free_bytes >> 20, all >> 20);
+}
+
+void *cuda_scratch(struct cuda *c, size_t bytes)
+{
+    if (bytes <= c->scratch_bytes)
+        return c->scratch;
+    cudaFree(c->scratch); /* waits for what uses it */
+    c->scratch = NULL;
+    c->scratch_bytes = 0;
+    if (cudaMalloc(&c->scratch, bytes) == cudaSuccess)
+        c->scratch_bytes = bytes;
+    else
+        no_memory(c, bytes, "scratch", c->fault.status ? NULL : &c->fault);
+    return c->scratch;
+}
+
+static void *cuda_alloc(struct backend *b, size_t bytes)
+{
+    struct cuda *c = cuda_of(b);
+    void *p = NULL;
+    make_current(c);
+    if (cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) {
+        cudaGetLastError();
+        return NULL;
+    }
+    cuda_ok(c, cudaMemsetAsync(p, 0, bytes ? bytes : 1, c->stream), "clearing memory");
+    return p;
+}
+
+static void cuda_free(struct backend *b, void *p)
+{
+    (void)b;
+    cudaFree(p);
+}
+
+static void cuda_put(struct backend *b, void *dst, const void *src, size_t bytes)
+{
+    struct cuda *c = cuda_of(b);
+    make_current(c);
+    cuda_ok(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->stream), "upload");
+    /* src is the caller's again when this returns. */
+    cuda_ok(c, cudaStreamSynchronize(c->stream), "upload");
+}
+
+static void cuda_get(struct backend *b, void *dst, const void *src, size_t bytes)
+{
+    struct cuda *c = cuda_of(b);
+    make_current(c);
+    cuda_ok(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, c->stream), "download");
+    cuda_ok(c, cudaStreamSynchronize(c->stream), "download");
+}
+
+static int cuda_sync(struct backend *b, struct err *e)
+{
+    struct cuda *c = cuda_of(b);
+    make_current(c);
+    cuda_ok(c, cudaStreamSynchronize(c->stream), "work on the device");
+    int status = c->fault.status;
+    if (status && e)
+        *e = c->fault;
+    c->fault.status = OK;
+    return status;
+}
+
+/* Uploads m as fp32, a few rows at a time. */
+static int upload_wide(struct cuda *c, const struct matrix *m, float *to, struct err *e)
+{
+    size_t cols = (size_t)m->cols, row_bytes = dtype_bytes(m->dtype, cols);
+    int step = (1 << 20) / m->cols + 1;
+    float *host = (float *)mem_calloc((size_t)step * cols, sizeof *host);
+    if (!host)
+        return err_nomem(e, (size_t)step * cols * sizeof *host, "a weight on its way");
+    for (int row = 0; row < m->rows; row += step) {
+        size_t n = (size_t)(m->rows - row < step ? m->rows - row : step) * cols;
+        dtype_to_f32(m->dtype, (const char *)m->data + (size_t)row * row_bytes, host, n);
+        cuda_put(&c->base, to + (size_t)row * cols, host, n * sizeof *host);
+    }
+    free(host);
+    return OK;
+}
+
+static void cuda_weight_free(struct backend *b, struct weight *w)
+{
+    (void)b;
+    if (!w)
+        return;
+    cudaFree((void *)w->m.data);
+    free(w);
+}
+
+static int cuda_weight_load(struct backend *b, const struct matrix *m, struct weight **out,
+                            size_t *owned, struct err *e)
+{
+    struct cuda *c = cuda_of(b);
+    struct weight *w = (struct weight *)mem_calloc(1, sizeof *w);
+    if (!w)
+        return err_nomem(e, sizeof *w, "a weight");
+    w->m = *m;
+    w->m.dtype = cuda_reads(m->dtype) ? m->dtype : DTYPE_F32;
+    size_t bytes = (size_t)m->rows * dtype_bytes(w->m.dtype, (size_t)m->cols);
+    void *p = NULL;
+    int rc = OK;
+    make_current(c);
+    if (cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) {
+        free(w);
+        return no_memory(c, bytes, "a weight", e);
+    }
+    w->m.data = p;
+    if (w->m.dtype == m->dtype)
+        cuda_put(b, p, m->data, bytes);
+    else
+        rc = upload_wide(c, m, (float *)p, e);
+    if (!rc)
+        rc = cuda_sync(b, e);
+    if (rc) {
+        cuda_weight_free(b, w);
+        return rc;
+    }
+    *out = w;
+    if (owned)
+        *owned = bytes;
+    return OK;
+}
+
+static void cuda_close(struct backend *b)
+{
+    struct cuda *c = cuda_of(b);
+    if (!c)
+        return;
+    cudaFree(c->scratch);
+    cudaFree(c->ring);
+    if (c->ring_host)
+        cudaFreeHost(c->ring_host);
+    cuda_blas_close(&c->blas);
+    if (c->stream)
+        cudaStreamDestroy(c->stream);
+    pool_free(c->base.pool);
+    free(c);
+}
+
+/* Is there a device of this index that the kernels run on? */
+static int find_device(struct cuda *c, struct err *e)
+{
+    int n = 0;
+    cudaError_t rc = cudaGetDeviceCount(&n);
+    if (rc == cudaErrorInsufficientDriver)
+        return err_set(e, ERR_DEVICE,
+                       "no CUDA device: the NVIDIA driver is not installed or too old for this "
+                       "build: use --device cpu");
+    if (rc != cudaSuccess || n < 1)
+        return err_set(e, ERR_DEVICE, "no CUDA device: %s: use --device cpu",
+                       rc == cudaSuccess ? "the driver names none" : cudaGetErrorString(rc));
+    if (c->device < 0 || c->device >= n)
+        return err_set(e, ERR_DEVICE,
+                       "no device cuda:%d: this machine has %d (cuda:0 to cuda:%d): use one, or "
+                       "--device cpu",
+                       c->device, n, n - 1);
+    struct cudaDeviceProp p;
+    rc = cudaGetDeviceProperties(&p, c->device);
+    if (rc == cudaSuccess && p.major < OLDEST_MAJOR)
+        return err_set(e, ERR_DEVICE,
+                       "cuda:%d: %s has compute capability %d.%d, and this build needs %d.0 or "
+                       "newer: use --device cpu",
+                       c->device, p.name, p.major, p.minor, OLDEST_MAJOR);
+    if (rc == cudaSuccess)
+        rc = cudaSetDevice(c->device);
+    if (rc != cudaSuccess)
+        return err_set(e, ERR_DEVICE, "cuda:%d: %s: use --device cpu", c->device,
+                       cudaGetErrorString(rc));
+    snprintf(c->name, sizeof c->name, "%.60s", p.name);
+    c->processors = p.multiProcessorCount;
+    c->shared_most = (size_t)p.sharedMemPerBlockOptin;
+    return OK;
+}
+
+static int start_device(struct cuda *c, struct err *e)
+{
+    void *ring = NULL, *host = NULL;
+    cudaError_t rc = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
+    if (rc == cudaSuccess)
+        rc = cudaMallocHost(&host, CUDA_RING);
+    c->ring_host = (unsigned char *)host;
+    if (rc == cudaSuccess)
+        rc = cudaMalloc(&ring, CUDA_RING);
+    c->ring = (unsigned char *)ring;
+    if (rc == cudaErrorMemoryAllocation)
+        return no_memory(c, CUDA_RING, "the first buffers", e);
+    if (rc != cudaSuccess)
+        return err_set(e, ERR_DEVICE, "cuda:%d: %s: use --device cpu", c->device,
+                       cudaGetErrorString(rc));
+    /* Without it prefill is slower, and describe says so. */
+    cuda_blas_open(&c->blas, c->stream);
+    return OK;
+}
+
+static int cuda_open(struct backend **out, const struct backend_options *opt, struct err *e)
+{
+    struct cuda *c = (struct cuda *)mem_calloc(1, sizeof *c);
+    if (!c)
+        return err_nomem(e, sizeof *c, "the CUDA backend");
+    c->base.ops = &cuda_backend_ops;
+    c->device = opt->device;
+    c->exact = opt->exact;
+    linalg_init();
+    int rc = find_device(c, e);
+    if (!rc)
+        rc =
+            pool_new(&c->base.pool, opt->threads ? opt->threads : pool_cores(), opt->background, e);
+    if (!rc)
+        rc = start_device(c, e);
+    if (rc) {
+        cuda_close(&c->base);
+        return rc;
+    }
+    *out = &c->base;
+    return OK;
+}
+
+static void cuda_describe(const struct backend *b, char *text, size_t size)
+{
+    const struct cuda *c = (const struct cuda *)b;
+    size_t free_bytes = 0, all = 0;
+    cudaMemGetInfo(&free_bytes, &all);
+    snprintf(text, size, "cuda:%d %s, %.1f of %.1f GiB free%s", c->device, c->name,
+             (double)free_bytes / 1073741824, (double)all / 1073741824,
+             c->blas.handle ? "" : ", without cuBLAS");
+}
+
+extern "C" const struct backend_ops cuda_backend_ops = {
+    .name = "cuda",
+    .open = cuda_open,
+    .close = cuda_close,
+    .describe = cuda_describe,
+    .alloc = cuda_alloc,
+    .free = cuda_free,
+    .put = cuda_put,
+    .get = cuda_get,
+    .sync = cuda_sync,
+    .weight_load = cuda_weight_load,
+    .weight_free = cuda_weight_free,
+    .embed = cuda_embed,
+    .linear = cuda_linear,
+    .rms_norm = cuda_rms_norm,
+    .rope = cuda_rope,
+    .store = cuda_store,
+    .attn_gqa = cuda_attn_gqa,
+    .attn_mla = cuda_attn_mla,
+    .mla_absorb = cuda_mla_absorb,
+    .mla_expand = cuda_mla_expand,
+    .glu = cuda_glu,
+    .add = cuda_add,
+    .head_norm = cuda_head_norm,
+    .add_bias = cuda_add_bias,
+    .scale = cuda_scale,
+    .softcap = cuda_softcap,
+    .take_rows = cuda_take_rows,
+    .add_rows = cuda_add_rows,
+};

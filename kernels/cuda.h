@@ -1,0 +1,126 @@
+/* cuda: the CUDA backend's inside, shared by its .cu files. C++20 that compiles twice: by nvcc for
+ * the device, and by the host's compiler with cuda_emu.h (CUDA_EMULATE) for the tests. */
+#ifndef MLATHE_KERNELS_CUDA_H
+#define MLATHE_KERNELS_CUDA_H
+
+extern "C" {
+#include "kernels/backend.h"
+}
+
+#ifdef CUDA_EMULATE
+#include "kernels/cuda_emu.h"
+#define LAUNCH(kernel, grid, threads, bytes, stream, ...)                                          \
+    ((void)(stream), emu_launch(grid, threads, bytes, [&] { kernel(__VA_ARGS__); }))
+#define SHARED(type, name, n) type *const name = (type *)emu_shared(__LINE__, (n) * sizeof(type))
+#define SHARED_DYNAMIC(type, name) type *const name = (type *)emu_shared(-2, emu.dynamic)
+static inline float cuda_half(uint16_t h)
+{
+    return f16_to_f32(h);
+}
+static inline uint16_t cuda_to_half(float f)
+{
+    return f32_to_f16(f);
+}
+static inline float cuda_bits(uint32_t u)
+{
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+#else
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#define LAUNCH(kernel, grid, threads, bytes, stream, ...)                                          \
+    kernel<<<grid, threads, bytes, stream>>>(__VA_ARGS__)
+#define SHARED(type, name, n) __shared__ type name[n]
+#define SHARED_DYNAMIC(type, name)                                                                 \
+    extern __shared__ uint4 dynamic_shared[];                                                      \
+    type *const name = (type *)dynamic_shared
+static __device__ __forceinline__ float cuda_half(uint16_t h)
+{
+    return __half2float(__ushort_as_half(h));
+}
+static __device__ __forceinline__ uint16_t cuda_to_half(float f)
+{
+    return __half_as_ushort(__float2half_rn(f));
+}
+static __device__ __forceinline__ float cuda_bits(uint32_t u)
+{
+    return __uint_as_float(u);
+}
+#endif
+
+enum {
+    CUDA_THREADS = 128,   /* of every kernel but gemm */
+    CUDA_FEW = 8,         /* rows of activations up to which weights are dequantised at each use */
+    CUDA_RING = 4 << 20,  /* bytes of the ring that carries ids and tables to the device */
+    CUDA_PANEL = 1 << 24, /* numbers of a weight that are fp32 at a time in prefill */
+};
+
+struct weight {
+    struct matrix m; /* data and dtype as they are on the device */
+};
+
+/* The BLAS that does prefill; its library is looked for at run time. */
+struct cuda_blas {
+    void *library, *handle;
+    void *gemm;
+};
+
+struct cuda {
+    struct backend base;
+    int device, processors;
+    size_t shared_most; /* bytes of shared memory a block may ask for */
+    bool exact;
+    char name[64];
+    cudaStream_t stream;
+    struct cuda_blas blas;
+    unsigned char *ring, *ring_host; /* device and pinned, CUDA_RING bytes */
+    size_t ring_at;
+    void *scratch; /* attention's parts, or a panel of a weight */
+    size_t scratch_bytes;
+    struct err fault; /* latched until sync */
+};
+
+/* Latches what the runtime says about `what`; true when all is well. */
+bool cuda_ok(struct cuda *c, cudaError_t rc, const char *what);
+/* Host bytes in device memory, good for what is launched next; NULL latches a fault. */
+const void *cuda_carry(struct cuda *c, const void *host, size_t bytes);
+/* Device scratch, good until the next call; NULL latches a fault. */
+void *cuda_scratch(struct cuda *c, size_t bytes);
+
+int cuda_blas_open(struct cuda_blas *b, cudaStream_t stream);
+void cuda_blas_close(struct cuda_blas *b);
+/* y[T][rows of ldy] = (y if add) + x[T][cols] · w[rows][cols]ᵀ, all fp32 on the device. */
+int cuda_blas_gemm(const struct cuda_blas *b, bool exact, int rows, int T, int cols, const float *w,
+                   const float *x, float *y, int ldy, bool add);
+
+/* The operations that are not in cuda.cu. */
+void cuda_embed(struct backend *b, float *y, const struct weight *w, const int32_t *ids, int T);
+void cuda_linear(struct backend *b, int n, const struct weight *const *w, float *const *y,
+                 const float *x, int T, bool add);
+void cuda_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, int stride,
+                     const struct weight *kv_b, int H, int P, int Vd, int r, int T);
+void cuda_mla_expand(struct backend *b, float *out, const float *lat, const struct weight *kv_b,
+                     int H, int P, int Vd, int r, int T);
+void cuda_attn_gqa(struct backend *b, const struct attn_gqa_args *a);
+void cuda_attn_mla(struct backend *b, const struct attn_mla_args *a);
+void cuda_rms_norm(struct backend *b, float *y, const float *x, const float *gamma, float eps,
+                   int T, int n);
+void cuda_head_norm(struct backend *b, float *x, int ld, int heads, int stride, const float *gamma,
+                    float eps, int T, int n);
+void cuda_rope(struct backend *b, float *x, int ld, int heads, int stride, int R, const float *cos,
+               const float *sin, int T);
+void cuda_store(struct backend *b, void *dst, enum dtype kv, int ld_dst, const float *src,
+                int ld_src, int n, int T);
+void cuda_glu(struct backend *b, float *y, const float *gate, const float *up, enum glu_act act,
+              size_t n);
+void cuda_add(struct backend *b, float *y, const float *x, size_t n);
+void cuda_add_bias(struct backend *b, float *y, const float *bias, int T, int n);
+void cuda_scale(struct backend *b, float *y, float factor, size_t n);
+void cuda_softcap(struct backend *b, float *y, float cap, size_t n);
+void cuda_take_rows(struct backend *b, float *y, const float *x, const int32_t *rows, int T, int n);
+void cuda_add_rows(struct backend *b, float *y, const int32_t *rows, const float *x,
+                   const float *factor, int T, int n);
+
+#endif

@@ -1,0 +1,87 @@
+/* The BLAS behind prefill: cuBLAS, opened at run time so that the program needs no toolkit to
+ * start; under emulation the host's BLAS behind the same call, column-major order included. Without
+ * it cuda_linear.cu uses its own product. Exact backends multiply in fp32; the others let tensor
+ * cores round activations to TF32 (16-bit weights fit it as they are). */
+#include "kernels/cuda.h"
+
+#ifdef CUDA_EMULATE
+#include <cblas.h>
+
+int cuda_blas_open(struct cuda_blas *b, cudaStream_t stream)
+{
+    b->handle = stream;
+    return OK;
+}
+
+void cuda_blas_close(struct cuda_blas *b)
+{
+    b->handle = NULL;
+}
+
+int cuda_blas_gemm(const struct cuda_blas *b, bool exact, int rows, int T, int cols, const float *w,
+                   const float *x, float *y, int ldy, bool add)
+{
+    (void)b, (void)exact;
+    emu_begin();
+    cblas_sgemm(CblasColMajor, CblasTrans, CblasNoTrans, rows, T, cols, 1, w, cols, x, cols,
+                add ? 1 : 0, y, ldy);
+    emu_check_guards();
+    emu_end();
+    return OK;
+}
+#else
+#include <cublas_v2.h>
+#include <dlfcn.h>
+#include <stdio.h>
+
+/* The header has two of this name in C++. */
+typedef cublasStatus_t (*gemm_function)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int,
+                                        int, int, const void *, const void *, cudaDataType, int,
+                                        const void *, cudaDataType, int, const void *, void *,
+                                        cudaDataType, int, cublasComputeType_t, cublasGemmAlgo_t);
+
+int cuda_blas_open(struct cuda_blas *b, cudaStream_t stream)
+{
+    char name[32];
+    snprintf(name, sizeof name, "libcublas.so.%d", CUBLAS_VER_MAJOR);
+    b->library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    if (!b->library)
+        return ERR_UNSUPPORTED;
+    auto create = (cublasStatus_t(*)(cublasHandle_t *))dlsym(b->library, "cublasCreate_v2");
+    auto set =
+        (cublasStatus_t(*)(cublasHandle_t, cudaStream_t))dlsym(b->library, "cublasSetStream_v2");
+    b->gemm = dlsym(b->library, "cublasGemmEx");
+    cublasHandle_t handle = NULL;
+    if (!create || !set || !b->gemm || create(&handle) != CUBLAS_STATUS_SUCCESS ||
+        set(handle, stream) != CUBLAS_STATUS_SUCCESS) {
+        b->handle = handle;
+        cuda_blas_close(b);
+        return ERR_UNSUPPORTED;
+    }
+    b->handle = handle;
+    return OK;
+}
+
+void cuda_blas_close(struct cuda_blas *b)
+{
+    if (b->handle) {
+        auto destroy = (cublasStatus_t(*)(cublasHandle_t))dlsym(b->library, "cublasDestroy_v2");
+        if (destroy)
+            destroy((cublasHandle_t)b->handle);
+    }
+    if (b->library)
+        dlclose(b->library);
+    *b = {};
+}
+
+int cuda_blas_gemm(const struct cuda_blas *b, bool exact, int rows, int T, int cols, const float *w,
+                   const float *x, float *y, int ldy, bool add)
+{
+    const float one = 1, beta = add ? 1 : 0;
+    cublasStatus_t rc = ((gemm_function)b->gemm)(
+        (cublasHandle_t)b->handle, CUBLAS_OP_T, CUBLAS_OP_N, rows, T, cols, &one, w, CUDA_R_32F,
+        cols, x, CUDA_R_32F, cols, &beta, y, CUDA_R_32F, ldy,
+        exact ? CUBLAS_COMPUTE_32F : CUBLAS_COMPUTE_32F_FAST_TF32, CUBLAS_GEMM_DEFAULT);
+    return rc == CUBLAS_STATUS_SUCCESS ? OK : ERR_DEVICE;
+}
+#endif

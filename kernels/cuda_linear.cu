@@ -1,0 +1,352 @@
+/* The CUDA backend's matrix products. Up to CUDA_FEW rows of activations, gemv dequantises weights
+ * as it reads them; beyond, a panel of the weight becomes fp32 and a product of fp32 matrices does
+ * the work: cuBLAS where it was found, else gemm here. Refuses nothing: shapes were checked.
+ *
+ * Roofline of gemv: bound by the weight's bytes. An H100 reads 3.35 TB/s: Llama-3-8B (8.0e9
+ * numbers) takes 4.8 ms a token in 16 bits, 2.5 ms in Q8_0, 1.5 ms in Q4_1. Blocks are read as the
+ * file has them, two bytes at a time, which costs about 5 load instructions for 8 weights;
+ * splitting scales from quants at upload would allow 16-byte loads and is not done.
+ * gemm: fp32 FMA, 16 a thread for 8 shared loads; cuBLAS with TF32 is the one meant for use.
+ * Conversion's calibration forward on 32,768 tokens, 2·N·T FLOPs: 8B 5.2e14, Llama-2-7B 4.4e14,
+ * 70B 4.6e15; at the 400 TFLOP/s that TF32 reaches at best 1.3 s, 1.1 s, 11 s, if the host's part
+ * (second moments, eigenproblems) were on the device too, which it is not. None of it measured. */
+#include "kernels/cuda_quant.h"
+
+enum { WARPS = CUDA_THREADS / 32 };
+
+/* Row i of the result comes from the weight's row i / per · gap + first + i mod per, and reads the
+ * input from (i / per)·cols on: one matrix a head, or all one matrix with per = rows. */
+struct gemv_args {
+    const uint8_t *w;
+    size_t row_bytes;
+    const float *x;
+    float *y;
+    int rows, cols, T;
+    size_t ldx, ldy;
+    int per, first, gap;
+    bool add, wide; /* wide: x may be read 16 bytes at a time */
+};
+
+static __device__ __forceinline__ void load_x(const float *x, int left, bool wide, float *v)
+{
+    if (wide) {
+        float4 a = ((const float4 *)x)[0], b = ((const float4 *)x)[1];
+        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+        v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+        return;
+    }
+    for (int j = 0; j < 8; j++)
+        v[j] = j < left ? x[j] : 0;
+}
+
+/* A warp a row, N rows of activations at a time. */
+template <enum dtype type, int N>
+static __global__ void __launch_bounds__(CUDA_THREADS) gemv_kernel(struct gemv_args a)
+{
+    int lane = (int)threadIdx.x % 32, i = (int)blockIdx.x * WARPS + (int)threadIdx.x / 32;
+    int t0 = (int)blockIdx.y * N;
+    if (i >= a.rows) /* whole warps leave, and nothing below waits for the block */
+        return;
+    const uint8_t *w = a.w + ((size_t)(i / a.per) * a.gap + a.first + i % a.per) * a.row_bytes;
+    const float *x = a.x + (size_t)t0 * a.ldx + (size_t)(i / a.per) * a.cols;
+    float sum[N];
+    for (int t = 0; t < N; t++)
+        sum[t] = 0;
+    for (int k = lane * 8; k < a.cols; k += 256) {
+        float v[8], u[8];
+        load8<type>(w, k, a.cols, v);
+#ifdef __CUDACC__
+#pragma unroll
+#endif
+        for (int t = 0; t < N; t++) {
+            if (t0 + t >= a.T)
+                continue;
+            load_x(x + t * a.ldx + k, a.cols - k, a.wide, u);
+            for (int j = 0; j < 8; j++)
+                sum[t] += v[j] * u[j];
+        }
+    }
+#ifdef __CUDACC__
+#pragma unroll
+#endif
+    for (int t = 0; t < N; t++) {
+        if (t0 + t >= a.T)
+            continue;
+        float s = warp_sum(sum[t]);
+        float *y = a.y + (size_t)(t0 + t) * a.ldy + i;
+        if (lane == 0)
+            *y = a.add ? *y + s : s;
+    }
+}
+
+template <enum dtype type> static void gemv(struct cuda *c, const struct gemv_args &a)
+{
+    unsigned blocks = (unsigned)((a.rows + WARPS - 1) / WARPS);
+    if (a.T == 1)
+        LAUNCH((gemv_kernel<type, 1>), dim3(blocks), CUDA_THREADS, 0, c->stream, a);
+    else
+        LAUNCH((gemv_kernel<type, CUDA_FEW>),
+               dim3(blocks, (unsigned)((a.T + CUDA_FEW - 1) / CUDA_FEW)), CUDA_THREADS, 0,
+               c->stream, a);
+    cuda_ok(c, cudaGetLastError(), "a matrix and a vector");
+}
+
+/* dst[rows][cols] = the weight's rows as fp32: row i is row ids[i], or first + i. */
+template <enum dtype type>
+static __global__ void __launch_bounds__(CUDA_THREADS)
+    widen_kernel(float *dst, const uint8_t *w, size_t row_bytes, const int32_t *ids, int first,
+                 int cols, size_t all)
+{
+    size_t at = (size_t)blockIdx.x * CUDA_THREADS + threadIdx.x;
+    int chunks = (cols + 7) / 8;
+    if (at >= all)
+        return;
+    size_t row = at / chunks;
+    int i = (int)(at % chunks) * 8;
+    float v[8];
+    load8<type>(w + (size_t)(ids ? ids[row] : first + (int)row) * row_bytes, i, cols, v);
+    for (int j = 0; j < 8; j++)
+        if (i + j < cols)
+            dst[row * cols + i + j] = v[j];
+}
+
+template <enum dtype type>
+static void widen(struct cuda *c, float *dst, const struct matrix *m, const int32_t *ids, int first,
+                  int rows)
+{
+    size_t all = (size_t)rows * (size_t)((m->cols + 7) / 8);
+    LAUNCH(widen_kernel<type>, dim3((unsigned)((all + CUDA_THREADS - 1) / CUDA_THREADS)),
+           CUDA_THREADS, 0, c->stream, dst, (const uint8_t *)m->data,
+           dtype_bytes(m->dtype, (size_t)m->cols), ids, first, m->cols, all);
+    cuda_ok(c, cudaGetLastError(), "dequantising");
+}
+
+void cuda_embed(struct backend *b, float *y, const struct weight *w, const int32_t *ids, int T)
+{
+    struct cuda *c = (struct cuda *)b;
+    const int most = CUDA_RING / 16;
+    for (int t = 0; t < T; t += most) {
+        int n = T - t < most ? T - t : most;
+        const int32_t *at = (const int32_t *)cuda_carry(c, ids + t, (size_t)n * sizeof *ids);
+        if (!at)
+            return;
+        CUDA_BY_TYPE(w->m.dtype, widen, c, y + (size_t)t * w->m.cols, &w->m, at, 0, n);
+    }
+}
+
+enum { TILE = 64, DEPTH = 16, GEMM_THREADS = 256, PITCH = TILE + 4 };
+
+struct gemm_args {
+    const float *w, *x;
+    float *y;
+    int rows, T, cols;
+    size_t ldy;
+    bool add;
+};
+
+/* tile[k][i] = m[first + i][k0 + k], zeros beyond the matrix. */
+static __device__ __forceinline__ void load_tile(float *tile, const float *m, int first, int rows,
+                                                 int k0, int cols)
+{
+    for (int e = (int)threadIdx.x; e < TILE * DEPTH; e += GEMM_THREADS) {
+        int i = e / DEPTH, k = e % DEPTH;
+        bool in = first + i < rows && k0 + k < cols;
+        tile[k * PITCH + i] = in ? m[(size_t)(first + i) * cols + k0 + k] : 0;
+    }
+}
+
+/* A block makes 64 x 64 numbers of y, a thread 4 x 4 of them. */
+static __global__ void __launch_bounds__(GEMM_THREADS) gemm_kernel(struct gemm_args a)
+{
+    SHARED(float, tx, DEPTH *PITCH);
+    SHARED(float, tw, DEPTH *PITCH);
+    int row0 = (int)blockIdx.x * TILE, t0 = (int)blockIdx.y * TILE;
+    int r = (int)threadIdx.x % 16 * 4, t = (int)threadIdx.x / 16 * 4;
+    float sum[4][4] = {};
+    for (int k0 = 0; k0 < a.cols; k0 += DEPTH) {
+        load_tile(tx, a.x, t0, a.T, k0, a.cols);
+        load_tile(tw, a.w, row0, a.rows, k0, a.cols);
+        __syncthreads();
+        for (int k = 0; k < DEPTH; k++)
+            for (int i = 0; i < 4; i++)
+                for (int j = 0; j < 4; j++)
+                    sum[i][j] += tx[k * PITCH + t + i] * tw[k * PITCH + r + j];
+        __syncthreads();
+    }
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) {
+            if (t0 + t + i >= a.T || row0 + r + j >= a.rows)
+                continue;
+            float *y = a.y + (size_t)(t0 + t + i) * a.ldy + row0 + r + j;
+            *y = a.add ? *y + sum[i][j] : sum[i][j];
+        }
+}
+
+static void gemm(struct cuda *c, const struct gemm_args &a)
+{
+    if (c->blas.handle) {
+        if (cuda_blas_gemm(&c->blas, c->exact, a.rows, a.T, a.cols, a.w, a.x, a.y, (int)a.ldy,
+                           a.add))
+            err_set(&c->fault, ERR_DEVICE, "cuda:%d: cuBLAS failed: use --device cpu", c->device);
+        return;
+    }
+    dim3 grid((unsigned)((a.rows + TILE - 1) / TILE), (unsigned)((a.T + TILE - 1) / TILE));
+    LAUNCH(gemm_kernel, grid, GEMM_THREADS, 0, c->stream, a);
+    cuda_ok(c, cudaGetLastError(), "a matrix product");
+}
+
+static void product(struct cuda *c, const struct matrix *m, float *y, const float *x, int T,
+                    bool add)
+{
+    int step = CUDA_PANEL / m->cols < 1 ? 1 : CUDA_PANEL / m->cols;
+    step = m->dtype == DTYPE_F32 || step > m->rows ? m->rows : step;
+    float *panel = NULL;
+    if (m->dtype != DTYPE_F32) {
+        panel = (float *)cuda_scratch(c, (size_t)step * (size_t)m->cols * sizeof *panel);
+        if (!panel)
+            return;
+    }
+    for (int row = 0; row < m->rows; row += step) {
+        int n = m->rows - row < step ? m->rows - row : step;
+        if (panel)
+            CUDA_BY_TYPE(m->dtype, widen, c, panel, m, NULL, row, n);
+        struct gemm_args a = {.w = panel ? panel : (const float *)m->data,
+                              .x = x,
+                              .y = y + row,
+                              .rows = n,
+                              .T = T,
+                              .cols = m->cols,
+                              .ldy = (size_t)m->rows,
+                              .add = add};
+        gemm(c, a);
+    }
+}
+
+void cuda_linear(struct backend *b, int n, const struct weight *const *w, float *const *y,
+                 const float *x, int T, bool add)
+{
+    struct cuda *c = (struct cuda *)b;
+    for (int i = 0; i < n && T > 0; i++) {
+        const struct matrix *m = &w[i]->m;
+        if (T > CUDA_FEW) {
+            product(c, m, y[i], x, T, add);
+            continue;
+        }
+        struct gemv_args a = {.w = (const uint8_t *)m->data,
+                              .row_bytes = dtype_bytes(m->dtype, (size_t)m->cols),
+                              .x = x,
+                              .y = y[i],
+                              .rows = m->rows,
+                              .cols = m->cols,
+                              .T = T,
+                              .ldx = (size_t)m->cols,
+                              .ldy = (size_t)m->rows,
+                              .per = m->rows,
+                              .first = 0,
+                              .gap = 0,
+                              .add = add,
+                              .wide = m->cols % 8 == 0 && (uintptr_t)x % 16 == 0};
+        CUDA_BY_TYPE(m->dtype, gemv, c, a);
+    }
+}
+
+/* Values out of latents: a product a head, each with its own rows and its own input. */
+void cuda_mla_expand(struct backend *b, float *out, const float *lat, const struct weight *kv_b,
+                     int H, int P, int Vd, int r, int T)
+{
+    struct cuda *c = (struct cuda *)b;
+    if (T < 1 || H * Vd < 1)
+        return;
+    struct gemv_args a = {.w = (const uint8_t *)kv_b->m.data,
+                          .row_bytes = dtype_bytes(kv_b->m.dtype, (size_t)r),
+                          .x = lat,
+                          .y = out,
+                          .rows = H * Vd,
+                          .cols = r,
+                          .T = T,
+                          .ldx = (size_t)H * (size_t)r,
+                          .ldy = (size_t)H * (size_t)Vd,
+                          .per = Vd,
+                          .first = P,
+                          .gap = P + Vd,
+                          .add = false,
+                          .wide = r % 8 == 0 && (uintptr_t)lat % 16 == 0};
+    CUDA_BY_TYPE(kv_b->m.dtype, gemv, c, a);
+}
+
+enum { ABSORB_TOKENS = 4 };
+
+struct absorb_args {
+    const uint8_t *w;
+    size_t row_bytes;
+    const float *q;
+    float *y;
+    int H, P, Vd, r, T;
+    size_t ld, stride;
+};
+
+/* q_lat of 256 columns, one head, 4 tokens: a warp sums a quarter of the head's P key rows, a lane
+ * has 8 columns. */
+template <enum dtype type>
+static __global__ void __launch_bounds__(CUDA_THREADS) absorb_kernel(struct absorb_args a)
+{
+    SHARED(float, part, WARPS * 256);
+    int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, h = (int)blockIdx.y;
+    int col = (int)blockIdx.x * 256 + lane * 8, t0 = (int)blockIdx.z * ABSORB_TOKENS;
+    float sum[ABSORB_TOKENS][8] = {};
+    for (int j = warp; j < a.P && col < a.r; j += WARPS) {
+        float v[8];
+        load8<type>(a.w + ((size_t)h * (a.P + a.Vd) + j) * a.row_bytes, col, a.r, v);
+        for (int t = 0; t < ABSORB_TOKENS; t++) {
+            if (t0 + t >= a.T)
+                continue;
+            float q = a.q[(t0 + t) * a.ld + h * a.stride + j];
+            for (int k = 0; k < 8; k++)
+                sum[t][k] += q * v[k];
+        }
+    }
+    for (int t = 0; t < ABSORB_TOKENS && t0 + t < a.T; t++) {
+        for (int k = 0; k < 8; k++)
+            part[warp * 256 + k * 32 + lane] = sum[t][k];
+        __syncthreads();
+        float *y = a.y + ((size_t)(t0 + t) * a.H + h) * a.r + (size_t)blockIdx.x * 256;
+        for (int e = (int)threadIdx.x; e < 256; e += CUDA_THREADS) {
+            float s = 0;
+            for (int w = 0; w < WARPS; w++)
+                s += part[w * 256 + e % 8 * 32 + e / 8];
+            if ((int)blockIdx.x * 256 + e < a.r)
+                y[e] = s;
+        }
+        __syncthreads();
+    }
+}
+
+template <enum dtype type> static void absorb(struct cuda *c, const struct absorb_args &a)
+{
+    dim3 grid((unsigned)((a.r + 255) / 256), (unsigned)a.H,
+              (unsigned)((a.T + ABSORB_TOKENS - 1) / ABSORB_TOKENS));
+    LAUNCH(absorb_kernel<type>, grid, CUDA_THREADS, 0, c->stream, a);
+    cuda_ok(c, cudaGetLastError(), "absorbing keys");
+}
+
+void cuda_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, int stride,
+                     const struct weight *kv_b, int H, int P, int Vd, int r, int T)
+{
+    struct cuda *c = (struct cuda *)b;
+    /* The grid's third side ends at 65535. */
+    const int most = 65535 * ABSORB_TOKENS;
+    for (int t = 0; t < T; t += most) {
+        struct absorb_args a = {.w = (const uint8_t *)kv_b->m.data,
+                                .row_bytes = dtype_bytes(kv_b->m.dtype, (size_t)r),
+                                .q = q + (size_t)t * ld,
+                                .y = q_lat + (size_t)t * H * r,
+                                .H = H,
+                                .P = P,
+                                .Vd = Vd,
+                                .r = r,
+                                .T = T - t < most ? T - t : most,
+                                .ld = (size_t)ld,
+                                .stride = (size_t)stride};
+        CUDA_BY_TYPE(kv_b->m.dtype, absorb, c, a);
+    }
+}
