@@ -388,7 +388,9 @@ char *probe_path(const char *dir, const struct rankplan *plan, const char *text)
         int32_t rope = plan->layer[l].qk_rope_head_dim;
         sha256_add(&h, &rope, sizeof rope);
     }
-    sha256_add(&h, plan->layout == LAYOUT_STOCK ? "stock" : "own", 3);
+    const char *layout = plan_layout_name(plan->layout);
+    sha256_add(&h, layout, strlen(layout));
+    sha256_add(&h, &plan->without, sizeof plan->without);
     sha256_hex(&h, key);
     return mem_printf("%s/sensitivity-%.12s-%.12s-%.12s.json", dir, plan->model.fingerprint, text,
                       key);
