@@ -123,3 +123,9 @@ bool progress_report(const struct progress *p, const char *phase, double done, d
 {
     return !p || !p->report || p->report(p->user, phase, done, total);
 }
+
+bool text_ends_with(const char *s, const char *end)
+{
+    size_t n = strlen(s), k = strlen(end);
+    return n >= k && !strcmp(s + n - k, end);
+}

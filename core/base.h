@@ -49,6 +49,7 @@ void *mem_aligned(size_t n, size_t size);
 /* Grows *p (capacity *cap elements of size bytes) so that need elements fit; false keeps *p. */
 bool mem_grow(void **p, size_t *cap, size_t need, size_t size);
 char *mem_strdup(const char *s);
+bool text_ends_with(const char *s, const char *end);
 /* printf into fresh memory; NULL when memory is out. */
 char *mem_printf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 

@@ -435,12 +435,6 @@ static int bind_layer(struct binder *b, int l)
     return rc;
 }
 
-static bool ends_with(const char *s, const char *end)
-{
-    size_t n = strlen(s), k = strlen(end);
-    return n >= k && !strcmp(s + n - k, end);
-}
-
 /* The tensor that this slot takes in layer l, for some expert where it has several. */
 static bool takes(const struct binder *b, const struct family_slot *slot, int l, const char *name)
 {
@@ -467,7 +461,7 @@ static bool is_scale(const struct binder *b, const char *name)
 {
     char matrix[512];
     size_t n = strlen(name), k = strlen(FP8_SCALE);
-    if (!b->src->st || !ends_with(name, FP8_SCALE) || n - k >= sizeof matrix)
+    if (!b->src->st || !text_ends_with(name, FP8_SCALE) || n - k >= sizeof matrix)
         return false;
     snprintf(matrix, sizeof matrix, "%.*s", (int)(n - k), name);
     return safetensors_has(b->src->st, matrix);
@@ -481,7 +475,7 @@ static bool known(const struct binder *b, const char *name)
         if (slot_name(b, slot) && !strcmp(name, slot_name(b, slot)))
             return true;
     for (const char *const *end = b->map->ignored; end && *end; end++)
-        if (ends_with(name, *end))
+        if (text_ends_with(name, *end))
             return true;
     for (const char *const *start = b->map->left_out; start && *start; start++)
         if (!strncmp(name, *start, strlen(*start)))

@@ -56,6 +56,9 @@ int family_rope_set(const cJSON *config, const cJSON *set, double theta, struct 
                     double *partial, const char *where, struct err *e);
 const cJSON *family_rope_parameters(const cJSON *config);
 int family_rope_refuse(const char *kind, const char *where, struct err *e);
+/* The second list of frequencies, for contexts beyond the original one, from its divisors. */
+int family_rope_long(struct model *m, const struct rope_spec *rope, int dim, const double *divisor,
+                     const char *where, struct err *e);
 /* ARCH.rope.*; as above. */
 int family_rope_gguf(const struct gguf *g, const char *arch, struct rope_spec *out, struct err *e);
 /* GGUF: sizes, epsilon and attention scale. handled: keys of what may be on and what off (PARTIAL:

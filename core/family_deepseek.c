@@ -199,22 +199,6 @@ static int read_rope(struct model *m, const cJSON *config, struct rope_spec *rop
     return rc;
 }
 
-/* The second list, for contexts beyond the original one. */
-static int set_long(struct model *m, const struct rope_spec *rope, const double *divisor,
-                    const char *where, struct err *e)
-{
-    struct rope_spec spec = *rope;
-    int R = m->hp.qk_rope_head_dim;
-    double *freq = family_own(m, (size_t)R / 2, sizeof *freq);
-    if (!freq)
-        return err_nomem(e, (size_t)R / 2 * sizeof *freq, "rope frequencies");
-    spec.divisor = divisor;
-    ropefreq_fill(&spec, R, freq);
-    for (int l = 0; l < m->hp.n_layer; l++)
-        m->layer[l].rope_freq_long = freq;
-    return ropefreq_usable(freq, R / 2, where, e);
-}
-
 /* attention_bias adds biases where a matrix meets the hidden states, but never to q_proj. */
 static int check_biases(const struct model *m, bool biases, const char *where, struct err *e)
 {
@@ -269,7 +253,7 @@ static int deepseek_hf(struct model *m, const struct cJSON *config, const char *
     if (!rc && !(eps > 0 && eps < 1))
         rc = err_set(e, ERR_FORMAT, "%s: latent_norm_eps %g", where, eps);
     if (!rc && beyond)
-        rc = set_long(m, &rope, beyond, where, e);
+        rc = family_rope_long(m, &rope, m->hp.qk_rope_head_dim, beyond, where, e);
     for (int l = 0; !rc && l < m->hp.n_layer; l++)
         m->layer[l].latent_eps = eps;
     return rc ? rc : check_biases(m, biases, where, e);

@@ -120,21 +120,6 @@ static int read_rope(struct model *m, const cJSON *config, struct rope_spec *rop
     return rc;
 }
 
-/* The second list of frequencies, for contexts beyond the original one. */
-static int set_long(struct model *m, const struct rope_spec *rope, const double *divisor,
-                    const char *where, struct err *e)
-{
-    struct rope_spec spec = *rope;
-    double *freq = family_own(m, (size_t)rope->dim / 2, sizeof *freq);
-    if (!freq)
-        return err_nomem(e, (size_t)rope->dim / 2 * sizeof *freq, "rope frequencies");
-    spec.divisor = divisor;
-    ropefreq_fill(&spec, spec.dim, freq);
-    for (int l = 0; l < m->hp.n_layer; l++)
-        m->layer[l].rope_freq_long = freq;
-    return ropefreq_usable(freq, spec.dim / 2, where, e);
-}
-
 static int phi3_hf(struct model *m, const struct cJSON *config, const char *where,
                    const struct safetensors *st, struct err *e)
 {
@@ -152,7 +137,7 @@ static int phi3_hf(struct model *m, const struct cJSON *config, const char *wher
     if (!rc)
         rc = family_bind(m, &(struct family_source){.where = where, .st = st}, &map, &rope, e);
     if (!rc && divisor[1])
-        rc = set_long(m, &rope, divisor[1], where, e);
+        rc = family_rope_long(m, &rope, rope.dim, divisor[1], where, e);
     for (int l = 0; !rc && l < m->hp.n_layer; l++)
         m->layer[l].window = window;
     return rc;
@@ -219,7 +204,7 @@ static int phi3_gguf(struct model *m, const struct gguf *g, struct err *e)
     m->hp.rope_theta = rope.theta;
     rc = family_bind(m, &(struct family_source){.where = where, .gguf = g}, &map, &rope, e);
     if (!rc && divisor[1])
-        rc = set_long(m, &rope, divisor[1], where, e);
+        rc = family_rope_long(m, &rope, rope.dim, divisor[1], where, e);
     for (int l = 0; !rc && l < m->hp.n_layer; l++)
         m->layer[l].window = window;
     return rc;

@@ -206,3 +206,17 @@ int family_rope_gguf(const struct gguf *g, const char *arch, struct rope_spec *o
     *out = r;
     return rc ? rc : ropefreq_check(&r, gguf_path(g), e);
 }
+
+int family_rope_long(struct model *m, const struct rope_spec *rope, int dim, const double *divisor,
+                     const char *where, struct err *e)
+{
+    struct rope_spec spec = *rope;
+    double *freq = family_own(m, (size_t)dim / 2, sizeof *freq);
+    if (!freq)
+        return err_nomem(e, (size_t)dim / 2 * sizeof *freq, "rope frequencies");
+    spec.divisor = divisor;
+    ropefreq_fill(&spec, dim, freq);
+    for (int l = 0; l < m->hp.n_layer; l++)
+        m->layer[l].rope_freq_long = freq;
+    return ropefreq_usable(freq, dim / 2, where, e);
+}

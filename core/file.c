@@ -108,25 +108,30 @@ int file_read(const char *path, size_t max, char **text, size_t *size, struct er
     return OK;
 }
 
-/* Removes what writers of path left behind when they were killed: PATH.tmp-<pid>-<n> of processes
- * that are gone. Best effort. */
-static void sweep(const char *path)
+void file_sweep(const char *path, void (*remove)(const char *left))
 {
     const char *base = path_base(path);
-    size_t n = strlen(base), dir_n = (size_t)(base - path);
-    char *dir = dir_n ? strndup(path, dir_n) : mem_strdup(".");
+    size_t n = strlen(base);
+    char *dir = path_parent(path);
     DIR *d = dir ? opendir(dir) : NULL;
     for (struct dirent *entry; d && (entry = readdir(d));) {
         const char *rest = entry->d_name + n;
         if (strncmp(entry->d_name, base, n) || strncmp(rest, ".tmp-", 5))
             continue;
         long pid = strtol(rest + 5, NULL, 10);
-        if (pid > 0 && kill((pid_t)pid, 0) && errno == ESRCH)
-            unlinkat(dirfd(d), entry->d_name, 0);
+        char *left = path_join(dir, entry->d_name);
+        if (left && pid > 0 && kill((pid_t)pid, 0) && errno == ESRCH)
+            remove(left);
+        free(left);
     }
     if (d)
         closedir(d);
     free(dir);
+}
+
+static void remove_file(const char *path)
+{
+    unlink(path);
 }
 
 int file_writer_open(struct file_writer **out, const char *path, struct err *e)
@@ -144,7 +149,7 @@ int file_writer_open(struct file_writer **out, const char *path, struct err *e)
         file_writer_abort(w);
         return err_nomem(e, FILE_BUFFER, "a file writer");
     }
-    sweep(path);
+    file_sweep(path, remove_file);
     w->fd = open(w->tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     if (w->fd < 0) {
         int rc = err_errno(e, "%s: cannot create", w->tmp);
@@ -302,4 +307,19 @@ const char *path_base(const char *path)
 {
     const char *slash = strrchr(path, '/');
     return slash ? slash + 1 : path;
+}
+
+char *path_parent(const char *path)
+{
+    const char *base = path_base(path);
+    return base > path ? strndup(path, (size_t)(base - path)) : mem_strdup(".");
+}
+
+bool path_same(const char *a, const char *b)
+{
+    char *x = a ? realpath(a, NULL) : NULL, *y = b ? realpath(b, NULL) : NULL;
+    bool same = x && y && !strcmp(x, y);
+    free(x);
+    free(y);
+    return same;
 }

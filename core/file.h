@@ -38,5 +38,12 @@ bool file_is_dir(const char *path);
 char *path_join(const char *dir, const char *name);
 /* Last component, pointing into path. */
 const char *path_base(const char *path);
+/* What comes before it, "." where nothing does; fresh memory. */
+char *path_parent(const char *path);
+/* Two names of one thing that exists; NULL names nothing. */
+bool path_same(const char *a, const char *b);
+/* Removes, with remove, what writers of path left behind when they were killed: PATH.tmp-<pid>… of
+ * processes that are gone. Best effort. */
+void file_sweep(const char *path, void (*remove)(const char *left));
 
 #endif

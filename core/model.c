@@ -16,9 +16,10 @@
 #define CONFIG_MAX ((size_t)4 << 20)
 
 const struct family *const family_table[] = {
-    &family_llama, &family_smollm3,   &family_mistral, &family_mixtral, &family_qwen2,
-    &family_qwen3, &family_qwen3_moe, &family_mimo,    &family_phi3,    &family_gemma2,
-    &family_gemma3, &family_deepseek, NULL};
+    &family_llama, &family_smollm3, &family_mistral,   &family_mixtral,
+    &family_qwen2, &family_qwen3,   &family_qwen3_moe, &family_mimo,
+    &family_phi3,  &family_gemma2,  &family_gemma3,    &family_deepseek,
+    NULL};
 
 static void owner_free(void *owner)
 {
@@ -62,12 +63,6 @@ static void set_name(struct model *m, const char *s, size_t n)
     for (size_t i = 0; i < n; i++)
         m->hp.name[i] = (unsigned char)s[i] < 32 || s[i] == 127 ? ' ' : s[i];
     m->hp.name[n] = 0;
-}
-
-static bool ends_with(const char *s, const char *end)
-{
-    size_t n = strlen(s), k = strlen(end);
-    return n >= k && !strcmp(s + n - k, end);
 }
 
 /* The path's last component, without slashes at the end and, for files, without the extension. */
@@ -217,7 +212,7 @@ static int open_path(struct model **out, const char *path, bool probe, struct er
         rc = err_nomem(e, strlen(path), "a path");
     else if (file_is_dir(path))
         rc = open_hf(m, path, e);
-    else if (ends_with(path, ".safetensors") || ends_with(path, ".json"))
+    else if (text_ends_with(path, ".safetensors") || text_ends_with(path, ".json"))
         rc = err_set(e, ERR_ARG, "%s: give the folder that holds this file", path);
     else
         rc = open_gguf(m, path, e);

@@ -57,35 +57,6 @@ static void remove_folder(const char *path)
     rmdir(path);
 }
 
-/* What an export that was killed left behind: PATH.tmp-<pid> of processes that are gone. */
-static void sweep(const char *path)
-{
-    const char *base = path_base(path);
-    size_t n = strlen(base);
-    char *dir = base > path ? strndup(path, (size_t)(base - path)) : mem_strdup(".");
-    DIR *d = dir ? opendir(dir) : NULL;
-    for (struct dirent *entry; d && (entry = readdir(d));) {
-        const char *rest = entry->d_name + n;
-        if (strncmp(entry->d_name, base, n) || strncmp(rest, ".tmp-", 5))
-            continue;
-        long pid = strtol(rest + 5, NULL, 10);
-        char *left = path_join(dir, entry->d_name);
-        if (left && pid > 0 && kill((pid_t)pid, 0) && errno == ESRCH)
-            remove_folder(left);
-        free(left);
-    }
-    if (d)
-        closedir(d);
-    free(dir);
-}
-
-/* The folder that the target will be in. */
-static char *parent_of(const char *path)
-{
-    const char *base = path_base(path);
-    return base > path ? strndup(path, (size_t)(base - path)) : mem_strdup(".");
-}
-
 /* An earlier export says so in its config.json; a GGUF of ours is of the architecture that an
  * export always has, and a model to convert never. */
 static bool is_our_gguf(const char *path)
@@ -129,7 +100,7 @@ static int check_target(const struct export_options *o, struct err *e)
 
 static int check_space(struct export_job *j, struct err *e)
 {
-    char *dir = parent_of(j->o->path), needs[32], has[32];
+    char *dir = path_parent(j->o->path), needs[32], has[32];
     struct statvfs fs;
     int rc = dir ? OK : err_nomem(e, strlen(j->o->path), "a path");
     if (!rc && !file_is_dir(dir))
@@ -150,6 +121,14 @@ static int check_space(struct export_job *j, struct err *e)
     }
     free(dir);
     return rc;
+}
+
+int export_step(struct export_meter *m, double n, struct err *e)
+{
+    if (!progress_report(m->j->p, "writing tensors", m->done, m->total))
+        return err_set(e, ERR_CANCELLED, "export stopped");
+    m->done += n;
+    return OK;
 }
 
 int export_add_file(struct export_job *j, const char *name, struct err *e)
@@ -174,17 +153,14 @@ int export_add_file(struct export_job *j, const char *name, struct err *e)
 
 struct sink {
     struct safetensors_writer *w;
-    const struct export_job *j;
-    double done, total;
+    struct export_meter meter;
 };
 
 static int put(void *user, const float *numbers, size_t n, struct err *e)
 {
     struct sink *s = user;
-    if (!progress_report(s->j->p, "writing tensors", s->done, s->total))
-        return err_set(e, ERR_CANCELLED, "export stopped");
-    s->done += (double)n;
-    return safetensors_writer_part(s->w, numbers, n, e);
+    int rc = export_step(&s->meter, (double)n, e);
+    return rc ? rc : safetensors_writer_part(s->w, numbers, n, e);
 }
 
 static size_t elements(const struct stock_tensor *t)
@@ -244,13 +220,12 @@ static int write_fp8(struct sink *s, const struct stock_tensor *t, bool scales, 
     float *scale = mem_calloc(n_scale, sizeof *scale);
     uint8_t *q = scales ? NULL : mem_calloc(n, 1);
     int rc = g.x && scale && (scales || q) ? OK : err_nomem(e, n * sizeof(float), t->name);
-    if (!rc && !progress_report(s->j->p, "writing tensors", s->done, s->total))
-        rc = err_set(e, ERR_CANCELLED, "export stopped");
     if (!rc)
-        rc = stock_export_values(&s->j->x, t, gather, &g, e);
+        rc = export_step(&s->meter, scales ? 0 : (double)n, e);
+    if (!rc)
+        rc = stock_export_values(&s->meter.j->x, t, gather, &g, e);
     if (!rc) {
         fp8_write(g.x, t->dim[0], t->dim[1], scale, q);
-        s->done += scales ? 0 : (double)n;
         rc = scales ? safetensors_writer_f32(s->w, scale, n_scale, e)
                     : safetensors_writer_raw(s->w, q, n, e);
     }
@@ -305,16 +280,6 @@ static int write_shard(struct export_job *j, struct sink *s, const int *file, in
     return safetensors_writer_commit(s->w, e);
 }
 
-static int save_json(struct export_job *j, const char *name, const cJSON *json, struct err *e)
-{
-    char *path = path_join(j->dir, name), *text = json ? json_text(json, true) : NULL;
-    int rc = path && text ? file_save(path, text, strlen(text), e)
-                          : err_nomem(e, 4096, "a JSON document");
-    free(text);
-    free(path);
-    return rc ? rc : export_add_file(j, name, e);
-}
-
 static int write_index(struct export_job *j, const int *file, int n, struct err *e)
 {
     const struct stock_export *x = &j->x;
@@ -331,7 +296,7 @@ static int write_index(struct export_job *j, const int *file, int n, struct err 
             cJSON_AddStringToObject(map, scale, name);
         }
     }
-    int rc = save_json(j, "model.safetensors.index.json", root, e);
+    int rc = export_save_json(j, "model.safetensors.index.json", root, e);
     cJSON_Delete(root);
     return rc;
 }
@@ -339,13 +304,13 @@ static int write_index(struct export_job *j, const int *file, int n, struct err 
 int export_weights_hf(struct export_job *j, struct err *e)
 {
     const struct stock_export *x = &j->x;
-    struct sink s = {.j = j};
+    struct sink s = {.meter = {.j = j}};
     int *file = mem_calloc(x->n, sizeof *file), rc = OK;
     char name[64];
     if (!file)
         return err_nomem(e, x->n * sizeof *file, "the list of files");
     for (size_t i = 0; i < x->n; i++)
-        s.total += (double)elements(&x->tensor[i]);
+        s.meter.total += (double)elements(&x->tensor[i]);
     int n = share_out(x, j->o->shard_bytes ? j->o->shard_bytes : SHARD_BYTES, file);
     for (int i = 0; i < n && !rc; i++) {
         shard_name(name, i, n);
@@ -360,11 +325,11 @@ int export_weights_hf(struct export_job *j, struct err *e)
         cJSON *config = NULL, *generation = NULL;
         rc = stock_config_json(x, &config, e);
         if (!rc)
-            rc = save_json(j, "config.json", config, e);
+            rc = export_save_json(j, "config.json", config, e);
         if (!rc)
             rc = stock_generation_json(x, &generation, e);
         if (!rc)
-            rc = save_json(j, "generation_config.json", generation, e);
+            rc = export_save_json(j, "generation_config.json", generation, e);
         cJSON_Delete(config);
         cJSON_Delete(generation);
     }
@@ -396,7 +361,7 @@ static int publish(struct export_job *j, struct err *e)
 static int write_all(struct export_job *j, struct err *e)
 {
     bool gguf = j->o->to == STOCK_GGUF;
-    sweep(j->o->path);
+    file_sweep(j->o->path, remove_folder);
     if (!gguf && mkdir(j->dir, 0755))
         return err_errno(e, "%s: cannot create the folder", j->dir);
     int rc = gguf ? export_weights_gguf(j, e) : export_weights_hf(j, e);

@@ -10,14 +10,14 @@
 struct export_options {
     enum stock_engine to;
     enum dtype dtype;
-    bool fp8;           /* matrices in FP8, the rest as dtype */
+    bool fp8; /* matrices in FP8, the rest as dtype */
     const char *path;
-    const char *from;   /* the conversion's folder, for what was measured there; or NULL */
-    bool dry_run;       /* everything that can be known without writing */
-    bool force;         /* an earlier export of ours at path is replaced */
-    bool no_check;      /* leave out reading back */
-    size_t shard_bytes; /* of tensors a file; 0: 5 GB */
-    int narrow_rank;    /* q_lora_rank: queries through so many numbers; 0: whole */
+    const char *from;         /* the conversion's folder, for what was measured there; or NULL */
+    bool dry_run;             /* everything that can be known without writing */
+    bool force;               /* an earlier export of ours at path is replaced */
+    bool no_check;            /* leave out reading back */
+    size_t shard_bytes;       /* of tensors a file; 0: 5 GB */
+    int narrow_rank;          /* q_lora_rank: queries through so many numbers; 0: whole */
     const char *const *files; /* text that narrowing weighs inputs by; none: weights alone */
     int n_files;
     long long tokens;
@@ -67,7 +67,14 @@ struct export_job {
     struct export_report *report;
 };
 int export_add_file(struct export_job *j, const char *name,
-                    struct err *e);                         /* with its size on disk */
+                    struct err *e); /* with its size on disk */
+int export_save_json(struct export_job *j, const char *name, const cJSON *json, struct err *e);
+/* Numbers written, of all; a step reports what is done before its n, and may be told to stop. */
+struct export_meter {
+    const struct export_job *j;
+    double done, total;
+};
+int export_step(struct export_meter *m, double n, struct err *e);
 int export_text_files(struct export_job *j, struct err *e); /* tokenizer, template, card */
 int export_weights_hf(struct export_job *j, struct err *e);
 int export_weights_gguf(struct export_job *j, struct err *e);

@@ -11,17 +11,14 @@
 
 struct sink {
     struct gguf_writer *w;
-    const struct export_job *j;
-    double done, total;
+    struct export_meter meter;
 };
 
 static int put(void *user, const float *numbers, size_t n, struct err *e)
 {
     struct sink *s = user;
-    if (!progress_report(s->j->p, "writing tensors", s->done, s->total))
-        return err_set(e, ERR_CANCELLED, "export stopped");
-    s->done += (double)n;
-    return gguf_writer_part(s->w, numbers, n, e);
+    int rc = export_step(&s->meter, (double)n, e);
+    return rc ? rc : gguf_writer_part(s->w, numbers, n, e);
 }
 
 static int add_vocabulary(const struct export_job *j, struct gguf_writer *w, struct err *e)
@@ -39,14 +36,14 @@ static int add_vocabulary(const struct export_job *j, struct gguf_writer *w, str
 static int write_tensors(struct export_job *j, struct gguf_writer *w, struct err *e)
 {
     const struct stock_export *x = &j->x;
-    struct sink s = {.w = w, .j = j};
+    struct sink s = {.w = w, .meter = {.j = j}};
     int rc = OK;
     for (size_t i = 0; i < x->n && !rc; i++) {
         const struct stock_tensor *t = &x->tensor[i];
         size_t n = 1;
         for (int k = 0; k < t->rank; k++)
             n *= t->dim[k];
-        s.total += (double)n;
+        s.meter.total += (double)n;
         rc = gguf_writer_declare(w, t->name, t->dtype, t->rank, t->dim, e);
     }
     for (size_t i = 0; i < x->n && !rc; i++)

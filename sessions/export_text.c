@@ -38,9 +38,9 @@ static int save_text(struct export_job *j, const char *name, const char *text, s
     return rc ? rc : export_add_file(j, name, e);
 }
 
-static int save_json(struct export_job *j, const char *name, const cJSON *json, struct err *e)
+int export_save_json(struct export_job *j, const char *name, const cJSON *json, struct err *e)
 {
-    char *text = json_text(json, true);
+    char *text = json ? json_text(json, true) : NULL;
     int rc = save_text(j, name, text, text ? strlen(text) : 0, e);
     free(text);
     return rc;
@@ -69,9 +69,9 @@ static int make_files(struct export_job *j, struct err *e)
     if (rc == ERR_UNSUPPORTED) /* the weights are worth having without; the card says so */
         return OK;
     if (!rc)
-        rc = save_json(j, "tokenizer.json", tokenizer, e);
+        rc = export_save_json(j, "tokenizer.json", tokenizer, e);
     if (!rc)
-        rc = save_json(j, "tokenizer_config.json", config, e);
+        rc = export_save_json(j, "tokenizer_config.json", config, e);
     const char *template = json_str_or(config, "chat_template", NULL);
     if (!rc && template)
         rc = save_text(j, "chat_template.jinja", template, strlen(template), e);

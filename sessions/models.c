@@ -23,12 +23,6 @@ struct scan {
     bool out_of_memory;
 };
 
-static bool ends_with(const char *s, const char *end)
-{
-    size_t n = strlen(s), k = strlen(end);
-    return n >= k && !strcmp(s + n - k, end);
-}
-
 static void entry_done(struct model_entry *m)
 {
     free(m->name);
@@ -56,7 +50,8 @@ static void describe(struct model_entry *m, const char *probe_path)
     }
     m->usable = true;
     if (!hp.text)
-        snprintf(m->reason, sizeof m->reason, "no tokenizer lies with it: it takes token ids, no text");
+        snprintf(m->reason, sizeof m->reason,
+                 "no tokenizer lies with it: it takes token ids, no text");
     snprintf(m->family, sizeof m->family, "%.15s", hp.family);
     snprintf(m->dtype, sizeof m->dtype, "%s", dtype_traits(hp.dtype)->name);
     m->n_layer = hp.n_layer;
@@ -168,7 +163,7 @@ static void walk(struct scan *s, const char *source, const char *dir, const char
     for (int i = 0; i < n; i++) {
         const char *file = list[i]->d_name;
         char *path = file[0] == '.' ? NULL : path_join(dir, file);
-        if (path && ends_with(file, ".gguf") && !is_part(file) && file_exists(path)) {
+        if (path && text_ends_with(file, ".gguf") && !is_part(file) && file_exists(path)) {
             add(s, source, "GGUF", stem(file), mem_strdup(path));
         } else if (path && is_folder(path, depth)) {
             if (has_file(path, "mlathe.json"))

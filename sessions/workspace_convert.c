@@ -125,6 +125,14 @@ static void learn(const struct workspace *w, const struct rankplan *plan, double
     free(path);
 }
 
+/* c takes the place of the conversion that was there. */
+static void hold(struct workspace *w, struct conversion *c, struct engine *g)
+{
+    workspace_drop_conversion(w);
+    w->conv = c;
+    w->conv_engine = g;
+}
+
 int workspace_convert(struct workspace *w, const struct rankplan *plan,
                       const struct convert_sink *sink, const struct progress *p,
                       struct conversion_report *out, struct err *e)
@@ -175,9 +183,7 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
         conversion_free(c);
         return rc;
     }
-    workspace_drop_conversion(w);
-    w->conv = c;
-    w->conv_engine = g;
+    hold(w, c, g);
     return OK;
 }
 
@@ -189,9 +195,7 @@ int workspace_adopt(struct workspace *w, struct conversion *c, struct err *e)
         conversion_free(c);
         return rc;
     }
-    workspace_drop_conversion(w);
-    w->conv = c;
-    w->conv_engine = g;
+    hold(w, c, g);
     return OK;
 }
 

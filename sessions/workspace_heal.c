@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/file.h"
 #include "sessions/calibrate.h"
 #include "sessions/heal_run.h"
 
@@ -28,16 +29,6 @@ static int healing_text(struct workspace *w, const struct heal_options *o, const
     return rc;
 }
 
-/* Two names of one folder. */
-static bool same_folder(const char *a, const char *b)
-{
-    char *x = a ? realpath(a, NULL) : NULL, *y = b ? realpath(b, NULL) : NULL;
-    bool same = x && y && !strcmp(x, y);
-    free(x);
-    free(y);
-    return same;
-}
-
 int workspace_heal(struct workspace *w, const struct heal_options *options,
                    const char *const *files, int n_files, const struct heal_sink *sink,
                    const struct progress *p, struct heal_report *out, bool *changed, struct err *e)
@@ -52,7 +43,7 @@ int workspace_heal(struct workspace *w, const struct heal_options *options,
     workspace_info(w, &info);
     if (!from)
         return err_set(e, ERR_ARG, "nothing to heal: convert a model, or open a conversion folder");
-    if (same_folder(o.dir, from->dir))
+    if (path_same(o.dir, from->dir))
         return err_set(e, ERR_ARG,
                        "%s is the conversion to heal: give another folder, so that it stays",
                        o.dir);

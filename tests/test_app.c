@@ -1,52 +1,13 @@
 /* The app without a screen: undo, budgets, what engines take, where answers part, what happens to
  * plans and chats when the model changes, and two programs on one workspace. */
-#include <poll.h>
 #include <unistd.h>
 
 #include "core/file.h"
 #include "tests/support.h"
+#include "tests/support_app.h"
 #include "tests/support_models.h"
-#include "ui/app_parts.h"
 
 static char one[300], other[300];
-
-static void settle(struct app *a)
-{
-    for (int i = 0; i < 60000; i++) {
-        worker_drain(a->worker);
-        app_collect(a);
-        if (!app_busy(a))
-            break;
-        struct pollfd f = {worker_fd(a->worker), POLLIN, 0};
-        poll(&f, 1, 10);
-    }
-    worker_drain(a->worker);
-    app_collect(a);
-}
-
-static struct app *start(const char *model)
-{
-    struct app *a = mem_calloc(1, sizeof *a);
-    struct ui_options o = {.model = model, .device = "ref", .threads = 1, .rows = 24, .cols = 80};
-    struct err e = {0};
-    CHECK_OK(app_init(a, &o, &e), e);
-    settle(a);
-    return a;
-}
-
-static void leave(struct app *a)
-{
-    app_done(a);
-    free(a);
-}
-
-static void press(struct app *a, const char *keys)
-{
-    char text[200], *save;
-    snprintf(text, sizeof text, "%s", keys);
-    for (char *k = strtok_r(text, " ", &save); k; k = strtok_r(NULL, " ", &save))
-        app_key(a, keys_parse(k));
-}
 
 static int files_in(const char *name)
 {
@@ -62,51 +23,51 @@ static int files_in(const char *name)
 
 static void test_undo(void)
 {
-    struct app *a = start(one);
+    struct app *a = test_app_start(one, "ref");
     struct rankplan first, last;
     struct err e;
-    press(a, "2");
+    test_app_press(a, "2");
     CHECK(a->ranks.has_plan, "%s", a->message);
     CHECK(fabs(rankplan_kept(&a->ranks.plan) - 0.5) < 1e-9, "a first plan keeps half");
     CHECK_OK(rankplan_copy(&first, &a->ranks.plan, &e), e);
-    press(a, "Right Right Down Left l m u a e Shift-Right < > z y");
-    settle(a);
+    test_app_press(a, "Right Right Down Left l m u a e Shift-Right < > z y");
+    test_app_settle(a);
     CHECK_OK(rankplan_copy(&last, &a->ranks.plan, &e), e);
     for (int i = 0; i < 40; i++)
-        press(a, "z");
+        test_app_press(a, "z");
     CHECK(rankplan_equal(&a->ranks.plan, &first), "all the way back");
     for (int i = 0; i < 40; i++)
-        press(a, "y");
+        test_app_press(a, "y");
     CHECK(rankplan_equal(&a->ranks.plan, &last), "and forth");
     for (int i = 0; i < 500; i++)
-        press(a, i % 2 ? "Left" : "Right");
+        test_app_press(a, i % 2 ? "Left" : "Right");
     CHECK(a->ranks.n_past <= 201, "undo is bounded: %zu", a->ranks.n_past);
     for (int i = 0; i < 100; i++)
-        press(a, "Shift-Left");
+        test_app_press(a, "Shift-Left");
     CHECK(a->ranks.plan.layer[a->ranks.layer].kv_lora_rank == 1, "the least rank is 1");
     for (int i = 0; i < 100; i++)
-        press(a, ">");
+        test_app_press(a, ">");
     CHECK(a->ranks.plan.layer[a->ranks.layer].kv_lora_rank ==
               rankplan_max_rank(&a->ranks.plan.model),
           "and the most is all of it");
     rankplan_done(&first);
     rankplan_done(&last);
-    leave(a);
+    test_app_leave(a);
 }
 
 /* Plan B: held, swapped, undone, found again at the next start, let go. */
 static void test_two_plans(void)
 {
-    struct app *a = start(one);
+    struct app *a = test_app_start(one, "ref");
     char text[256];
     int numbers = 0;
     double kl;
-    press(a, "2 v");
+    test_app_press(a, "2 v");
     CHECK(a->ranks.has_plan && !a->ranks.has_other, "nothing to swap with");
-    press(a, "B");
+    test_app_press(a, "B");
     CHECK(a->ranks.has_other && compare_layer(a, 0, &numbers, &kl) && numbers == 0, "held");
     int before = a->ranks.plan.layer[0].kv_lora_rank;
-    press(a, "Home Right");
+    test_app_press(a, "Home Right");
     int step = a->ranks.plan.layer[0].kv_lora_rank - before;
     CHECK(step > 0 && compare_layer(a, 0, &numbers, &kl) && numbers == step, "%d", numbers);
     CHECK(compare_layer(a, 1, &numbers, &kl) && numbers == 0, "the other layers are alike");
@@ -114,27 +75,27 @@ static void test_two_plans(void)
     snprintf(text, sizeof text, "KV/token +%lld B", 2 * apart);
     char line[256];
     CHECK(compare_text(a, line, sizeof line) && strstr(line, text), "%s", line);
-    press(a, "v");
+    test_app_press(a, "v");
     CHECK(a->ranks.plan.layer[0].kv_lora_rank == before &&
               a->ranks.other.layer[0].kv_lora_rank == before + step,
           "swapped");
-    press(a, "z");
+    test_app_press(a, "z");
     CHECK(a->ranks.plan.layer[0].kv_lora_rank == before + step, "a swap can be undone");
-    press(a, "v v Left");
-    leave(a);
-    a = start(one);
-    press(a, "2");
+    test_app_press(a, "v v Left");
+    test_app_leave(a);
+    a = test_app_start(one, "ref");
+    test_app_press(a, "2");
     CHECK(a->ranks.has_other && a->ranks.other.layer[0].kv_lora_rank == before + step,
           "plan B is there again");
-    press(a, "v B B");
+    test_app_press(a, "v B B");
     CHECK(!a->ranks.has_other, "let go");
-    leave(a);
+    test_app_leave(a);
 }
 
 /* Layers measured: prediction, ranks by it, a budget that is dragged, other widths unknown. */
 static void test_measured(void)
 {
-    struct app *a = start(one);
+    struct app *a = test_app_start(one, "ref");
     char path[300], text[128];
     snprintf(path, sizeof path, "%s/measure.txt", test_tmpdir());
     FILE *f = fopen(path, "w");
@@ -142,54 +103,54 @@ static void test_measured(void)
     for (int i = 0; i < 60000; i++)
         fputc(i % 60 == 59 ? '\n' : 'a' + (int)(26 * test_uniform(&seed) * test_uniform(&seed)), f);
     fclose(f);
-    press(a, "2");
-    press(a, a->ranks.plan.method == METHOD_MLATHE ? "" : "m");
+    test_app_press(a, "2");
+    test_app_press(a, a->ranks.plan.method == METHOD_MLATHE ? "" : "m");
     while (a->ranks.plan.layout != LAYOUT_OWN)
-        press(a, "l");
+        test_app_press(a, "l");
     CHECK(plan_answer(a, REQ_BUDGET, "50%"), "%s", a->ask.error);
-    settle(a);
-    press(a, "p");
+    test_app_settle(a);
+    test_app_press(a, "p");
     CHECK(!a->ranks.sensitivity_pending && strstr(a->message, "calibrate first"), "%s", a->message);
     CHECK(plan_answer(a, REQ_CALIBRATE, path), "%s", a->ask.error);
-    settle(a);
+    test_app_settle(a);
     CHECK(isnan(a->ranks.plan.predicted_kl) && !sensitivity_now(a), "nothing is measured yet");
-    press(a, "p");
-    settle(a);
+    test_app_press(a, "p");
+    test_app_settle(a);
     const struct sensitivity *s = sensitivity_now(a);
     CHECK(s && !a->ranks.sensitivity_pending, "%s", a->message);
     double half = a->ranks.plan.predicted_kl, kept = rankplan_kept(&a->ranks.plan);
     CHECK(half > 0 && kept <= 0.5, "KL %g, kept %g", half, kept);
     sensitivity_wants(a, text, sizeof text);
     CHECK(strstr(text, "layer "), "\"%s\"", text);
-    press(a, "[ [ [ [ [ [ [ [ [ [");
+    test_app_press(a, "[ [ [ [ [ [ [ [ [ [");
     CHECK(!strcmp(a->j.budget, "40%") && rankplan_kept(&a->ranks.plan) <= 0.4, "%s", a->j.budget);
     CHECK(a->ranks.plan.predicted_kl > half, "less cache, more KL");
-    press(a, "] ] ] ] ] ] ] ] ] ]");
+    test_app_press(a, "] ] ] ] ] ] ] ] ] ]");
     CHECK(a->ranks.plan.predicted_kl == half && rankplan_kept(&a->ranks.plan) == kept, "and back");
-    press(a, "u a");
+    test_app_press(a, "u a");
     CHECK(a->ranks.plan.predicted_kl == half, "auto spends by what was measured");
     CHECK(plan_answer(a, REQ_ROPE, "4"), "%s", a->ask.error);
-    settle(a);
+    test_app_settle(a);
     CHECK(!sensitivity_now(a) && isnan(a->ranks.plan.predicted_kl), "of another rope width");
-    press(a, "z");
-    settle(a);
+    test_app_press(a, "z");
+    test_app_settle(a);
     CHECK(sensitivity_now(a) && a->ranks.plan.predicted_kl == half, "undone");
     int even = plan_even_numbers(a);
-    press(a, "w");
-    settle(a);
+    test_app_press(a, "w");
+    test_app_settle(a);
     const struct plan_layer *l = a->ranks.plan.layer;
     CHECK(strstr(a->message, "the best of "), "%s", a->message);
     CHECK(l[0].kv_lora_rank + l[0].qk_rope_head_dim == even &&
               l[1].qk_rope_head_dim == l[0].qk_rope_head_dim,
           "rank %d, rope %d for %d numbers", l[0].kv_lora_rank, l[0].qk_rope_head_dim, even);
-    leave(a);
+    test_app_leave(a);
 }
 
 static void test_budget(void)
 {
-    struct app *a = start(one);
+    struct app *a = test_app_start(one, "ref");
     static const char *const wrong[] = {"", "x", "-5%", "0%", "1GiB,0x0"};
-    press(a, "2");
+    test_app_press(a, "2");
     for (int i = 0; i < 5; i++) {
         double kept = rankplan_kept(&a->ranks.plan);
         CHECK(!plan_answer(a, REQ_BUDGET, wrong[i]) && a->ask.error[0], "\"%s\"", wrong[i]);
@@ -207,14 +168,14 @@ static void test_budget(void)
         char text[16];
         snprintf(text, sizeof text, "%d%%", percents[i]);
         CHECK(plan_answer(a, REQ_BUDGET, text), "%s", a->ask.error);
-        settle(a);
+        test_app_settle(a);
         double kept = 100 * rankplan_kept(&a->ranks.plan);
         /* Ranks come in steps: a plan may stay a step a layer below its budget, never above. */
         double slack = 100.0 * plan_step(a) / rankplan_max_rank(&a->ranks.plan.model);
         CHECK(kept <= percents[i] + 1e-6 && kept >= percents[i] - slack, "%d%%: %g", percents[i],
               kept);
     }
-    leave(a);
+    test_app_leave(a);
 }
 
 static bool loads(const struct rankplan *p, enum stock_engine t)
@@ -282,39 +243,39 @@ static void test_parting(void)
 /* A plan or a chat of another model is put into a file, not dropped. */
 static void test_other_model(void)
 {
-    struct app *a = start(one);
-    press(a, "2 Right");
+    struct app *a = test_app_start(one, "ref");
+    test_app_press(a, "2 Right");
     journal_add_turn(&a->j, "who are you?");
     text_set(&a->j.turn[0].answer[0], "tiny");
     app_changed(a);
-    leave(a);
-    a = start(NULL);
+    test_app_leave(a);
+    a = test_app_start(NULL, "ref");
     CHECK(a->j.n_turn == 1 && a->ranks.has_plan && strcmp(a->j.model, one) == 0, "found again");
     int rank = a->ranks.plan.layer[0].kv_lora_rank;
-    leave(a);
-    a = start(one);
+    test_app_leave(a);
+    a = test_app_start(one, "ref");
     CHECK(a->j.n_turn == 1 && a->ranks.plan.layer[0].kv_lora_rank == rank, "the same by name");
-    leave(a);
+    test_app_leave(a);
     int plans = files_in("plans/one"), chats = files_in("chats/one");
-    a = start(other);
+    a = test_app_start(other, "ref");
     CHECK(a->j.n_turn == 0 && strcmp(a->j.model, other) == 0, "another model, another chat");
-    leave(a); /* writes what is on its way */
+    test_app_leave(a); /* writes what is on its way */
     CHECK(files_in("plans/one") == plans + 1, "the plan is in a file");
     CHECK(files_in("chats/one") == chats + 1, "and the chat");
 }
 
 static void test_two_programs(void)
 {
-    struct app *a = start(one), *b = start(one);
+    struct app *a = test_app_start(one, "ref"), *b = test_app_start(one, "ref");
     CHECK(a->lock >= 0 && b->lock < 0, "one holds the workspace");
     CHECK(strstr(b->message, "another mlathe") != NULL || b->has_model, "%s", b->message);
     journal_add_turn(&b->j, "lost on purpose");
     app_changed(b);
-    leave(b);
-    leave(a);
-    a = start(NULL);
+    test_app_leave(b);
+    test_app_leave(a);
+    a = test_app_start(NULL, "ref");
     CHECK(a->lock >= 0 && a->j.n_turn == 0, "the second one wrote nothing");
-    leave(a);
+    test_app_leave(a);
 }
 
 static void test_broken_journal(void)
@@ -324,26 +285,26 @@ static void test_broken_journal(void)
     snprintf(path, sizeof path, "%s/state/workspace.json", test_tmpdir());
     snprintf(bad, sizeof bad, "%s.bad-1", path);
     CHECK_OK(file_save(path, "{\"mlathe_workspace\": 1, ", 24, &e), e);
-    struct app *a = start(one);
+    struct app *a = test_app_start(one, "ref");
     CHECK(file_exists(bad), "kept aside");
     CHECK(a->has_model && a->lock >= 0, "and the program goes on");
-    leave(a);
+    test_app_leave(a);
 }
 
 static void test_bad_model_keeps_the_good_one(void)
 {
-    struct app *a = start(one);
+    struct app *a = test_app_start(one, "ref");
     char path[400];
     struct err e;
     snprintf(path, sizeof path, "%s/not-a-model.gguf", test_tmpdir());
     CHECK_OK(file_save(path, "GGUF\3\0\0\0nonsense", 16, &e), e);
-    press(a, "1");
+    test_app_press(a, "1");
     app_open(a, path, NULL);
-    settle(a);
+    test_app_settle(a);
     CHECK(a->has_model && strcmp(a->j.model, one) == 0 && a->message_role == ROLE_BAD, "%s",
           a->message);
     CHECK(a->ranks.has_plan, "plan and all");
-    leave(a);
+    test_app_leave(a);
 }
 
 int main(void)

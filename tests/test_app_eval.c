@@ -1,50 +1,11 @@
 /* Screen 5 without a screen: a measurement from keys to a result that is found again, one that is
  * stopped, one that fails, speed, and files that are no results. */
-#include <poll.h>
 
 #include "core/file.h"
 #include "tests/support.h"
+#include "tests/support_app.h"
 #include "tests/support_models.h"
-#include "ui/app_parts.h"
 #include "ui/eval_text.h"
-
-static void settle(struct app *a)
-{
-    for (int i = 0; i < 6000; i++) {
-        worker_drain(a->worker);
-        app_collect(a);
-        if (!app_busy(a))
-            break;
-        struct pollfd f = {worker_fd(a->worker), POLLIN, 0};
-        poll(&f, 1, 10);
-    }
-    worker_drain(a->worker);
-    app_collect(a);
-}
-
-static struct app *start(const char *model)
-{
-    struct app *a = mem_calloc(1, sizeof *a);
-    struct ui_options o = {.model = model, .device = "cpu", .threads = 1, .rows = 24, .cols = 80};
-    struct err e = {0};
-    CHECK_OK(app_init(a, &o, &e), e);
-    settle(a);
-    return a;
-}
-
-static void leave(struct app *a)
-{
-    app_done(a);
-    free(a);
-}
-
-static void press(struct app *a, const char *keys)
-{
-    char text[200], *save;
-    snprintf(text, sizeof text, "%s", keys);
-    for (char *k = strtok_r(text, " ", &save); k; k = strtok_r(NULL, " ", &save))
-        app_key(a, keys_parse(k));
-}
 
 static void type(struct app *a, const char *text)
 {
@@ -73,58 +34,58 @@ static const char *long_text(void)
 
 static void convert(struct app *a)
 {
-    press(a, "2 k");
+    test_app_press(a, "2 k");
     type(a, write_file("text.txt", long_text()));
-    settle(a);
-    press(a, "c");
-    settle(a);
+    test_app_settle(a);
+    test_app_press(a, "c");
+    test_app_settle(a);
     CHECK(a->has_conversion && a->convert.result.path[0], "%s", a->message);
 }
 
 /* Nothing to do without a file or a result, and it says so. */
 static void test_empty(struct app *a)
 {
-    press(a, "5 r");
+    test_app_press(a, "5 r");
     CHECK(!a->eval.running && strstr(a->message, "choose a text"), "%s", a->message);
-    press(a, "w");
+    test_app_press(a, "w");
     CHECK(!a->ask.what && strstr(a->message, "no result"), "%s", a->message);
-    press(a, "f");
+    test_app_press(a, "f");
     type(a, "/nonexistent/text");
     CHECK(a->ask.what == REQ_EVAL_FILE && a->ask.error[0], "the question stays");
-    press(a, "Esc x");
+    test_app_press(a, "Esc x");
     type(a, "1");
     CHECK(a->ask.what == REQ_EVAL_CTX && a->ask.error[0]);
     type(a, "48");
-    press(a, "n");
+    test_app_press(a, "n");
     type(a, "3");
     CHECK(!a->ask.what && a->j.eval.ctx == 48 && a->j.eval.windows == 3);
 }
 
 static void test_run(struct app *a)
 {
-    press(a, "5 f");
+    test_app_press(a, "5 f");
     type(a, write_file("text.txt", long_text()));
-    press(a, "r");
+    test_app_press(a, "r");
     CHECK(a->eval.running);
-    settle(a);
+    test_app_settle(a);
     const struct eval_record *r = eval_shown(a);
     CHECK(r && !a->eval.running && r->kind == EVAL_PPL && r->ppl.compared, "%s", a->message);
     CHECK(r && r->ppl.windows == 3 && r->ppl.kl_mean > 0 && r->ppl.tokens == 3 * 47);
     CHECK(strstr(a->message, "kept in"), "%s", a->message);
     CHECK(a->eval.known.n == 1 && a->eval.known.own == 0);
-    press(a, "f");
+    test_app_press(a, "f");
     type(a, write_file("piqa.jsonl", "{\"goal\": \"g\", \"sol1\": \"s\", \"sol2\": \"t\", "
                                      "\"label\": 1}\n"));
     CHECK(a->j.eval.what == EVAL_WHAT_PPL, "a text stays a text: t chooses questions");
-    press(a, "t f");
+    test_app_press(a, "t f");
     type(a, write_file("piqa.jsonl", "{\"goal\": \"g\", \"sol1\": \"s\", \"sol2\": \"t\", "
                                      "\"label\": 1}\n"));
     CHECK(a->j.eval.what == EVAL_WHAT_TASK + CHOICE_PIQA, "the file's name says its task");
-    press(a, "r");
-    settle(a);
+    test_app_press(a, "r");
+    test_app_settle(a);
     r = eval_shown(a);
     CHECK(r && r->kind == EVAL_TASK && r->task.n == 1 && a->eval.list.n == 2, "%s", a->message);
-    press(a, "Up");
+    test_app_press(a, "Up");
     CHECK(eval_shown(a)->kind == EVAL_PPL);
 }
 
@@ -133,8 +94,8 @@ static void test_found_again(struct app *a)
 {
     CHECK(a->j.eval.what == EVAL_WHAT_TASK + CHOICE_PIQA && a->j.eval.ctx == 48);
     CHECK(a->eval.list.n == 2, "%zu results found again", a->eval.list.n);
-    press(a, "5 r");
-    settle(a);
+    test_app_press(a, "5 r");
+    test_app_settle(a);
     CHECK(a->eval.list.n == 2 && eval_shown(a)->kind == EVAL_TASK);
 }
 
@@ -143,13 +104,13 @@ static void test_stop_and_fail(struct app *a)
     a->j.eval.what = EVAL_WHAT_PPL;
     a->j.eval.windows = 0;
     text_set(&a->j.eval.text, write_file("text.txt", long_text()));
-    press(a, "5 r Esc");
-    settle(a);
+    test_app_press(a, "5 r Esc");
+    test_app_settle(a);
     CHECK(!a->eval.running && a->eval.list.n == 2 && strstr(a->message, "stopped"), "%s",
           a->message);
     text_set(&a->j.eval.text, write_file("short.txt", "too short"));
-    press(a, "r");
-    settle(a);
+    test_app_press(a, "r");
+    test_app_settle(a);
     CHECK(!a->eval.running && a->eval.trouble[0] && strstr(a->message, "less than one window"),
           "%s", a->message);
     CHECK(eval_shown(a), "the last result is still there");
@@ -159,8 +120,8 @@ static void test_speed(struct app *a)
 {
     char text[EVAL_TEXT];
     a->j.eval.what = EVAL_WHAT_SPEED;
-    press(a, "r");
-    settle(a);
+    test_app_press(a, "r");
+    test_app_settle(a);
     const struct eval_record *r = eval_shown(a);
     /* The model's context of 2048 has room for depths 0 and 1024. */
     CHECK(r && r->kind == EVAL_SPEED && r->n_speed == 4 && r->compared, "%s", a->message);
@@ -169,7 +130,7 @@ static void test_speed(struct app *a)
         CHECK(r->speed[i].kv_bytes > 0 && r->speed[i].kv_bytes < r->speed[i].kv_bytes_against);
     }
     CHECK(r && eval_text_line(r, 4, true, text) && !eval_text_line(r, 5, true, text));
-    press(a, "w");
+    test_app_press(a, "w");
     type(a, "~/speed.csv");
     saver_flush(a->saver);
     char path[512];
@@ -186,26 +147,26 @@ int main(void)
     setenv("HOME", test_tmpdir(), 1);
     snprintf(path, sizeof path, "%s/tiny.gguf", test_tmpdir());
     CHECK(test_model_write_gguf(path, &spec) == 0, "model");
-    struct app *a = start(path);
+    struct app *a = test_app_start(path, "cpu");
     test_empty(a);
     convert(a);
     test_run(a);
-    leave(a);
-    a = start(NULL);
+    test_app_leave(a);
+    a = test_app_start(NULL, "cpu");
     test_found_again(a);
     test_stop_and_fail(a);
     test_speed(a);
     snprintf(store, sizeof store, "%s/evaluations.json", a->convert.result.path);
     CHECK(file_exists(store));
-    leave(a);
+    test_app_leave(a);
     /* A damaged store loses nothing but itself, and is left alone. */
     CHECK_OK(file_save(store, "{\"results\": [{}, 7", 18, &e), e);
-    a = start(NULL);
+    a = test_app_start(NULL, "cpu");
     CHECK(a->has_conversion && a->eval.list.n == 0);
     a->j.eval.what = EVAL_WHAT_TASK + CHOICE_PIQA;
-    press(a, "5 r");
-    settle(a);
+    test_app_press(a, "5 r");
+    test_app_settle(a);
     CHECK(a->eval.list.n == 1 && strstr(a->message, "not kept"), "%s", a->message);
-    leave(a);
+    test_app_leave(a);
     return test_end("app_eval");
 }

@@ -152,15 +152,6 @@ static int converse(struct talk *k, struct err *e)
     return rc;
 }
 
-static bool same_file(const char *a, const char *b)
-{
-    char *x = realpath(a, NULL), *y = realpath(b, NULL);
-    bool same = x && y && !strcmp(x, y);
-    free(x);
-    free(y);
-    return same;
-}
-
 /* Opens what the words name: one model, a conversion with its own base (in either order), or two
  * models that have nothing to do with each other. */
 static int open_models(struct talk *k, struct err *e)
@@ -179,7 +170,7 @@ static int open_models(struct talk *k, struct err *e)
     k->n_chats = k->w[1] ? 2 : 1;
     for (int i = 0; i < 2 && !rc && k->w[1]; i++) {
         if (!workspace_has_conversion(k->w[i]) || workspace_has_conversion(k->w[!i]) ||
-            !same_file(info[i].path, path[!i]))
+            !path_same(info[i].path, path[!i]))
             continue;
         /* The conversion's workspace holds both sides. */
         workspace_free(k->w[!i]);

@@ -1,10 +1,11 @@
-/* eval: perplexity or multiple choice of a model, alone or against another one, which is the model's
- * own base when the paths agree (then the two share their weights). */
+/* eval: perplexity or multiple choice of a model, alone or against another one, which is the
+ * model's own base when the paths agree (then the two share their weights). */
 #include <langinfo.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "core/file.h"
 #include "sessions/eval_record.h"
 #include "sessions/models.h"
 #include "ui/cli.h"
@@ -24,15 +25,6 @@ static int choose_protocol(const struct cli *c, struct eval_options *o, struct e
     return cli_cache_type(c, &o->kv, e);
 }
 
-static bool same_file(const char *a, const char *b)
-{
-    char *x = realpath(a, NULL), *y = realpath(b, NULL);
-    bool same = x && y && !strcmp(x, y);
-    free(x);
-    free(y);
-    return same;
-}
-
 /* The engine to compare with; *other: a workspace of its own if it needed one. */
 static int open_against(struct cli *c, const struct workspace *w, struct workspace **other,
                         const struct engine **against, struct err *e)
@@ -43,7 +35,7 @@ static int open_against(struct cli *c, const struct workspace *w, struct workspa
     if (rc)
         return rc;
     workspace_info(w, &info);
-    if (same_file(path, info.path)) {
+    if (path_same(path, info.path)) {
         *against = workspace_engine(w, SIDE_ORIGINAL);
     } else {
         rc = cli_open(c, path, CLI_EXACT, other, e);
@@ -119,8 +111,9 @@ static int store(struct cli *c, const struct workspace *w, struct eval_record *r
     struct rankplan plan;
     struct conversion_report report;
     if (!workspace_has_conversion(w) || !c->o.against || c->o.original)
-        return err_set(e, ERR_ARG, "--store keeps what compares a conversion folder (MODEL) with "
-                                   "its original (--against)");
+        return err_set(e, ERR_ARG,
+                       "--store keeps what compares a conversion folder (MODEL) with "
+                       "its original (--against)");
     if (!workspace_conversion(w, &plan, &report, e))
         return e->status;
     char *real = realpath(r->file, NULL);
@@ -135,8 +128,8 @@ static int store(struct cli *c, const struct workspace *w, struct eval_record *r
 }
 
 static int run(struct cli *c, const struct workspace *w, const struct engine *against,
-               const struct eval_options *o, const struct task_options *task,
-               struct eval_record *r, struct err *e)
+               const struct eval_options *o, const struct task_options *task, struct eval_record *r,
+               struct err *e)
 {
     const struct engine *model = workspace_engine(w, cli_side(c, w));
     const struct tokenizer *t = workspace_tokenizer(w, e);
