@@ -108,20 +108,45 @@ int file_read(const char *path, size_t max, char **text, size_t *size, struct er
     return OK;
 }
 
-void file_sweep(const char *path, void (*remove)(const char *left))
+void file_remove(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    for (struct dirent *entry; d && (entry = readdir(d));)
+        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+            unlinkat(fd, entry->d_name, 0);
+    if (d)
+        closedir(d);
+    else
+        unlink(path);
+    rmdir(path);
+}
+
+/* Whether name ends in mark and the number of a process that is gone (with a serial, perhaps);
+ * *base: bytes before the mark. */
+static bool left_behind(const char *name, const char *mark, size_t *base)
+{
+    const char *at = NULL;
+    for (const char *s = name; (s = strstr(s, mark)) != NULL; s++)
+        at = s;
+    char *end;
+    long pid = at ? strtol(at + strlen(mark), &end, 10) : 0;
+    *base = at ? (size_t)(at - name) : 0;
+    return pid > 0 && (!*end || *end == '-') && kill((pid_t)pid, 0) && errno == ESRCH;
+}
+
+void file_sweep(const char *path)
 {
     const char *base = path_base(path);
-    size_t n = strlen(base);
+    size_t n = strlen(base), k;
     char *dir = path_parent(path);
     DIR *d = dir ? opendir(dir) : NULL;
     for (struct dirent *entry; d && (entry = readdir(d));) {
-        const char *rest = entry->d_name + n;
-        if (strncmp(entry->d_name, base, n) || strncmp(rest, ".tmp-", 5))
+        if (!left_behind(entry->d_name, ".tmp-", &k) || k != n || strncmp(entry->d_name, base, n))
             continue;
-        long pid = strtol(rest + 5, NULL, 10);
         char *left = path_join(dir, entry->d_name);
-        if (left && pid > 0 && kill((pid_t)pid, 0) && errno == ESRCH)
-            remove(left);
+        if (left)
+            file_remove(left);
         free(left);
     }
     if (d)
@@ -129,9 +154,37 @@ void file_sweep(const char *path, void (*remove)(const char *left))
     free(dir);
 }
 
-static void remove_file(const char *path)
+/* One entry of a folder that is swept. */
+static void sweep_entry(const char *dir, const char *name, int depth)
 {
-    unlink(path);
+    size_t base;
+    struct stat st;
+    char *path = path_join(dir, name);
+    if (!path || lstat(path, &st)) {
+        free(path);
+        return;
+    }
+    if (left_behind(name, ".tmp-", &base)) {
+        file_remove(path);
+    } else if (left_behind(name, ".old-", &base)) {
+        char *to = mem_printf("%s/%.*s", dir, (int)base, name);
+        if (to && (file_exists(to) || rename(path, to)))
+            file_remove(path);
+        free(to);
+    } else if (S_ISDIR(st.st_mode) && depth > 0) {
+        file_sweep_folder(path, depth - 1);
+    }
+    free(path);
+}
+
+void file_sweep_folder(const char *dir, int depth)
+{
+    DIR *d = opendir(dir);
+    for (struct dirent *entry; d && (entry = readdir(d));)
+        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+            sweep_entry(dir, entry->d_name, depth);
+    if (d)
+        closedir(d);
 }
 
 int file_writer_open(struct file_writer **out, const char *path, struct err *e)
@@ -149,7 +202,7 @@ int file_writer_open(struct file_writer **out, const char *path, struct err *e)
         file_writer_abort(w);
         return err_nomem(e, FILE_BUFFER, "a file writer");
     }
-    file_sweep(path, remove_file);
+    file_sweep(path);
     w->fd = open(w->tmp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     if (w->fd < 0) {
         int rc = err_errno(e, "%s: cannot create", w->tmp);
@@ -216,6 +269,13 @@ static int sync_folder(const char *path, struct err *e)
     return OK;
 }
 
+int file_rename(const char *from, const char *to, struct err *e)
+{
+    if (rename(from, to))
+        return err_errno(e, "%s: cannot rename to %s", from, to);
+    return sync_folder(to, e);
+}
+
 int file_writer_commit(struct file_writer *w, struct err *e)
 {
     if (!w->failed.status)
@@ -226,14 +286,12 @@ int file_writer_commit(struct file_writer *w, struct err *e)
         err_errno(&w->failed, "%s: cannot close", w->tmp);
     if (!w->failed.status) {
         w->fd = -1;
-        if (rename(w->tmp, w->path))
-            err_errno(&w->failed, "%s: cannot rename to %s", w->tmp, w->path);
+        file_rename(w->tmp, w->path, &w->failed);
     }
     int rc = w->failed.status;
     if (rc && e)
         *e = w->failed;
     if (!rc) {
-        rc = sync_folder(w->path, e);
         free(w->tmp);
         w->tmp = NULL;
     }

@@ -42,8 +42,16 @@ const char *path_base(const char *path);
 char *path_parent(const char *path);
 /* Two names of one thing that exists; NULL names nothing. */
 bool path_same(const char *a, const char *b);
-/* Removes, with remove, what writers of path left behind when they were killed: PATH.tmp-<pid>… of
- * processes that are gone. Best effort. */
-void file_sweep(const char *path, void (*remove)(const char *left));
+/* rename + fsync of the folder. */
+int file_rename(const char *from, const char *to, struct err *e);
+/* Removes a file, or a folder with the files in it; one that holds folders stays. Best effort. */
+void file_remove(const char *path);
+/* Removes what writers of path left behind when they were killed: PATH.tmp-<pid>… of processes that
+ * are gone. Best effort. */
+void file_sweep(const char *path);
+/* The same for every path in a folder of the program's own, and in folders below it down to depth. A
+ * NAME.old-<pid> (an old state set aside by a replacement that died) becomes NAME again where that is
+ * missing. */
+void file_sweep_folder(const char *dir, int depth);
 
 #endif

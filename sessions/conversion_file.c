@@ -332,33 +332,68 @@ static void remove_other(const char *dir, const char *tensors)
     free(old);
 }
 
-int conversion_save(struct conversion *c, const char *dir, const char *base_path, struct err *e)
+/* All that a folder holds, into dir, which is there. What was in it stays valid until the end. */
+static int write_folder(struct conversion *c, const char *dir, const char *base_path, struct err *e)
 {
     cJSON *root = NULL;
     const char *name = free_tensors_file(dir);
-    char *json = path_join(dir, FOLDER_JSON), *tensors = path_join(dir, name);
-    char *base = realpath(base_path, NULL), *text = NULL, *copy = mem_strdup(dir);
-    int rc = json && tensors && copy ? file_mkdirs(dir, e) : err_nomem(e, 4096, "a path");
-    if (!rc)
-        rc = write_tensors(c, tensors, e);
+    char *json = path_join(dir, FOLDER_JSON), *tensors = path_join(dir, name), *text = NULL;
+    char *base = realpath(base_path, NULL);
+    int rc = json && tensors ? write_tensors(c, tensors, e) : err_nomem(e, 4096, "a path");
     if (!rc)
         rc = folder_json(c, base ? base : base_path, name, &root, e);
     if (!rc && !(text = json_text(root, true)))
         rc = err_nomem(e, 4096, "a conversion's description");
     if (!rc) /* last: a folder without it is no conversion */
         rc = file_save(json, text, strlen(text), e);
-    if (!rc) {
+    if (!rc)
         remove_other(dir, name);
-        snprintf(c->report.path, sizeof c->report.path, "%s", dir);
-        free(c->dir);
-        c->dir = copy;
-        copy = NULL;
-    }
+    else if (tensors)
+        unlink(tensors); /* nothing names it */
     cJSON_Delete(root);
-    free(copy);
     free(text);
     free(base);
     free(json);
     free(tensors);
+    return rc;
+}
+
+/* A folder that is not there yet appears whole: it is written under another name. */
+static int write_new_folder(struct conversion *c, const char *dir, const char *base_path,
+                            struct err *e)
+{
+    char *parent = path_parent(dir), *tmp = mem_printf("%s.tmp-%ld", dir, (long)getpid());
+    int rc = parent && tmp ? file_mkdirs(parent, e) : err_nomem(e, 4096, "a path");
+    if (!rc)
+        file_sweep(dir);
+    if (!rc)
+        rc = file_mkdirs(tmp, e);
+    if (!rc)
+        rc = write_folder(c, tmp, base_path, e);
+    if (!rc)
+        rc = file_rename(tmp, dir, e);
+    if (rc && tmp)
+        file_remove(tmp);
+    free(parent);
+    free(tmp);
+    return rc;
+}
+
+int conversion_save(struct conversion *c, const char *dir, const char *base_path, struct err *e)
+{
+    size_t n = strlen(dir);
+    while (n > 1 && dir[n - 1] == '/')
+        n--;
+    char *copy = strndup(dir, n);
+    int rc = !copy               ? err_nomem(e, n, "a path")
+             : file_is_dir(copy) ? write_folder(c, copy, base_path, e)
+                                 : write_new_folder(c, copy, base_path, e);
+    if (!rc) {
+        snprintf(c->report.path, sizeof c->report.path, "%s", copy);
+        free(c->dir);
+        c->dir = copy;
+        copy = NULL;
+    }
+    free(copy);
     return rc;
 }

@@ -5,6 +5,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,20 +43,6 @@ bool export_dtype(const char *name, enum dtype *out, bool *fp8)
 }
 
 /* --- folders ------------------------------------------------------------------------------ */
-
-/* A flat folder of files; anything else in it stays, and so does the folder then. */
-static void remove_folder(const char *path)
-{
-    DIR *d = opendir(path);
-    for (struct dirent *entry; d && (entry = readdir(d));)
-        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
-            unlinkat(dirfd(d), entry->d_name, 0);
-    if (d)
-        closedir(d);
-    else
-        unlink(path);
-    rmdir(path);
-}
 
 /* An earlier export says so in its config.json; a GGUF of ours is of the architecture that an
  * export always has, and a model to convert never. */
@@ -339,29 +326,40 @@ int export_weights_hf(struct export_job *j, struct err *e)
 
 /* --- the whole ---------------------------------------------------------------------------- */
 
-static int publish(struct export_job *j, struct err *e)
+/* The earlier export and the new one change names in one step where the file system can; the
+ * earlier one is then what is temporary. */
+static int replace(struct export_job *j, struct err *e)
 {
     const char *path = j->o->path;
+    if (!renameat2(AT_FDCWD, j->dir, AT_FDCWD, path, RENAME_EXCHANGE)) {
+        file_remove(j->dir);
+        return OK;
+    }
     char *old = mem_printf("%s.old-%ld", path, (long)getpid());
-    bool there = file_exists(path);
     int rc = old ? OK : err_nomem(e, strlen(path), "a path");
-    if (!rc && there && j->o->force && rename(path, old))
+    if (!rc && rename(path, old))
         rc = err_errno(e, "%s: cannot move the earlier export aside", path);
     if (!rc && rename(j->dir, path)) {
         rc = err_errno(e, "%s: cannot give the export its name", path);
-        if (there)
-            rename(old, path);
+        rename(old, path);
     }
-    if (!rc && there)
-        remove_folder(old);
+    if (!rc)
+        file_remove(old);
     free(old);
     return rc;
+}
+
+static int publish(struct export_job *j, struct err *e)
+{
+    if (file_exists(j->o->path) && j->o->force)
+        return replace(j, e);
+    return file_rename(j->dir, j->o->path, e);
 }
 
 static int write_all(struct export_job *j, struct err *e)
 {
     bool gguf = j->o->to == STOCK_GGUF;
-    file_sweep(j->o->path, remove_folder);
+    file_sweep(j->o->path);
     if (!gguf && mkdir(j->dir, 0755))
         return err_errno(e, "%s: cannot create the folder", j->dir);
     int rc = gguf ? export_weights_gguf(j, e) : export_weights_hf(j, e);
@@ -374,7 +372,7 @@ static int write_all(struct export_job *j, struct err *e)
     if (!rc)
         rc = publish(j, e);
     if (rc)
-        remove_folder(j->dir);
+        file_remove(j->dir);
     return rc;
 }
 

@@ -94,8 +94,13 @@ static int open_journal(struct app *a, struct err *e)
     if (file_mkdirs(a->paths.state, &why) == OK)
         a->lock = journal_lock(lock, &why);
     free(lock);
-    if (a->lock < 0)
+    if (a->lock < 0) {
         app_message(a, ROLE_WARN, "%s", why.text);
+    } else { /* what died while it wrote */
+        file_sweep_folder(a->paths.state, 0);
+        file_sweep_folder(a->paths.data, 2);
+        file_sweep_folder(a->paths.cache, 1);
+    }
     if (journal_load(&a->j, a->journal_path, &note, &why)) {
         /* Unreadable, perhaps for a passing reason: never write over it. */
         journal_unlock(a->lock);
