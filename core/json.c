@@ -18,6 +18,13 @@ int json_parse(cJSON **out, const char *text, size_t size, const char *where, st
     if (!value)
         return err_set(e, ERR_FORMAT, "%s: not valid JSON near byte %td", where,
                        end ? end - text : (ptrdiff_t)0);
+    while (end < text + size && (!*end || strchr(" \t\r\n", *end))) /* headers are padded */
+        end++;
+    if (end < text + size) {
+        cJSON_Delete(value);
+        return err_set(e, ERR_FORMAT, "%s: byte %td comes after the end of the JSON value", where,
+                       end - text);
+    }
     *out = value;
     return OK;
 }
