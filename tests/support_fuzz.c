@@ -9,10 +9,11 @@
 #include "core/gguf.h"
 #include "core/model.h"
 #include "core/safetensors.h"
+#include "sessions/conversion.h"
 #include "tests/support.h"
 #include "tests/support_models.h"
 
-static void judge(int rc, const struct err *e, const char *names)
+void fuzz_judge(int rc, const struct err *e, const char *names)
 {
     bool bad = rc < 0 && (e->status != rc || !strstr(e->text, names));
     for (const char *s = e->text; *s; s++)
@@ -31,8 +32,7 @@ static void put_file(int fd, const uint8_t *data, size_t size)
     }
 }
 
-/* A file in memory with these bytes; returns its path. */
-static const char *memory_file(const uint8_t *data, size_t size)
+const char *fuzz_file(const uint8_t *data, size_t size)
 {
     static int fd = -1;
     static char path[64];
@@ -54,9 +54,9 @@ int fuzz_gguf(const uint8_t *data, size_t size)
 {
     struct err e = {0};
     struct gguf *g;
-    const char *path = memory_file(data, size);
+    const char *path = fuzz_file(data, size);
     int rc = gguf_open(&g, path, &e);
-    judge(rc, &e, path);
+    fuzz_judge(rc, &e, path);
     if (rc)
         return rc;
     for (size_t i = 0; i < gguf_tensor_count(g); i++) {
@@ -81,21 +81,21 @@ static int try_model(const char *path, const char *names)
     struct model *m;
     char hex[65];
     int rc = model_open(&m, path, &e);
-    judge(rc, &e, names);
+    fuzz_judge(rc, &e, names);
     if (rc == 0) {
         struct err e2 = {0};
-        judge(model_check_finite(m, NULL, &e2), &e2, names);
+        fuzz_judge(model_check_finite(m, NULL, &e2), &e2, names);
         model_fingerprint(m, hex, &e2);
     }
     model_free(m);
     struct err e3 = {0};
-    judge(model_probe(path, NULL, NULL, NULL, &e3), &e3, names);
+    fuzz_judge(model_probe(path, NULL, NULL, NULL, &e3), &e3, names);
     return rc;
 }
 
 int fuzz_gguf_model(const uint8_t *data, size_t size)
 {
-    const char *path = memory_file(data, size);
+    const char *path = fuzz_file(data, size);
     return try_model(path, path);
 }
 
@@ -103,9 +103,9 @@ int fuzz_safetensors(const uint8_t *data, size_t size)
 {
     struct err e = {0};
     struct safetensors *s;
-    const char *path = memory_file(data, size);
+    const char *path = fuzz_file(data, size);
     int rc = safetensors_open(&s, path, &e);
-    judge(rc, &e, path);
+    fuzz_judge(rc, &e, path);
     for (size_t i = 0; rc == 0 && i < safetensors_count(s); i++) {
         struct tensor t;
         if (safetensors_get(s, safetensors_name(s, i), &t, &e) == 0)
@@ -157,4 +157,60 @@ int fuzz_index(const uint8_t *data, size_t size)
     }
     put_file(fd, data, size);
     return try_model(dir, dir);
+}
+
+/* A conversion of the small model, made once: its description is what is fuzzed. */
+static const char *conversion_folder(struct model **base, struct plan_model *pm, int *fd)
+{
+    static char dir[300];
+    struct test_model_spec spec = test_model_small();
+    struct workspace_options wo = {.device = "cpu", .threads = 1};
+    struct calib_options co = {.tokens = 512, .seed = 1};
+    struct conversion_report report = {0};
+    struct model_info info;
+    struct rankplan plan;
+    struct workspace *w;
+    struct err e = {0};
+    char model[300], path[400];
+    snprintf(model, sizeof model, "%s/base.gguf", test_tmpdir());
+    snprintf(dir, sizeof dir, "%s/converted", test_tmpdir());
+    snprintf(path, sizeof path, "%s/mlathe.json", dir);
+    if (test_model_write_gguf(model, &spec) || workspace_new(&w, &wo, &e) ||
+        workspace_open(w, model, NULL, &e) || workspace_calibrate(w, &co, NULL, NULL, NULL, &e))
+        abort();
+    workspace_info(w, &info);
+    *pm = info.plan_model;
+    if (rankplan_init(&plan, pm, &e) || rankplan_uniform(&plan, 24, 8, &e) ||
+        workspace_convert(w, &plan, NULL, NULL, &report, &e) || workspace_save(w, dir, &e) ||
+        model_open(base, model, &e))
+        abort();
+    conversion_report_done(&report);
+    rankplan_done(&plan);
+    workspace_free(w);
+    *fd = open(path, O_RDWR | O_CLOEXEC);
+    if (*fd < 0)
+        abort();
+    return dir;
+}
+
+int fuzz_conversion(const uint8_t *data, size_t size)
+{
+    static struct plan_model pm;
+    static struct model *base;
+    static const char *dir;
+    static int fd;
+    struct conversion *c;
+    struct err e = {0};
+    if (!dir)
+        dir = conversion_folder(&base, &pm, &fd);
+    put_file(fd, data, size);
+    int rc = conversion_open(&c, dir, base, &pm, &e);
+    fuzz_judge(rc, &e, dir);
+    if (rc == OK) {
+        char *path, print[65];
+        if (conversion_base(dir, &path, print, &e) == OK)
+            free(path);
+        conversion_free(c);
+    }
+    return rc;
 }
