@@ -36,7 +36,7 @@ struct weight_spec {
 
 struct test_model_spec test_model_small(void)
 {
-    return (struct test_model_spec){2, 64, 4, 2, 16, 96, 320, DTYPE_F32, 1, false, 0, false};
+    return (struct test_model_spec){2, 64, 4, 2, 16, 96, 320, DTYPE_F32, 1, false, 0, false, 0};
 }
 
 static struct test_model_spec complete(const struct test_model_spec *spec)
@@ -51,6 +51,7 @@ static struct test_model_spec complete(const struct test_model_spec *spec)
     s.V = s.V ? s.V : d.V;
     s.seed = s.seed ? s.seed : d.seed;
     s.rope_theta = s.rope_theta > 0 ? s.rope_theta : 10000;
+    s.context = s.context ? s.context : CONTEXT;
     return s;
 }
 
@@ -186,7 +187,7 @@ static int save_config(const char *dir, const struct test_model_spec *s)
     cJSON_AddNumberToObject(c, "head_dim", s->d);
     cJSON_AddNumberToObject(c, "intermediate_size", s->F);
     cJSON_AddNumberToObject(c, "vocab_size", s->V);
-    cJSON_AddNumberToObject(c, "max_position_embeddings", CONTEXT);
+    cJSON_AddNumberToObject(c, "max_position_embeddings", s->context);
     cJSON_AddNumberToObject(c, "rms_norm_eps", EPS);
     cJSON_AddNumberToObject(c, "rope_theta", s->rope_theta);
     cJSON_AddBoolToObject(c, "tie_word_embeddings", !s->untied);
@@ -324,7 +325,7 @@ static void put_sizes(struct bytes *b, const struct test_model_spec *s)
     put_key_string(b, "general.architecture", "llama");
     put_key_string(b, "general.name", "Tiny test model");
     put_key_u32(b, "general.quantization_version", 2);
-    put_key_u32(b, "llama.context_length", CONTEXT);
+    put_key_u32(b, "llama.context_length", (uint32_t)s->context);
     put_key_u32(b, "llama.embedding_length", (uint32_t)s->D);
     put_key_u32(b, "llama.block_count", (uint32_t)s->L);
     put_key_u32(b, "llama.feed_forward_length", (uint32_t)s->F);

@@ -17,6 +17,7 @@ struct test_model_spec {
     bool untied;       /* a head of its own */
     double rope_theta; /* 0: 10000 */
     bool rope_llama3;  /* factor 8, low 1, high 4, original context 64 */
+    int context;       /* 0: 2048 */
 };
 
 enum {
