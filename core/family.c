@@ -145,14 +145,16 @@ static size_t dim_of(const struct model_hparams *hp, enum family_dim dim)
     case DIM_SHARED_FFN: return (size_t)hp->moe.shared_ffn;
     case DIM_NOPE: return P;
     case DIM_VALUE: return Vd;
+    case DIM_EXPERT_GATE_UP: return 2 * (size_t)hp->moe.ffn;
     }
     return 0;
 }
 
-/* All experts in one tensor, as GGUF has them. */
+/* All experts in one tensor, as GGUF has them, and some classes of transformers. */
 static bool stacked(const struct binder *b, const struct family_slot *slot)
 {
-    return b->src->gguf && !b->loose && (slot->flags & SLOT_EXPERTS);
+    return (slot->flags & SLOT_STACKED) ||
+           (b->src->gguf && !b->loose && (slot->flags & SLOT_EXPERTS));
 }
 
 static int check_shape(struct binder *b, const struct family_slot *slot, const char *name,
@@ -333,6 +335,7 @@ static bool wanted(const struct binder *b, const struct family_slot *slot, int l
     return slot_name(b, slot) && !((f & SLOT_DENSE) && moe) && !((f & SLOT_MOE) && !moe) &&
            !((f & SLOT_Q_LORA) && !hp->q_lora_rank) && !((f & SLOT_Q_FULL) && hp->q_lora_rank) &&
            !((f & SLOT_SHARED) && !hp->moe.shared_ffn) &&
+           !((f & SLOT_EXPERTS) && ((f & SLOT_STACKED) != 0) != b->map->stacked) &&
            !((f & SLOT_KV_WHOLE) && b->map->split_kv) &&
            !((f & SLOT_KV_SPLIT) && !b->map->split_kv);
 }
@@ -407,10 +410,13 @@ static int bind_experts(struct binder *b, const struct family_slot *slot, int l)
     struct tensor all;
     layer_name(b, pattern, l, 0, name, sizeof name);
     int rc = bind_one(b, slot, name, &all);
-    for (size_t i = 0; i < n && !rc; i++) {
-        struct tensor one = {.dtype = all.dtype, .rank = 2, .dim = {all.dim[1], all.dim[2]}};
-        one.data = (const char *)all.data + i * dtype_bytes(all.dtype, all.dim[1] * all.dim[2]);
-        y->expert[i * EXPERT_PARTS + slot->at] = one;
+    /* Rows of the parts of an expert follow each other: gate, or gate and then up. */
+    size_t parts = slot->flags & SLOT_GATE_UP ? 2 : 1;
+    for (size_t i = 0; i < n * parts && !rc; i++) {
+        struct tensor one = {
+            .dtype = all.dtype, .rank = 2, .dim = {all.dim[1] / parts, all.dim[2]}};
+        one.data = (const char *)all.data + i * dtype_bytes(one.dtype, one.dim[0] * one.dim[1]);
+        y->expert[i / parts * EXPERT_PARTS + slot->at + i % parts] = one;
     }
     return rc;
 }

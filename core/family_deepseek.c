@@ -1,4 +1,5 @@
-/* DeepSeek V2 and V3 (from safetensors; GGUF is family_deepseek_gguf.c): attention that is MLA from
+/* DeepSeek V2 and V3, and Mistral 4, which is V3 with another router and stacked experts (from
+ * safetensors; GGUF is family_deepseek_gguf.c): attention that is MLA from
  * the start, with a norm on the latent (whose epsilon is fixed, whatever rms_norm_eps says), an
  * optional narrow query with a norm of its own, rotated rows in interleaved pairs; experts beside a
  * shared one after the first dense layers. Multi-token prediction layers are left out and counted.
@@ -52,6 +53,10 @@ const struct family_slot family_deepseek_slots[] = {
      SLOT_MOE | SLOT_EXPERTS},
     {"ffn_down_exps.weight", "mlp.experts.#.down_proj.weight", EXPERT_DOWN, DIM_HIDDEN,
      DIM_EXPERT_FFN, SLOT_MOE | SLOT_EXPERTS},
+    {NULL, "mlp.experts.gate_up_proj", EXPERT_GATE, DIM_EXPERT_GATE_UP, DIM_HIDDEN,
+     SLOT_MOE | SLOT_EXPERTS | SLOT_STACKED | SLOT_GATE_UP},
+    {NULL, "mlp.experts.down_proj", EXPERT_DOWN, DIM_HIDDEN, DIM_EXPERT_FFN,
+     SLOT_MOE | SLOT_EXPERTS | SLOT_STACKED},
     {"ffn_gate_shexp.weight", "mlp.shared_experts.gate_proj.weight", LAYER_AT(gate), DIM_SHARED_FFN,
      DIM_HIDDEN, SLOT_MOE | SLOT_SHARED},
     {"ffn_up_shexp.weight", "mlp.shared_experts.up_proj.weight", LAYER_AT(up), DIM_SHARED_FFN,
@@ -60,6 +65,8 @@ const struct family_slot family_deepseek_slots[] = {
      DIM_SHARED_FFN, SLOT_MOE | SLOT_SHARED},
     {0},
 };
+
+enum class { DEEPSEEK_V2, DEEPSEEK_V3, MISTRAL_4 };
 
 struct number {
     const char *key;
@@ -101,19 +108,23 @@ static int read_sizes(struct model_hparams *hp, const cJSON *config, const char 
     return OK;
 }
 
-/* V3: sigmoid scores, a bias for the choice only. V2: softmax, never renormalised. */
-static int read_router(struct model_moe *moe, const cJSON *config, bool v3, const char *where,
-                       struct err *e)
+/* V3: sigmoid scores, a bias for the choice only. V2: softmax, never renormalised; Mistral 4:
+ * softmax, renormalised. */
+static int read_router(struct model_moe *moe, const cJSON *config, enum class class,
+                       const char *where, struct err *e)
 {
+    bool v3 = class == DEEPSEEK_V3;
     const char *method = json_str_or(config, "topk_method", v3 ? "noaux_tc" : "greedy");
     moe->sigmoid = v3;
-    moe->renormalise = v3;
+    moe->renormalise = class != DEEPSEEK_V2;
     moe->scale = 1;
     int rc = json_num_opt(config, "routed_scaling_factor", &moe->scale, where, e);
     /* transformers' V2 never renormalises, whatever the key says; vLLM's does. */
     const char *made_for = json_str_or(json_get(config, "mlathe"), "made_for", "hf");
-    if (!rc && (v3 || strcmp(made_for, "hf")))
+    if (!rc && (class != DEEPSEEK_V2 || strcmp(made_for, "hf")))
         rc = json_bool_opt(config, "norm_topk_prob", &moe->renormalise, where, e);
+    if (!rc && class == MISTRAL_4 && moe->groups > 1)
+        return err_set(e, ERR_UNSUPPORTED, "%s: experts in %d groups", where, moe->groups);
     if (!rc && strcmp(method, v3 ? "noaux_tc" : "greedy") &&
         (v3 || strcmp(method, "group_limited_greedy")))
         rc = err_set(e, ERR_UNSUPPORTED, "%s: experts chosen by \"%.40s\"", where, method);
@@ -122,8 +133,8 @@ static int read_router(struct model_moe *moe, const cJSON *config, bool v3, cons
     return rc;
 }
 
-static int read_experts(struct model_hparams *hp, const cJSON *config, bool v3, const char *where,
-                        struct err *e)
+static int read_experts(struct model_hparams *hp, const cJSON *config, enum class class,
+                        const char *where, struct err *e)
 {
     struct model_moe *moe = &hp->moe;
     int shared = 0, every = 1;
@@ -149,7 +160,7 @@ static int read_experts(struct model_hparams *hp, const cJSON *config, bool v3, 
     if (shared > MODEL_MAX_EXPERTS || moe->ffn > (1 << 20))
         return err_set(e, ERR_FORMAT, "%s: %d shared experts of width %d", where, shared, moe->ffn);
     moe->shared_ffn = shared * moe->ffn;
-    return read_router(moe, config, v3, where, e);
+    return read_router(moe, config, class, where, e);
 }
 
 /* Frequencies as two lists of divisors of the grid (longrope), the magnitude one. */
@@ -169,16 +180,44 @@ static int read_divisors(struct model *m, const cJSON *set, const char *key, con
                                  m->hp.qk_rope_head_dim / 2);
 }
 
-static int read_rope(struct model *m, const cJSON *config, struct rope_spec *rope,
+/* Mistral 4 says how much of a head rotates, in two ways, and lets queries grow with the position.
+ */
+static int read_mistral_rope(const struct model *m, const cJSON *config, struct rope_spec *rope,
+                             const char *where, struct err *e)
+{
+    double partial, R = m->hp.qk_rope_head_dim;
+    int rc =
+        family_rope_set(config, family_rope_parameters(config), 10000, rope, &partial, where, e);
+    if (!rc && partial != 1 && fabs(partial * m->hp.head_dim - R) > 1e-6 * R)
+        rc = err_set(e, ERR_FORMAT, "%s: partial_rotary_factor %g, but qk_rope_head_dim %g", where,
+                     partial, R);
+    return rc;
+}
+
+static int check_mistral_scaling(const cJSON *set, const char *where, struct err *e)
+{
+    double beta = set ? 0 : 0.1;
+    int rc = json_num_opt(set, "llama_4_scaling_beta", &beta, where, e);
+    return !rc && beta != 0 ? err_set(e, ERR_UNSUPPORTED,
+                                      "%s: queries that grow with the position "
+                                      "(llama_4_scaling_beta %g)",
+                                      where, beta)
+                            : rc;
+}
+
+static int read_rope(struct model *m, const cJSON *config, enum class class, struct rope_spec *rope,
                      const double **beyond, const char *where, struct err *e)
 {
     const cJSON *set = family_rope_parameters(config);
     double partial, magnitude = 0;
     long long original = m->hp.context;
     *beyond = NULL;
-    if (strcmp(json_str_or(set, "rope_type", ""), "longrope"))
-        return family_rope_hf(config, 10000, rope, where, e);
-    int rc = family_rope_set(config, NULL, 10000, rope, &partial, where, e);
+    int rc = class == MISTRAL_4 ? check_mistral_scaling(set, where, e) : OK;
+    if (!rc && strcmp(json_str_or(set, "rope_type", ""), "longrope"))
+        return class == MISTRAL_4 ? read_mistral_rope(m, config, rope, where, e)
+                                  : family_rope_hf(config, 10000, rope, where, e);
+    if (!rc)
+        rc = family_rope_set(config, NULL, 10000, rope, &partial, where, e);
     if (!rc)
         rc = json_num_opt(set, "rope_theta", &rope->theta, where, e);
     if (!rc)
@@ -224,24 +263,28 @@ static int deepseek_hf(struct model *m, const struct cJSON *config, const char *
                              .ignored = family_ignored};
     struct rope_spec rope;
     const double *beyond = NULL;
-    bool v3 = !strcmp(json_str_or(config, "model_type", ""), "deepseek_v3");
+    const char *type = json_str_or(config, "model_type", "");
+    enum class class = !strcmp(type, "deepseek_v3") ? DEEPSEEK_V3
+                       : !strcmp(type, "mistral4")  ? MISTRAL_4
+                                                    : DEEPSEEK_V2;
     bool biases = false, interleaved = true;
     int rc = family_hf_base(m, config, &defaults, where, e);
     if (!rc)
         rc = read_sizes(&m->hp, config, where, e);
     if (!rc)
-        rc = read_experts(&m->hp, config, v3, where, e);
+        rc = read_experts(&m->hp, config, class, where, e);
     if (!rc)
         rc = family_check_hparams(&m->hp, where, e);
     if (!rc)
-        rc = read_rope(m, config, &rope, &beyond, where, e);
+        rc = read_rope(m, config, class, &rope, &beyond, where, e);
     if (!rc)
         rc = json_bool_opt(config, "attention_bias", &biases, where, e);
-    if (!rc && v3)
+    if (!rc && class != DEEPSEEK_V2)
         rc = json_bool_opt(config, "rope_interleave", &interleaved, where, e);
     if (rc)
         return rc;
     map.half_split = !interleaved;
+    map.stacked = class == MISTRAL_4;
     m->hp.rope_theta = rope.theta;
     if (rope.logit_scale > 0)
         m->hp.attn_scale *= rope.logit_scale;
@@ -261,7 +304,7 @@ static int deepseek_hf(struct model *m, const struct cJSON *config, const char *
 
 const struct family family_deepseek = {
     .name = "deepseek",
-    .hf_model_types = (const char *const[]){"deepseek_v2", "deepseek_v3", NULL},
+    .hf_model_types = (const char *const[]){"deepseek_v2", "deepseek_v3", "mistral4", NULL},
     .gguf_archs = (const char *const[]){"deepseek2", NULL},
     .open_hf = deepseek_hf,
     .open_gguf = family_deepseek_gguf,

@@ -26,6 +26,7 @@ enum family_dim {
     DIM_SHARED_FFN,
     DIM_NOPE,  /* P */
     DIM_VALUE, /* Vd */
+    DIM_EXPERT_GATE_UP, /* twice an expert's width */
 };
 
 enum {
@@ -46,6 +47,7 @@ enum {
     SLOT_MLP_BIAS = 8192,
     SLOT_KV_WHOLE = 16384, /* kv_b as one matrix, */
     SLOT_KV_SPLIT = 32768, /* or a matrix for each head (family_map.split_kv) */
+    SLOT_STACKED = 65536,  /* experts: all of them in one tensor (family_map.stacked) */
 };
 
 /* A tensor: its name in both formats (NULL: not in this one) and where its view goes (offset in
@@ -66,6 +68,7 @@ struct family_map {
     bool half_split;                          /* SLOT_MLA_ROPE rows are in order already */
     unsigned biases;                          /* SLOT_ATTN_BIAS, SLOT_MLP_BIAS */
     bool split_kv;
+    bool stacked; /* safetensors hold experts in two stacks, gate above up in the first */
 };
 
 #endif
