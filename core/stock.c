@@ -189,6 +189,14 @@ void stock_check(const struct stock_facts *f, const struct rankplan *p, enum sto
         return;
     }
     bool list = p->method == METHOD_MLATHE && p->layout != LAYOUT_STOCK;
+    if (list && t != STOCK_HF && rope == f->n_kv_head * f->rope_dim && f->n_kv_head > 1) {
+        refuse(
+            out, "rope of every head",
+            "it keeps the rope of every head (equal-cache does), a list of frequencies that only "
+            "transformers reads (vLLM with --model-impl transformers); a smaller plan of "
+            "--layout stock, without that preset, loads");
+        return;
+    }
     if (list && t != STOCK_HF) {
         refuse(out, p->layout == LAYOUT_OWN ? "own layout" : "shared layout",
                "its rope frequencies are a list of its own, which only transformers reads: convert "
