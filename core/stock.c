@@ -43,7 +43,10 @@ static int grid_pairs(const double *freq, int n, double theta)
 void stock_facts_of(const struct model *base, struct stock_facts *out)
 {
     const struct model_hparams *hp = &base->hp;
-    const struct model_layer *first = &base->layer[0];
+    int turning = 0;
+    while (turning < hp->n_layer - 1 && base->layer[turning].no_rope)
+        turning++;
+    const struct model_layer *first = &base->layer[turning];
     int half = first->rope_dim / 2;
     *out = (struct stock_facts){.n_head = hp->n_head,
                                 .n_kv_head = hp->n_kv_head,
@@ -65,6 +68,9 @@ void stock_facts_of(const struct model *base, struct stock_facts *out)
         out->post_norms |= y->post_attn_norm.data || y->post_ffn_norm.data || y->gate_bias.data ||
                            y->up_bias.data || y->down_bias.data;
         out->long_rope |= y->rope_freq_long != NULL;
+        out->still |= y->no_rope;
+        if (y->no_rope)
+            continue;
         out->two_ropes |= y->rope_dim != first->rope_dim ||
                           memcmp(y->rope_freq, first->rope_freq, (size_t)half * sizeof(double));
     }
@@ -134,7 +140,7 @@ bool stock_shares_frequencies(const struct stock_facts *f, const struct rankplan
     if (p->method == METHOD_TRANSMLA) /* grids of different steps are different frequencies */
         return rope == least;
     if (p->layout == LAYOUT_OWN) /* every frequency of every head: the list is the same again */
-        return least == f->n_kv_head * f->rope_dim;
+        return !f->still && least == f->n_kv_head * f->rope_dim;
     return true;
 }
 

@@ -18,6 +18,7 @@ struct stock_facts {
     int window;     /* of the layers that have one within the context; 0: none */
     int grid_pairs; /* leading frequencies that lie on θ^(-2j/rope_dim) */
     bool biases, head_norms, soft_caps, post_norms, gelu, two_ropes, long_rope, own_router;
+    bool still; /* some layers do not rotate: zeros stand where the engine's rope would turn */
 };
 void stock_facts_of(const struct model *base, struct stock_facts *out);
 

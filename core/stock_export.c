@@ -50,16 +50,30 @@ static double fit_theta(const double *freq, int n, int stride, int R, double *er
     return best;
 }
 
+/* The widest of the layers that rotate; NULL when none does. */
+static const struct model_layer *widest_rope(const struct model *m)
+{
+    const struct model_layer *widest = NULL;
+    for (int l = 0; l < m->hp.n_layer; l++)
+        if (!m->layer[l].no_rope && (!widest || m->layer[l].rope_dim > widest->rope_dim))
+            widest = &m->layer[l];
+    return widest;
+}
+
 static int set_frequencies(struct stock_export *x, struct err *e)
 {
     const struct model *m = x->m;
-    const struct model_layer *widest = &m->layer[0];
-    for (int l = 1; l < m->hp.n_layer; l++)
-        if (m->layer[l].rope_dim > widest->rope_dim)
-            widest = &m->layer[l];
+    const struct model_layer *widest = widest_rope(m);
+    x->pairs = x->R / 2;
+    x->stride = 1;
+    x->theta = 10000;
+    if (!widest)
+        return OK;
     x->pairs = widest->rope_dim / 2;
     for (int l = 0; l < m->hp.n_layer; l++) {
         const struct model_layer *y = &m->layer[l];
+        if (y->no_rope) /* its rope rows are zeros */
+            continue;
         if (!same_list(y->rope_freq, widest->rope_freq, y->rope_dim / 2) ||
             !same_list(y->rope_freq_long, widest->rope_freq_long, y->rope_dim / 2))
             return err_set(e, ERR_UNSUPPORTED,

@@ -64,7 +64,7 @@ static const char *target(const char *name)
 {
     static char path[600];
     static int serial;
-    snprintf(path, sizeof path, "%s/%s-%d", test_tmpdir(), name, serial++);
+    snprintf(path, sizeof path, "%s/%s-%d", test_tmpdir(), path_base(name), serial++);
     return path;
 }
 
@@ -325,6 +325,23 @@ static void check_families(void)
     }
 }
 
+/* Layers that do not rotate have zeros where the engines' rope turns: exact in the layouts that
+ * keep one list, refused where such a layer keeps its own rows beside the latent. */
+static void check_still_layers(void)
+{
+    const char *name = "../families/smollm3";
+    struct workspace *half = converted(name, LAYOUT_STOCK, 2);
+    check_one(half, name, STOCK_HF, false);
+    workspace_free(half);
+    struct workspace *shared = converted(name, LAYOUT_SHARED, 1);
+    check_one(shared, name, STOCK_HF, false);
+    check_refused(shared, name, STOCK_GGUF, "--layout stock");
+    workspace_free(shared);
+    struct workspace *own = converted(name, LAYOUT_OWN, 1);
+    check_refused(own, name, STOCK_HF, "frequencies of its own");
+    workspace_free(own);
+}
+
 static void check_no_engine(void)
 {
     static const struct {
@@ -529,6 +546,7 @@ int main(void)
     check_narrow("llama_gqa_tied", STOCK_HF);
     check_narrow("llama_gqa_tied", STOCK_GGUF);
     check_narrow("qwen2_bias", STOCK_HF);
+    check_still_layers();
     check_no_engine();
     check_targets();
     check_types();
