@@ -7,4 +7,4 @@ python=${MLATHE_PYTHON:-$(command -v python3)} || python=
     echo "skipped: no python3"
     exit 77
 }
-exec "$python" "$2/tests/export_engines.py" "$1" "$2"
+exec "$python" "$2/tests/export_engines.py" "$@"
