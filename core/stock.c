@@ -109,7 +109,7 @@ static bool refuse_model(const struct stock_facts *f, enum stock_engine t, struc
         {f->window > 0, "sliding window", window},
         {elsewhere && f->biases, "biases",
          "it has query, key and value biases, which the engine drops without a word; export to hf "
-         "(vLLM runs that with --model-impl transformers)"},
+         "(vLLM runs that with --model-impl transformers), or nearly, with --fold-biases"},
         {elsewhere && f->long_rope, "longrope",
          "its longrope has two lists of frequencies, which only transformers reads"},
     };

@@ -341,7 +341,7 @@ int stock_export_init(struct stock_export *x, const struct model *m, const struc
     x->V = m->layer[0].v_head_dim;
     x->biased = f->biases;
     for (int l = 0; l < m->hp.n_layer; l++)
-        if (m->layer[l].q_bias.data)
+        if (x->biased && m->layer[l].q_bias.data)
             x->q_lora = m->hp.hidden + 1;
     if (narrow_rank)
         x->q_lora = narrow_rank;

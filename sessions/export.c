@@ -376,8 +376,9 @@ static int write_all(struct export_job *j, struct err *e)
     return rc;
 }
 
-static int run(struct export_job *j, const struct stock_facts *facts, struct err *e)
+static int run(struct export_job *j, const struct stock_facts *facts, bool fold, struct err *e)
 {
+    struct export_folded folded = {0};
     int rc = stock_export_init(&j->x, j->model, facts, j->plan, j->o->to, j->o->dtype, j->o->fp8,
                                j->o->narrow_rank, e);
     if (!rc)
@@ -387,6 +388,11 @@ static int run(struct export_job *j, const struct stock_facts *facts, struct err
     j->report->latent_eps = j->x.latent_eps;
     j->report->freq_error = j->x.freq_error;
     snprintf(j->report->path, sizeof j->report->path, "%s", j->o->path ? j->o->path : "");
+    if (!rc && fold && !j->o->dry_run) {
+        rc = export_fold(&folded, j, e);
+        j->x.m = &folded.model;
+        j->report->bias_left = folded.left;
+    }
     if (!rc && j->o->narrow_rank && !j->o->dry_run)
         rc = export_queries(j, e);
     if (!rc && !j->o->dry_run)
@@ -396,6 +402,7 @@ static int run(struct export_job *j, const struct stock_facts *facts, struct err
     if (!rc && j->o->dry_run)
         j->report->bytes = j->x.bytes;
     stock_export_done(&j->x);
+    export_folded_free(&folded);
     return rc;
 }
 
@@ -430,8 +437,10 @@ int workspace_export(struct workspace *w, const struct export_options *options,
                            .report = out,
                            .dir = path ? mem_printf("%s.tmp-%ld", path, (long)getpid()) : NULL};
     stock_facts_of(j.base, &facts);
+    bool fold = o.fold_biases && facts.biases && o.to != STOCK_HF; /* which has biases */
+    facts.biases = facts.biases && !fold;
     stock_check(&facts, &plan, o.to, &out->verdict);
-    int rc = j.dir ? run(&j, &facts, e) : err_nomem(e, 4096, "a path");
+    int rc = j.dir ? run(&j, &facts, fold, e) : err_nomem(e, 4096, "a path");
     if (rc)
         export_report_done(out);
     free(j.dir);

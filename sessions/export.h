@@ -18,7 +18,9 @@ struct export_options {
     bool no_check;            /* leave out reading back */
     size_t shard_bytes;       /* of tensors a file; 0: 5 GB */
     int narrow_rank;          /* q_lora_rank: queries through so many numbers; 0: whole */
-    const char *const *files; /* text that narrowing weighs inputs by; none: weights alone */
+    bool fold_biases;         /* for engines that have none: b becomes b·(a·x), a·x near one */
+    const char *const *files; /* text that narrowing weighs inputs by (none: weights alone), and
+                               * that folding is fitted to */
     int n_files;
     long long tokens;
 };
@@ -42,7 +44,8 @@ struct export_report {
     size_t n_file, cap_file;
     double latent_eps, freq_error;
     double query_kept; /* narrow queries: share of their weighted energy, mean over layers */
-    struct export_check check, narrowing; /* the latter: what narrow queries cost, by logits */
+    double bias_left;  /* folded biases: E(a·x - 1)² of the worst layer */
+    struct export_check check, loss; /* the latter: what narrowing and folding cost, by logits */
 };
 void export_report_done(struct export_report *r);
 
@@ -80,6 +83,14 @@ int export_weights_hf(struct export_job *j, struct err *e);
 int export_weights_gguf(struct export_job *j, struct err *e);
 int export_compare(struct export_job *j, struct err *e);
 int export_queries(struct export_job *j, struct err *e); /* fills x.narrow */
+/* The conversion with its biases folded into its matrices, where the option asks for it. */
+struct export_folded {
+    struct model model;
+    float **made; /* [2 L] */
+    double left;  /* see bias_left */
+};
+int export_fold(struct export_folded *f, struct export_job *j, struct err *e);
+void export_folded_free(struct export_folded *f); /* also after a failure */
 /* The conversion with the queries that the narrow ones multiply out to. */
 struct export_narrowed {
     struct model model;

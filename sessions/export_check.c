@@ -103,17 +103,20 @@ int export_compare(struct export_job *j, struct err *e)
         rc = backend_open(&b, "cpu", &opt, e);
     if (!rc)
         rc = check_ids(j, &ids, e);
-    if (!rc)
-        rc = logits(j->model, b, &ids, &want, j->p, e);
-    if (!rc && j->x.narrow) { /* what was meant to be lost is counted by itself */
-        whole = want;
-        want = NULL;
+    if (!rc && j->x.narrow)
         rc = export_narrowed_new(&narrowed, j, e);
+    const struct model *meant = j->x.narrow ? &narrowed.model : j->x.m;
+    if (!rc)
+        rc = logits(meant, b, &ids, &want, j->p, e);
+    if (!rc && meant != j->model) { /* what was meant to be lost is counted by itself */
+        rc = logits(j->model, b, &ids, &whole, j->p, e);
+        j->report->loss =
+            (struct export_check){.name = !j->x.narrow         ? "folded biases"
+                                          : j->x.m == j->model ? "narrow queries"
+                                                               : "narrow queries and folded biases",
+                                  .done = !rc};
         if (!rc)
-            rc = logits(&narrowed.model, b, &ids, &want, j->p, e);
-        j->report->narrowing = (struct export_check){.name = "narrow queries", .done = !rc};
-        if (!rc)
-            compare(want, whole, (int)ids.n, j->model->hp.vocab, &j->report->narrowing);
+            compare(want, whole, (int)ids.n, j->model->hp.vocab, &j->report->loss);
     }
     if (!rc)
         rc = logits(back, b, &ids, &got, j->p, e);

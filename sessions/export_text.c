@@ -183,6 +183,11 @@ static void card_losses(struct card *c, const struct export_job *j)
     if (j->x.narrow)
         line(c, "- Queries of rank %d keep %.3f %% of their weighted energy.", j->x.narrow_rank,
              100 * j->report->query_kept);
+    if (j->report->bias_left > 0)
+        line(c,
+             "- The engine has no biases: they are folded into the matrices, by a combination of "
+             "each input that is nearly one (off by %.2g, squared, in the worst layer).",
+             j->report->bias_left);
     if (j->x.freq_error > 1e-6)
         line(c,
              "- The engine knows only a geometric grid of rope frequencies: the largest one is off "

@@ -253,10 +253,10 @@ static void check_narrow(const char *name, enum stock_engine engine)
                                                   : i == 1 ? D / 2
                                                            : D};
         CHECK_OK(workspace_export(w, &o, NULL, &r, &e), e);
-        loss[i] = r.narrowing.nmse;
+        loss[i] = r.loss.nmse;
         printf("  %-12s %-5s queries of %2d: keep %.4f, NMSE %.1e; read back %.1e\n", name,
                stock_key(engine), o.narrow_rank, r.query_kept, loss[i], r.check.nmse);
-        CHECK(r.narrowing.done && r.check.done && r.check.nmse <= SAME, "%s: read back %g", name,
+        CHECK(r.loss.done && r.check.done && r.check.nmse <= SAME, "%s: read back %g", name,
               r.check.nmse);
         CHECK(r.query_kept > 0 && r.query_kept <= 1 + 1e-9, "share %g", r.query_kept);
         if (engine != STOCK_GGUF) {
@@ -323,6 +323,34 @@ static void check_families(void)
         workspace_free(full);
         workspace_free(half);
     }
+}
+
+/* Biases for engines without: the export is exactly the folded model, and what folding cost is told;
+ * queries can be narrowed on top. */
+static void check_folded(enum stock_engine engine, int narrow)
+{
+    struct err e = {0};
+    struct export_report r = {0};
+    struct workspace *w = converted("qwen2_bias", LAYOUT_STOCK, 2);
+    const char *path = target("folded");
+    struct export_options o = {.to = engine,
+                               .dtype = DTYPE_F32,
+                               .path = path,
+                               .fold_biases = true,
+                               .tokens = 2048,
+                               .narrow_rank = narrow};
+    CHECK_OK(workspace_export(w, &o, NULL, &r, &e), e);
+    printf("  %-12s %-6s folded biases: one is off by %.2g, NMSE %.1e, top-1 %d of %d; read back "
+           "%.1e\n",
+           "qwen2_bias", stock_key(engine), r.bias_left, r.loss.nmse, r.loss.same_top1,
+           r.loss.tokens, r.check.nmse);
+    CHECK(r.check.done && r.check.nmse <= SAME, "read back %g", r.check.nmse);
+    CHECK(r.loss.done && r.loss.nmse > 0, "%s", r.loss.text);
+    CHECK(r.bias_left > 0 && r.bias_left < 1, "%g", r.bias_left);
+    if (engine == STOCK_VLLM)
+        check_config(path, engine, false);
+    export_report_done(&r);
+    workspace_free(w);
 }
 
 /* Layers that do not rotate have zeros where the engines' rope turns: exact in the layouts that
@@ -546,6 +574,9 @@ int main(void)
     check_narrow("llama_gqa_tied", STOCK_HF);
     check_narrow("llama_gqa_tied", STOCK_GGUF);
     check_narrow("qwen2_bias", STOCK_HF);
+    check_folded(STOCK_VLLM, 0);
+    check_folded(STOCK_GGUF, 0);
+    check_folded(STOCK_SGLANG, 32);
     check_still_layers();
     check_no_engine();
     check_targets();

@@ -66,8 +66,13 @@ static cJSON *report_json(const struct export_report *r, const struct export_opt
     if (o->narrow_rank) {
         cJSON_AddNumberToObject(root, "q_lora_rank", o->narrow_rank);
         cli_json_add(root, "query_energy_kept", o->dry_run ? NAN : r->query_kept);
-        if (r->narrowing.name)
-            cJSON_AddItemToObject(root, "query_loss", check_json(&r->narrowing));
+        if (r->loss.name)
+            cJSON_AddItemToObject(root, "query_loss", check_json(&r->loss));
+    }
+    if (r->bias_left > 0) {
+        cJSON_AddNumberToObject(root, "bias_left", r->bias_left);
+        if (r->loss.name)
+            cJSON_AddItemToObject(root, "bias_loss", check_json(&r->loss));
     }
     cJSON *checks = cJSON_AddArrayToObject(root, "checks");
     if (r->check.name)
@@ -89,11 +94,17 @@ static void print_report(const struct export_report *r, const struct export_opti
         printf("note: %s\n", r->verdict.text);
     if (r->freq_error > 1e-6)
         printf("rope frequencies are off by at most %.2g radians a token\n", r->freq_error);
-    if (r->narrowing.done)
-        printf("queries of rank %d keep %.3f %% of their energy; they cost a normalised squared "
-               "error of the logits of %.2g, same first choice %d of %d\n",
-               o->narrow_rank, 100 * r->query_kept, r->narrowing.nmse, r->narrowing.same_top1,
-               r->narrowing.tokens);
+    if (o->narrow_rank && !o->dry_run)
+        printf("queries of rank %d keep %.3f %% of their energy\n", o->narrow_rank,
+               100 * r->query_kept);
+    if (r->bias_left > 0)
+        printf("biases are folded: what stands for one is off by %.2g (squared) in the worst "
+               "layer\n",
+               r->bias_left);
+    if (r->loss.done)
+        printf("%s cost a normalised squared error of the logits of %.2g, same first choice %d of "
+               "%d\n",
+               r->loss.name, r->loss.nmse, r->loss.same_top1, r->loss.tokens);
     if (k->name && k->done)
         printf("%s: normalised squared error of the logits %.2g, same first choice %d of %d\n",
                k->name, k->nmse, k->same_top1, k->tokens);
@@ -144,6 +155,7 @@ int cli_export(struct cli *c, struct err *e)
                                .force = c->o.force,
                                .no_check = c->o.no_check,
                                .narrow_rank = (int)c->o.narrow_rank,
+                               .fold_biases = c->o.fold_biases,
                                .files = c->o.calib.v,
                                .n_files = c->o.calib.n,
                                .tokens = c->o.tokens};
