@@ -209,7 +209,7 @@ int main(void)
 {
     const char *times = getenv("MLATHE_FUZZ");
     size_t k = times && atoi(times) > 0 ? (size_t)atoi(times) : 1;
-    struct test_model_spec spec = {1, 32, 2, 1, 16, 32, 320, DTYPE_F32, 3, false, 0, true};
+    struct test_model_spec spec = {1, 32, 2, 1, 16, 32, 320, DTYPE_F32, 3, false, 0, true, 0};
     struct bytes gguf = {0}, tensors = {0}, config = {0}, index = {0};
     char path[300];
     limit_memory();
