@@ -145,6 +145,7 @@ static size_t dim_of(const struct model_hparams *hp, enum family_dim dim)
     case DIM_SHARED_FFN: return (size_t)hp->moe.shared_ffn;
     case DIM_NOPE: return P;
     case DIM_VALUE: return Vd;
+    case DIM_HIDDEN_TWICE: return 2 * (size_t)hp->hidden;
     case DIM_EXPERT_GATE_UP: return 2 * (size_t)hp->moe.ffn;
     }
     return 0;
@@ -391,9 +392,9 @@ static void layer_name(const struct binder *b, const char *pattern, int l, int e
         snprintf(name, size, "%s%d.%s", prefix, l, pattern);
 }
 
-static int bind_experts(struct binder *b, const struct family_slot *slot, int l)
+static int bind_experts(struct binder *b, const struct family_slot *slot, int l,
+                        struct model_layer *y)
 {
-    struct model_layer *y = &b->m->layer[l];
     size_t n = (size_t)b->m->hp.moe.n;
     char name[160], buffer[96];
     const char *pattern = slot_pattern(b, slot, buffer, sizeof buffer);
@@ -421,15 +422,14 @@ static int bind_experts(struct binder *b, const struct family_slot *slot, int l)
     return rc;
 }
 
-static int bind_layer(struct binder *b, int l)
+static int bind_layer(struct binder *b, int l, void *layer)
 {
-    struct model_layer *layer = &b->m->layer[l];
     int rc = OK;
     for (const struct family_slot *slot = b->map->layer; !slot_end(slot) && !rc; slot++) {
         if (!wanted(b, slot, l))
             continue;
         if (slot->flags & SLOT_EXPERTS) {
-            rc = bind_experts(b, slot, l);
+            rc = bind_experts(b, slot, l, layer);
             continue;
         }
         char name[160];
@@ -595,6 +595,13 @@ static int settle_head(struct binder *b)
     return OK;
 }
 
+int family_bind_layer(struct model *m, const struct family_source *src,
+                      const struct family_map *map, int l, void *into, struct err *e)
+{
+    struct binder b = {.m = m, .src = src, .map = map, .e = e};
+    return bind_layer(&b, l, into);
+}
+
 int family_bind(struct model *m, const struct family_source *src, const struct family_map *map,
                 const struct rope_spec *rope, struct err *e)
 {
@@ -608,7 +615,7 @@ int family_bind(struct model *m, const struct family_source *src, const struct f
     for (const struct family_slot *slot = map->global; !slot_end(slot) && !rc; slot++)
         rc = bind_one(&b, slot, slot_name(&b, slot), (struct tensor *)((char *)m + slot->at));
     for (int l = 0; l < m->hp.n_layer && !rc; l++)
-        rc = bind_layer(&b, l);
+        rc = bind_layer(&b, l, &m->layer[l]);
     if (!rc)
         rc = refuse_strangers(&b);
     if (!rc)

@@ -24,6 +24,12 @@ int family_check_hparams(const struct model_hparams *hp, const char *where, stru
  * parameters are set. */
 int family_bind(struct model *m, const struct family_source *src, const struct family_map *map,
                 const struct rope_spec *rope, struct err *e);
+/* The map's layer slots of layer l into a struct model_layer, or whatever the slots' offsets mean. */
+int family_bind_layer(struct model *m, const struct family_source *src,
+                      const struct family_map *map, int l, void *into, struct err *e);
+/* DeepSeek's multi-token prediction layer, where the file has one: m->mtp. After family_bind. */
+int family_mtp(struct model *m, const struct family_source *src, const struct family_map *map,
+               struct err *e);
 /* Zeroed memory that lives as long as the model. */
 void *family_own(struct model *m, size_t n, size_t size);
 

@@ -2,7 +2,8 @@
  * safetensors; GGUF is family_deepseek_gguf.c): attention that is MLA from
  * the start, with a norm on the latent (whose epsilon is fixed, whatever rms_norm_eps says), an
  * optional narrow query with a norm of its own, rotated rows in interleaved pairs; experts beside a
- * shared one after the first dense layers. Multi-token prediction layers are left out and counted.
+ * shared one after the first dense layers. One multi-token prediction layer is read (family_mtp.c),
+ * others are left out and counted.
  *
  * Refuses rope scaling that family_rope.c does not know, routers it does not know, an
  * attention_bias that the tensors contradict, and FP8 weights. */
@@ -288,7 +289,8 @@ static int deepseek_hf(struct model *m, const struct cJSON *config, const char *
     m->hp.rope_theta = rope.theta;
     if (rope.logit_scale > 0)
         m->hp.attn_scale *= rope.logit_scale;
-    rc = family_bind(m, &(struct family_source){.where = where, .st = st}, &map, &rope, e);
+    const struct family_source source = {.where = where, .st = st};
+    rc = family_bind(m, &source, &map, &rope, e);
     /* Our own exports say which engine's epsilon they were made for. */
     double eps = LATENT_EPS;
     if (!rc)
@@ -299,7 +301,9 @@ static int deepseek_hf(struct model *m, const struct cJSON *config, const char *
         rc = family_rope_long(m, &rope, m->hp.qk_rope_head_dim, beyond, where, e);
     for (int l = 0; !rc && l < m->hp.n_layer; l++)
         m->layer[l].latent_eps = eps;
-    return rc ? rc : check_biases(m, biases, where, e);
+    if (!rc)
+        rc = check_biases(m, biases, where, e);
+    return rc ? rc : family_mtp(m, &source, &map, e);
 }
 
 const struct family family_deepseek = {

@@ -27,6 +27,7 @@ enum family_dim {
     DIM_NOPE,  /* P */
     DIM_VALUE, /* Vd */
     DIM_EXPERT_GATE_UP, /* twice an expert's width */
+    DIM_HIDDEN_TWICE,
 };
 
 enum {

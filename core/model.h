@@ -54,7 +54,7 @@ struct model_hparams {
     int q_lora_rank, kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim, v_head_dim; /* born MLA */
     struct model_moe moe;
     bool text;              /* a tokenizer lies with the weights */
-    int skipped_layers;     /* multi-token prediction layers of the file, which nothing runs */
+    int skipped_layers;     /* multi-token prediction layers of the file that nothing runs */
 };
 
 struct model_layer {
@@ -102,6 +102,7 @@ struct model {
     struct tensor final_norm; /* [D] */
     struct tensor head;       /* [V][D]; the embedding's view when tied */
     struct model_layer *layer;
+    struct model_mtp *mtp;    /* guesses the token after the next (core/mtp.h), or NULL */
     void *owner;              /* mappings and copies behind the views */
     void (*owner_free)(void *owner);
 };

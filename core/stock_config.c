@@ -96,14 +96,14 @@ static void add_experts(const struct stock_export *x, cJSON *o)
     const struct model_hparams *hp = &x->m->hp;
     bool moe = hp->moe.n > 0;
     const struct key keys[] = {
-        {"first_k_dense_replace", moe ? 0 : hp->n_layer},
+        {"first_k_dense_replace", moe ? 0 : hp->n_layer + x->mtp},
         {"n_routed_experts", moe ? hp->moe.n : 8},
         {"num_experts_per_tok", moe ? hp->moe.used : 2},
         {"moe_intermediate_size", moe ? hp->moe.ffn : hp->ffn},
         {"n_group", 1},
         {"topk_group", 1},
         {"moe_layer_freq", 1},
-        {"num_nextn_predict_layers", 0},
+        {"num_nextn_predict_layers", x->mtp},
     };
     add_numbers(o, keys, sizeof keys / sizeof *keys);
     add_float(o, "routed_scaling_factor", 1);

@@ -180,6 +180,7 @@ int stock_add(struct stock_export *x, struct stock_tensor t, struct err *e)
 struct lister {
     struct stock_export *x;
     int layer;
+    int as; /* the number in the names, where another layer's copy is listed; else -1 */
     int rc;
     struct err *e;
 };
@@ -197,7 +198,7 @@ static void add(struct lister *a, enum stock_make make, const struct tensor *fro
     if (a->rc)
         return;
     if (a->layer >= 0)
-        snprintf(t.name, sizeof t.name, "model.layers.%d.%s", a->layer, name);
+        snprintf(t.name, sizeof t.name, "model.layers.%d.%s", a->as < 0 ? a->layer : a->as, name);
     else
         snprintf(t.name, sizeof t.name, "%s", name);
     t.fp8 = in_fp8(a->x, &t);
@@ -275,32 +276,56 @@ static void list_experts(struct lister *a)
     }
 }
 
+static void list_layer(struct lister *a)
+{
+    const struct model_layer *y = &a->x->m->layer[a->layer];
+    copy(a, &y->attn_norm, "input_layernorm.weight");
+    list_attention(a);
+    copy(a, &y->o, "self_attn.o_proj.weight");
+    if (a->x->biased && y->o_bias.data)
+        copy(a, &y->o_bias, "self_attn.o_proj.bias");
+    else if (a->x->biased)
+        add(a, MAKE_FILL, NULL, 0, (size_t)a->x->m->hp.hidden, 0, "self_attn.o_proj.bias");
+    copy(a, &y->ffn_norm, "post_attention_layernorm.weight");
+    if (y->expert) {
+        list_experts(a);
+        return;
+    }
+    copy(a, &y->gate, "mlp.gate_proj.weight");
+    copy(a, &y->up, "mlp.up_proj.weight");
+    copy(a, &y->down, "mlp.down_proj.weight");
+}
+
+/* The prediction layer starts as the last one, with the head that all share; the engines want
+ * embedding and head once more under its own names. */
+static void list_prediction(struct lister *a)
+{
+    const struct model *m = a->x->m;
+    size_t D = (size_t)m->hp.hidden;
+    double embed = m->hp.embed_scale > 0 ? m->hp.embed_scale : 1;
+    a->layer = m->hp.n_layer - 1;
+    a->as = m->hp.n_layer;
+    add(a, MAKE_COPY, &m->embed, embed, m->embed.dim[0], D, "embed_tokens.weight");
+    add(a, MAKE_FILL, NULL, 1, D, 0, "enorm.weight");
+    add(a, MAKE_FILL, NULL, 1, D, 0, "hnorm.weight");
+    add(a, MAKE_JOIN, NULL, 0, D, 2 * D, "eh_proj.weight");
+    list_layer(a);
+    copy(a, &m->final_norm, "shared_head.norm.weight");
+    copy(a, &m->head, "shared_head.head.weight");
+}
+
 int stock_list_hf(struct stock_export *x, struct err *e)
 {
-    struct lister a = {.x = x, .layer = -1, .e = e};
+    struct lister a = {.x = x, .layer = -1, .as = -1, .e = e};
     const struct model *m = x->m;
     size_t D = (size_t)m->hp.hidden;
     double embed = m->hp.embed_scale > 0 ? m->hp.embed_scale : 1;
     add(&a, MAKE_COPY, &m->embed, embed, m->embed.dim[0], D, "model.embed_tokens.weight");
-    for (a.layer = 0; a.layer < m->hp.n_layer; a.layer++) {
-        const struct model_layer *y = &m->layer[a.layer];
-        copy(&a, &y->attn_norm, "input_layernorm.weight");
-        list_attention(&a);
-        copy(&a, &y->o, "self_attn.o_proj.weight");
-        if (x->biased && y->o_bias.data)
-            copy(&a, &y->o_bias, "self_attn.o_proj.bias");
-        else if (x->biased)
-            add(&a, MAKE_FILL, NULL, 0, D, 0, "self_attn.o_proj.bias");
-        copy(&a, &y->ffn_norm, "post_attention_layernorm.weight");
-        if (y->expert) {
-            list_experts(&a);
-            continue;
-        }
-        copy(&a, &y->gate, "mlp.gate_proj.weight");
-        copy(&a, &y->up, "mlp.up_proj.weight");
-        copy(&a, &y->down, "mlp.down_proj.weight");
-    }
-    a.layer = -1;
+    for (a.layer = 0; a.layer < m->hp.n_layer; a.layer++)
+        list_layer(&a);
+    if (x->mtp)
+        list_prediction(&a);
+    a.layer = a.as = -1;
     copy(&a, &m->final_norm, "model.norm.weight");
     copy(&a, &m->head, "lm_head.weight");
     return a.rc;
@@ -320,6 +345,16 @@ static int check_dtype(const struct stock_export *x, struct err *e)
     if (x->fp8 && (x->engine == STOCK_GGUF || (x->engine == STOCK_HF && x->m->hp.moe.n)))
         return err_set(e, ERR_ARG, "%s does not take FP8 %s: export as bf16", stock_name(x->engine),
                        x->engine == STOCK_GGUF ? "in GGUF" : "in stacks of experts");
+    if (x->mtp && x->engine == STOCK_SGLANG)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "SGLang's prediction layer always routes to experts: export without --mtp");
+    if (x->mtp && (x->engine == STOCK_GGUF || x->m->hp.moe.n))
+        return err_set(e, ERR_UNSUPPORTED, "%s: export without --mtp",
+                       x->m->hp.moe.n
+                           ? "the prediction layer belongs to DeepSeek-V3's class, which "
+                             "routes to experts in another way than this model"
+                           : "llama.cpp's prediction layer wants experts and narrow "
+                             "queries");
     if (!dtype_can_write(t))
         return err_set(e, ERR_ARG, "%s cannot be written", dtype_traits(t)->name);
     return OK;
@@ -327,11 +362,15 @@ static int check_dtype(const struct stock_export *x, struct err *e)
 
 int stock_export_init(struct stock_export *x, const struct model *m, const struct stock_facts *f,
                       const struct rankplan *plan, enum stock_engine engine, enum dtype dtype,
-                      bool fp8, int narrow_rank, struct err *e)
+                      bool fp8, int narrow_rank, bool mtp, struct err *e)
 {
     struct stock_verdict v;
-    *x = (struct stock_export){
-        .m = m, .engine = engine, .dtype = dtype, .fp8 = fp8, .narrow_rank = narrow_rank};
+    *x = (struct stock_export){.m = m,
+                               .engine = engine,
+                               .dtype = dtype,
+                               .fp8 = fp8,
+                               .narrow_rank = narrow_rank,
+                               .mtp = mtp};
     stock_check(f, plan, engine, &v);
     if (v.fit == STOCK_NO)
         return err_set(e, ERR_UNSUPPORTED, "%s cannot load this: %s", stock_name(engine), v.text);
@@ -365,6 +404,7 @@ void stock_export_done(struct stock_export *x)
     for (int l = 0; x->narrow && l < x->m->hp.n_layer; l++)
         stock_queries_done(&x->narrow[l]);
     free(x->narrow);
+    free(x->join);
     free(x->tensor);
     free(x->level);
     *x = (struct stock_export){0};

@@ -21,11 +21,12 @@ enum stock_make {
     MAKE_ONE_HOT,  /* its bias: the last is one, scaled as a latent */
     MAKE_NARROW,   /* q_a of narrow queries, scaled as a latent */
     MAKE_NARROW_BIAS,
-    MAKE_LATENT,   /* kv_a [c+R][D] */
+    MAKE_LATENT, /* kv_a [c+R][D] */
     MAKE_LATENT_BIAS,
     MAKE_UP,       /* kv_b [H·(P+V)][c] */
     MAKE_UP_KEY,   /* its key part, transposed a head: [H][c][P] */
     MAKE_UP_VALUE, /* its value part [H][V][c] */
+    MAKE_JOIN,     /* eh_proj [D][2·D] of the prediction layer */
 };
 
 struct stock_tensor {
@@ -60,6 +61,9 @@ struct stock_export {
     int c, P, R, V;   /* kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim as written */
     int q_lora;       /* narrow_rank; else D+1 when queries have biases, else 0 */
     int narrow_rank;  /* queries through so many numbers; 0: whole */
+    bool mtp;         /* with DeepSeek's prediction layer, a copy of the last one */
+    float *join;      /* its eh_proj [D][2·D] for the engines' normed inputs, put in by the caller
+                       * before values are asked for; owned; NULL: both halves the identity */
     struct stock_queries *narrow; /* [L], put in by the caller before values are asked for; owned */
     bool biased;
     double latent_eps,
@@ -80,7 +84,7 @@ struct stock_export {
  * ERR_ARG for a dtype that the engine or the latent cannot have. */
 int stock_export_init(struct stock_export *x, const struct model *m, const struct stock_facts *f,
                       const struct rankplan *plan, enum stock_engine engine, enum dtype dtype,
-                      bool fp8, int narrow_rank, struct err *e);
+                      bool fp8, int narrow_rank, bool mtp, struct err *e);
 void stock_export_done(struct stock_export *x);
 
 /* The numbers of tensor t in order, in pieces of whole rows. A nonzero return of put stops. */

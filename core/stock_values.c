@@ -144,6 +144,12 @@ static int compute(const struct stock_export *x, const struct stock_tensor *t, f
     case MAKE_LATENT_BIAS: return latent_bias(x, t->layer, out, e);
     case MAKE_UP: return up(x, t->layer, true, true, false, out, e);
     case MAKE_UP_KEY: return up(x, t->layer, true, false, true, out, e);
+    case MAKE_JOIN:
+        for (size_t i = 0; i < D; i++)
+            out[i * 2 * D + i] = out[i * 2 * D + D + i] = 1;
+        if (x->join)
+            memcpy(out, x->join, n * sizeof *out);
+        return OK;
     case MAKE_UP_VALUE: return up(x, t->layer, false, true, false, out, e);
     default: return err_set(e, ERR_ARG, "tensor %s is copied, not computed", t->name);
     }

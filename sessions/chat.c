@@ -19,11 +19,15 @@ static int timeline_new(struct chat *c, int s, struct err *e)
     l->logits = mem_aligned((size_t)l->vocab, sizeof *l->logits);
     if (!l->logits)
         return err_nomem(e, (size_t)l->vocab * sizeof *l->logits, "logits");
-    return infer_new(&l->timeline, g, c->settings.context, DTYPE_F16, e);
+    int rc = infer_new(&l->timeline, g, c->settings.context, DTYPE_F16, e);
+    if (!rc && !c->settings.plain)
+        rc = draft_new(&l->draft, g, l->timeline, DTYPE_F16, e);
+    return rc;
 }
 
 static void timeline_free(struct chat_line *l)
 {
+    draft_free(l->draft);
     infer_free(l->timeline);
     free(l->logits);
     ids_free(&l->cached);

@@ -15,12 +15,14 @@ struct chat_settings {
     int max_tokens; /* an answer; 0: until the context is full */
     int context;    /* tokens a timeline */
     enum chat_mode mode;
+    bool plain; /* token by token, though a model could guess ahead (draft.h): the same answers */
 };
 struct chat_stats { /* of one side, this turn unless said otherwise */
     int prompt_tokens, tokens;
     double ttft_sec, tokens_per_sec;
     int context_used, context;
     size_t kv_bytes_used;
+    long long drafted, accepted; /* tokens guessed ahead, and those that were right */
     const char *stop; /* "", "eos", "length", "context", "cancelled" */
 };
 struct chat_compare {

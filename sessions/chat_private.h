@@ -3,6 +3,7 @@
 #define MLATHE_SESSIONS_CHAT_PRIVATE_H
 
 #include "sessions/chat.h"
+#include "sessions/draft.h"
 
 struct chat_answer {
     char *text; /* NULL: this side said nothing of its own */
@@ -16,7 +17,8 @@ struct chat_turn {
 /* One side's timeline and the ids that lie in its cache. */
 struct chat_line {
     struct infer *timeline;
-    struct ids cached; /* n = infer_pos(timeline) */
+    struct draft *draft; /* or NULL */
+    struct ids cached;   /* n = draft_pos(draft, timeline) */
     float *logits;     /* [vocab] after the last token */
     int vocab;
 };

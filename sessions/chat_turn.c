@@ -18,6 +18,7 @@ struct turn_run {
     struct tokenizer_stream stream[2];
     struct chat_stats stats[2];
     double decode_sec[2];
+    struct draft_count drafts[2]; /* before the turn */
     struct chat_compare compare;
     double kl_sum;
     int agreed;
@@ -51,6 +52,7 @@ static bool ids_push(struct ids *ids, const int32_t *v, size_t n)
 /* Forgets a cache whose content is no longer known. */
 static void line_reset(struct chat_line *l)
 {
+    draft_settle(l->draft);
     infer_rewind(l->timeline, 0);
     l->cached.n = 0;
 }
@@ -73,6 +75,8 @@ static int prefill(struct turn_run *r, int s, struct err *e)
     if (keep == p->n) /* the last token is computed again: its logits are needed */
         keep--;
     double start = clock_now();
+    draft_settle(l->draft);
+    r->drafts[s] = draft_count(l->draft);
     infer_rewind(l->timeline, (int)keep);
     keep = (size_t)infer_pos(l->timeline); /* a window may have forgotten what comes before */
     l->cached.n = keep;
@@ -127,12 +131,12 @@ static int advance(struct turn_run *r, int s, int32_t id, struct err *e)
         stop(r, s, "length");
         return OK;
     }
-    if (infer_pos(l->timeline) >= infer_context(l->timeline)) {
+    if (draft_pos(l->draft, l->timeline) >= infer_context(l->timeline)) {
         stop(r, s, "context");
         return OK;
     }
     double start = clock_now();
-    int rc = infer_step(l->timeline, id, l->logits, e);
+    int rc = draft_step(l->draft, l->timeline, id, workspace_vocab_limit(r->c->w), l->logits, e);
     if (!rc && !ids_push(&l->cached, &id, 1))
         rc = err_nomem(e, sizeof id, "the conversation");
     r->decode_sec[s] += clock_now() - start;
@@ -168,7 +172,11 @@ static void send_stats(struct turn_run *r)
         if (!r->c->active[s])
             continue;
         st->tokens_per_sec = r->decode_sec[s] > 0 ? st->tokens / r->decode_sec[s] : 0;
-        st->context_used = infer_pos(r->c->line[s].timeline);
+        const struct chat_line *l = &r->c->line[s];
+        struct draft_count n = draft_count(l->draft);
+        st->drafted = n.made - r->drafts[s].made;
+        st->accepted = n.right - r->drafts[s].right;
+        st->context_used = draft_pos(l->draft, l->timeline);
         st->context = infer_context(r->c->line[s].timeline);
         st->kv_bytes_used = infer_kv_bytes_used(r->c->line[s].timeline);
     }

@@ -380,7 +380,7 @@ static int run(struct export_job *j, const struct stock_facts *facts, bool fold,
 {
     struct export_folded folded = {0};
     int rc = stock_export_init(&j->x, j->model, facts, j->plan, j->o->to, j->o->dtype, j->o->fp8,
-                               j->o->narrow_rank, e);
+                               j->o->narrow_rank, j->o->mtp, e);
     if (!rc)
         rc = check_target(j->o, e);
     if (!rc)
@@ -395,6 +395,8 @@ static int run(struct export_job *j, const struct stock_facts *facts, bool fold,
     }
     if (!rc && j->o->narrow_rank && !j->o->dry_run)
         rc = export_queries(j, e);
+    if (!rc && j->o->mtp && j->o->n_files && !j->o->dry_run)
+        rc = export_join(j, e);
     if (!rc && !j->o->dry_run)
         rc = write_all(j, e);
     else if (!rc && j->o->to != STOCK_GGUF)

@@ -18,9 +18,10 @@ struct export_options {
     bool no_check;            /* leave out reading back */
     size_t shard_bytes;       /* of tensors a file; 0: 5 GB */
     int narrow_rank;          /* q_lora_rank: queries through so many numbers; 0: whole */
+    bool mtp;                 /* with a prediction layer, fitted to the text if there is any */
     bool fold_biases;         /* for engines that have none: b becomes b·(a·x), a·x near one */
     const char *const *files; /* text that narrowing weighs inputs by (none: weights alone), and
-                               * that folding is fitted to */
+                               * that folding and the prediction layer are fitted to */
     int n_files;
     long long tokens;
 };
@@ -43,8 +44,9 @@ struct export_report {
     struct export_file *file; /* owned */
     size_t n_file, cap_file;
     double latent_eps, freq_error;
-    double query_kept; /* narrow queries: share of their weighted energy, mean over layers */
-    double bias_left;  /* folded biases: E(a·x - 1)² of the worst layer */
+    double query_kept;     /* narrow queries: share of their weighted energy, mean over layers */
+    double bias_left;      /* folded biases: E(a·x - 1)² of the worst layer */
+    int drafted, accepted; /* by the prediction layer, in a greedy text of its own */
     struct export_check check, loss; /* the latter: what narrowing and folding cost, by logits */
 };
 void export_report_done(struct export_report *r);
@@ -89,6 +91,12 @@ struct export_folded {
     float **made; /* [2 L] */
     double left;  /* see bias_left */
 };
+/* The prediction layer: its projection from text (fills x.join); and a text written with the export
+ * back, which must be the same as token by token. */
+int export_join(struct export_job *j, struct err *e);
+struct ids;
+int export_check_drafts(struct export_job *j, const struct model *back, struct backend *b,
+                        const struct ids *ids, struct err *e);
 int export_fold(struct export_folded *f, struct export_job *j, struct err *e);
 void export_folded_free(struct export_folded *f); /* also after a failure */
 /* The conversion with the queries that the narrow ones multiply out to. */

@@ -138,6 +138,8 @@ int export_compare(struct export_job *j, struct err *e)
                          "squared error %.2g of its logits): it was not kept",
                          c->nmse);
     }
+    if (!rc && c->passed && j->x.mtp)
+        rc = export_check_drafts(j, back, b, &ids, e);
     ids_free(&ids);
     export_narrowed_free(&narrowed);
     free(whole);

@@ -85,7 +85,7 @@ int export_fold(struct export_folded *f, struct export_job *j, struct err *e)
     if (!rc && (!f->model.layer || !f->made || !a))
         rc = err_nomem(e, (size_t)L * sizeof *f->model.layer, "folded biases");
     if (!rc)
-        rc = export_inputs_init(&in, j, true, true, e);
+        rc = export_inputs_init(&in, j, true, EXPORT_TOKENS, e);
     for (int l = 0; l < L && !rc; l++) {
         struct model_layer *y = &f->model.layer[l];
         *y = j->model->layer[l];

@@ -8,8 +8,6 @@
 #include "kernels/linalg.h"
 #include "kernels/pool.h"
 
-#define INPUT_TOKENS 4096 /* unless told */
-
 static void add_inputs(void *user, int layer, const float *x, const float *q, const float *k,
                        const float *v, int rows)
 {
@@ -46,7 +44,8 @@ static int unit_inputs(const struct model_layer *y, int n, double *G, struct err
     return rc;
 }
 
-static int open_text(struct export_inputs *in, const struct export_job *j, struct err *e)
+static int open_text(struct export_inputs *in, const struct export_job *j, long long tokens,
+                     struct err *e)
 {
     const struct export_options *o = j->o;
     struct backend_options opt = {.exact = true, .background = true};
@@ -57,7 +56,7 @@ static int open_text(struct export_inputs *in, const struct export_job *j, struc
                        in->m->hp.name);
     struct calib_options text = {.files = o->files,
                                  .n_files = o->n_files,
-                                 .tokens = o->tokens ? o->tokens : INPUT_TOKENS,
+                                 .tokens = o->tokens ? o->tokens : tokens,
                                  .seed = CALIB_SEED};
     int rc = backend_open(&in->b, "cpu", &opt, e);
     if (!rc)
@@ -70,17 +69,17 @@ static int open_text(struct export_inputs *in, const struct export_job *j, struc
 }
 
 int export_inputs_init(struct export_inputs *in, const struct export_job *j, bool constant,
-                       bool text, struct err *e)
+                       long long tokens, struct err *e)
 {
     int rc = OK, D = j->model->hp.hidden;
-    *in = (struct export_inputs){.m = j->model, .D = D, .n = D + constant};
+    *in = (struct export_inputs){.m = j->x.m, .D = D, .n = D + constant};
     size_t nn = (size_t)in->n * (size_t)in->n;
     in->G = mem_calloc(nn, sizeof *in->G);
     if (!in->G)
         return err_nomem(e, nn * sizeof *in->G, "input moments");
-    if (!j->o->n_files && !text)
+    if (!j->o->n_files && !tokens)
         return OK;
-    rc = open_text(in, j, e);
+    rc = open_text(in, j, tokens ? tokens : EXPORT_TOKENS, e);
     if (rc)
         return rc;
     in->x = mem_aligned((size_t)states_group_rows(&in->text) * (size_t)D, sizeof(float));

@@ -6,6 +6,8 @@
 #include "sessions/export.h"
 #include "sessions/states.h"
 
+#define EXPORT_TOKENS 4096 /* unless told */
+
 struct export_inputs {
     const struct model *m;
     struct calib_text text;
@@ -17,10 +19,10 @@ struct export_inputs {
     int D, n;         /* n = D + 1 with a last input that is always one */
 };
 /* Reads the export's text files, or lets the conversion write text itself ("self", and without
- * files where there must be text); else every direction of the normed input counts alike.
- * export_inputs_done also after a failure. */
+ * files where tokens is not 0); else every direction of the normed input counts alike. tokens:
+ * unless the options say how many. export_inputs_done also after a failure. */
 int export_inputs_init(struct export_inputs *in, const struct export_job *j, bool constant,
-                       bool text, struct err *e);
+                       long long tokens, struct err *e);
 void export_inputs_done(struct export_inputs *in);
 /* G of layer l: E[x xᵀ]. Layers in order, each once. */
 int export_inputs_layer(struct export_inputs *in, int l, struct err *e);

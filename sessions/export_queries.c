@@ -11,7 +11,7 @@ int export_queries(struct export_job *j, struct err *e)
 {
     struct export_inputs in;
     int L = j->model->hp.n_layer;
-    int rc = export_inputs_init(&in, j, j->x.biased, false, e);
+    int rc = export_inputs_init(&in, j, j->x.biased, 0, e);
     j->x.narrow = mem_calloc((size_t)L, sizeof *j->x.narrow);
     if (!rc && !j->x.narrow)
         rc = err_nomem(e, (size_t)L * sizeof *j->x.narrow, "narrow queries");

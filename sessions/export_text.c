@@ -183,6 +183,11 @@ static void card_losses(struct card *c, const struct export_job *j)
     if (j->x.narrow)
         line(c, "- Queries of rank %d keep %.3f %% of their weighted energy.", j->x.narrow_rank,
              100 * j->report->query_kept);
+    if (j->x.mtp)
+        line(c,
+             "- One prediction layer more (num_nextn_predict_layers 1) for speculative decoding: a "
+             "copy of the last layer, its projection %s. The text stays what it is without.",
+             j->x.join ? "fitted to text" : "not fitted");
     if (j->report->bias_left > 0)
         line(c,
              "- The engine has no biases: they are folded into the matrices, by a combination of "

@@ -8,16 +8,14 @@
 #include "sessions/forward.h"
 #include "sessions/window.h"
 
-#define INFER_BLOCK 512 /* rows a prefill block */
-#define LOGIT_BLOCK 64  /* rows of logits at a time: [64][V] stays small */
+#define LOGIT_BLOCK 64 /* rows of logits at a time: [64][V] stays small */
 
 static const struct tensor *slot_tensor(const struct model_layer *y, int slot)
 {
     const struct tensor *all[W_COUNT] = {
         [W_Q] = &y->q,       [W_K] = &y->k,     [W_V] = &y->v,           [W_O] = &y->o,
         [W_GATE] = &y->gate, [W_UP] = &y->up,   [W_DOWN] = &y->down,     [W_KV_A] = &y->kv_a,
-        [W_KV_B] = &y->kv_b, [W_Q_A] = &y->q_a, [W_ROUTER] = &y->router,
-        [W_Q_ROPE] = &y->q_rope,
+        [W_KV_B] = &y->kv_b, [W_Q_A] = &y->q_a, [W_ROUTER] = &y->router, [W_Q_ROPE] = &y->q_rope,
     };
     return all[slot];
 }
@@ -139,18 +137,19 @@ int engine_new(struct engine **out, const struct model *m, struct backend *b,
     }
     g->model = m;
     g->backend = b;
-    bool same = share && share->backend == b && share->model->hp.n_layer == m->hp.n_layer;
+    bool near = share && share->backend == b;
+    bool same = near && share->model->hp.n_layer == m->hp.n_layer;
     for (int l = 0; l < m->hp.n_layer && !rc; l++)
         rc = load_layer(g, same ? share : NULL, l, e);
     if (!rc)
         rc = load_norm(g, &m->final_norm, &g->final_norm, e);
-    g->embed_borrowed = same && share->model->embed.data == m->embed.data;
+    g->embed_borrowed = near && share->model->embed.data == m->embed.data;
     if (!rc && g->embed_borrowed)
         g->embed = share->embed;
     else if (!rc)
         rc = load_weight(g, &m->embed, &g->embed, e);
     g->head_borrowed =
-        m->head.data == m->embed.data || (same && share->model->head.data == m->head.data);
+        m->head.data == m->embed.data || (near && share->model->head.data == m->head.data);
     if (!rc && g->head_borrowed)
         g->head = m->head.data == m->embed.data ? g->embed : share->head;
     else if (!rc)
@@ -223,6 +222,7 @@ struct infer {
     float *h;      /* [rows][D] */
     float *logits; /* [LOGIT_BLOCK][V] */
     int h_rows;
+    struct infer_watch watch;
 };
 
 static int layer_numbers(const struct model *m, int l)
@@ -430,18 +430,49 @@ static bool long_rope(const struct infer *t)
     return hp->rope_original && t->n_ctx > hp->rope_original;
 }
 
-/* One block of rows of this timeline through all layers; h holds the result. */
-static void run_block(struct infer *t, const int32_t *ids, int n)
+/* One block of rows of this timeline through all layers, from h in place. */
+static void run_layers(struct infer *t, int n)
 {
     scratch_new_batch(&t->scratch);
     make_room(t, n);
-    forward_embed(t->g, t->h, ids, n);
     for (int l = 0; l < t->g->model->hp.n_layer; l++) {
         struct segment s = {
             .row = 0, .n = n, .past = t->pos, .cache = t->layer[l], .long_rope = long_rope(t)};
         forward_layer(t->g, l, t->h, n, &s, 1, t->kv, &t->scratch, NULL);
     }
     t->pos += n;
+}
+
+static void run_block(struct infer *t, const int32_t *ids, int n)
+{
+    const struct engine *g = t->g;
+    forward_embed(g, t->h, ids, n);
+    run_layers(t, n);
+    if (!t->watch.rows)
+        return;
+    g->backend->ops->rms_norm(g->backend, t->scratch.x, t->h, g->final_norm,
+                              (float)g->model->hp.rms_eps, n, g->model->hp.hidden);
+    t->watch.rows(t->watch.user, t->scratch.x, ids, t->pos - n, n);
+}
+
+void infer_watch(struct infer *t, struct infer_watch watch)
+{
+    t->watch = watch;
+}
+
+int infer_rows(struct infer *t, const float *h, int n, float *logits, struct err *e)
+{
+    struct backend *b = t->g->backend;
+    int D = t->g->model->hp.hidden, rc = check_room(t, n, e);
+    if (!rc)
+        rc = reserve(t, n, logits != NULL, e);
+    if (rc)
+        return rc;
+    b->ops->store(b, t->h, DTYPE_F32, D, h, D, D, n);
+    run_layers(t, n);
+    if (logits)
+        head_rows(t, n - 1, 1, logits);
+    return b->ops->sync(b, e);
 }
 
 int infer_prefill(struct infer *t, const int32_t *ids, int n, enum infer_out want, float *out,
@@ -517,7 +548,7 @@ int infer_step_many(struct infer *const *t, const int32_t *ids, int n, float *lo
 /* Rows of a block: pieces of runs, the first of them from offset `at` of run `i`. */
 struct block {
     int rows, n_seg, n_kept;
-    int i, at; /* the run and offset where the next block begins */
+    int i, at;            /* the run and offset where the next block begins */
     int32_t *ids, *kept;  /* [INFER_BLOCK] */
     struct segment *seg;  /* [INFER_BLOCK] */
     struct infer **owner; /* [INFER_BLOCK]: of each segment */
@@ -594,8 +625,7 @@ static int check_runs(const struct infer_run *run, int n, int *total, int *kept,
             rc = check_ids(t, run[i].ids, run[i].n, e);
         if (rc)
             return rc;
-        if (t->g != run[0].t->g || t->kv != run[0].t->kv || run[i].n < 1 ||
-            run[i].keep > run[i].n)
+        if (t->g != run[0].t->g || t->kv != run[0].t->kv || run[i].n < 1 || run[i].keep > run[i].n)
             return err_set(e, ERR_ARG, "runs of different engines, or without tokens");
         *total += run[i].n;
         *kept += run[i].keep;

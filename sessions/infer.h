@@ -36,6 +36,18 @@ enum infer_out { INFER_NONE, INFER_LAST, INFER_ALL };
  * appended then); on ERR_CANCELLED the timeline is rewound to where it was. */
 int infer_prefill(struct infer *t, const int32_t *ids, int n, enum infer_out want, float *out,
                   const struct progress *p, struct err *e);
+/* Looks at what a timeline reads: x [n][D] (backend memory, for the moment), the states behind the
+ * final norm of ids[n] at positions first … first+n-1. Not at infer_step_many's and _prefill_many's.
+ * rows NULL: nobody looks. */
+struct infer_watch {
+    void (*rows)(void *user, const float *x, const int32_t *ids, int first, int n);
+    void *user;
+};
+void infer_watch(struct infer *t, struct infer_watch watch);
+/* Appends n ≤ INFER_BLOCK rows h [n][D] (backend memory) in place of embeddings; logits [V] of the
+ * last one, NULL when nobody wants them. */
+#define INFER_BLOCK 512 /* rows a prefill block */
+int infer_rows(struct infer *t, const float *h, int n, float *logits, struct err *e);
 /* One token → logits[V]. */
 int infer_step(struct infer *t, int32_t id, float *logits, struct err *e);
 /* One token for each of n timelines of the same engine in one pass: logits [n][V]. */

@@ -111,6 +111,7 @@ static const struct cli_option generate_options[] = {
     OPT_INT("--predict", "-n", "tokens to make (128)", predict, 0, 1e7),
     OPT_SAMPLING,
     OPT_FLAG("--ignore-eos", "go on after an end-of-text token", ignore_eos),
+    OPT_FLAG("--plain", "token by token, though the model could guess ahead", plain),
     OPT_KV,
     OPT_ORIGINAL,
     OPT_END};
@@ -173,6 +174,7 @@ static const struct cli_option chat_options[] = {
     OPT_INT("--ctx", NULL, "context of each side (4096)", context, 2, 1e7),
     OPT_SAMPLING,
     OPT_FLAG("--forced", "the converted model scores the original's answer", forced),
+    OPT_FLAG("--plain", "token by token, though the model could guess ahead", plain),
     OPT_ORIGINAL,
     OPT_END};
 static const struct cli_option bench_options[] = {
@@ -192,8 +194,9 @@ static const struct cli_option export_options[] = {
             narrow_rank, 0, 65536),
     OPT_FLAG("--fold-biases", "for engines without biases: the nearest model without (see --calib)",
              fold_biases),
-    OPT_FILES("--calib", "F ...", "text that narrow queries and folded biases are fitted to, or \"self\"", calib),
-    OPT_INT("--tokens", NULL, "of that text (4096)", tokens, 256, 1e9),
+    OPT_FLAG("--mtp", "add DeepSeek's prediction layer, which guesses the token after the next", mtp),
+    OPT_FILES("--calib", "F ...", "text that narrow queries, folded biases and --mtp are fitted to, or \"self\"", calib),
+    OPT_INT("--tokens", NULL, "of that text (4096; for --mtp 16384)", tokens, 256, 1e9),
     OPT_FLAG("--dry-run", "say what would be written, write nothing", dry_run),
     OPT_FLAG("--force", "replace an earlier export", force),
     OPT_FLAG("--no-check", "do not read the export back and compare", no_check),

@@ -37,7 +37,7 @@ struct cli_options {
     bool original, store;
     const char *to, *dtype, *engine, *svg, *shell, *preset;
     long long narrow_rank;
-    bool dry_run, force, no_check, fold_biases, man;
+    bool dry_run, force, no_check, fold_biases, mtp, plain, man;
 };
 struct cli {
     const struct cli_command *command;
@@ -110,6 +110,8 @@ int cli_open(struct cli *c, const char *model, enum cli_care care, struct worksp
 enum side cli_side(const struct cli *c, const struct workspace *w);
 int cli_cache_type(const struct cli *c, enum dtype *kv, struct err *e);
 bool cli_json_add(cJSON *obj, const char *key, double v); /* NaN: null */
+/* drafted, accepted and acceptance, where anything was guessed ahead. */
+void cli_json_drafts(cJSON *obj, long long made, long long right);
 
 /* cli_plan.c: the plan that the options ask for; needs spectra only for --alloc energy. */
 int cli_make_plan(struct cli *c, struct workspace *w, struct rankplan *plan, struct err *e);

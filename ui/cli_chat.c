@@ -80,6 +80,7 @@ static void tell_answer(struct talk *k, int which, int turn, int side)
         cJSON_AddItemToObject(o, "ids", cli_json_ids(ids, (size_t)n));
         cli_json_add(o, "tokens_per_sec", s->tokens_per_sec);
         cli_json_add(o, "ttft_sec", s->ttft_sec);
+        cli_json_drafts(o, s->drafted, s->accepted);
         cJSON_AddStringToObject(o, "stop", s->stop ? s->stop : "");
         cJSON_AddNumberToObject(o, "context_used", s->context_used);
         cJSON_AddNumberToObject(o, "kv_bytes_used", (double)s->kv_bytes_used);
@@ -198,7 +199,8 @@ static int new_chats(struct talk *k, struct err *e)
             .sampling = {o->temperature, (int)o->top_k, o->top_p, o->min_p, (uint64_t)o->seed},
             .max_tokens = o->predict < 0 ? 512 : (int)o->predict,
             .context = context,
-            .mode = o->forced ? CHAT_FORCED : CHAT_FREE};
+            .mode = o->forced ? CHAT_FORCED : CHAT_FREE,
+            .plain = o->plain};
         rc = chat_new(&k->chat[i], k->w[i], k->both ? 2 : 1, cli_side(k->c, k->w[i]), &s, e);
         const struct chatfmt *format = rc ? NULL : workspace_chatfmt(k->w[i], e);
         if (format && chatfmt_note(format))

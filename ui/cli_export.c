@@ -69,6 +69,7 @@ static cJSON *report_json(const struct export_report *r, const struct export_opt
         if (r->loss.name)
             cJSON_AddItemToObject(root, "query_loss", check_json(&r->loss));
     }
+    cli_json_drafts(root, r->drafted, r->accepted);
     if (r->bias_left > 0) {
         cJSON_AddNumberToObject(root, "bias_left", r->bias_left);
         if (r->loss.name)
@@ -97,6 +98,9 @@ static void print_report(const struct export_report *r, const struct export_opti
     if (o->narrow_rank && !o->dry_run)
         printf("queries of rank %d keep %.3f %% of their energy\n", o->narrow_rank,
                100 * r->query_kept);
+    if (r->drafted)
+        printf("prediction layer: %d of %d guesses right in a greedy text\n", r->accepted,
+               r->drafted);
     if (r->bias_left > 0)
         printf("biases are folded: what stands for one is off by %.2g (squared) in the worst "
                "layer\n",
@@ -156,6 +160,7 @@ int cli_export(struct cli *c, struct err *e)
                                .no_check = c->o.no_check,
                                .narrow_rank = (int)c->o.narrow_rank,
                                .fold_biases = c->o.fold_biases,
+                               .mtp = c->o.mtp,
                                .files = c->o.calib.v,
                                .n_files = c->o.calib.n,
                                .tokens = c->o.tokens};

@@ -123,6 +123,15 @@ int cli_print_json(cJSON *json, struct err *e)
     return OK;
 }
 
+void cli_json_drafts(cJSON *obj, long long made, long long right)
+{
+    if (!made)
+        return;
+    cJSON_AddNumberToObject(obj, "drafted", (double)made);
+    cJSON_AddNumberToObject(obj, "accepted", (double)right);
+    cJSON_AddNumberToObject(obj, "acceptance", (double)right / (double)made);
+}
+
 bool cli_json_add(cJSON *obj, const char *key, double v)
 {
     return isfinite(v) ? cJSON_AddNumberToObject(obj, key, v) != NULL

@@ -7,6 +7,7 @@
 #include "core/kvmem.h"
 #include "core/sampler.h"
 #include "sessions/bench.h"
+#include "sessions/draft.h"
 #include "ui/cli.h"
 #include "sessions/clock.h"
 
@@ -136,6 +137,7 @@ struct generation {
     struct workspace *w;
     const struct tokenizer *t; /* may be NULL */
     struct infer *timeline;
+    struct draft *draft; /* or NULL */
     struct sampler *sampler;
     float *logits;
     struct ids prompt, made;
@@ -186,7 +188,9 @@ static int prepare(struct cli *c, struct generation *g, struct err *e)
         rc = err_nomem(e, (size_t)vocab * sizeof *g->logits, "logits");
     if (!rc)
         rc = sampler_new(&g->sampler, &so, vocab, e);
-    return rc ? rc : infer_new(&g->timeline, engine, (int)total, kv, e);
+    if (!rc)
+        rc = infer_new(&g->timeline, engine, (int)total, kv, e);
+    return rc || c->o.plain ? rc : draft_new(&g->draft, engine, g->timeline, kv, e);
 }
 
 static bool is_end(const struct generation *g, const struct model_hparams *hp, int32_t id)
@@ -248,12 +252,12 @@ static int generate(struct cli *c, struct generation *g, struct err *e)
         }
         if (!rc && cli_interrupted())
             rc = err_set(e, ERR_CANCELLED, "stopped");
-        if (infer_pos(g->timeline) >= infer_context(g->timeline)) {
+        if (draft_pos(g->draft, g->timeline) >= infer_context(g->timeline)) {
             g->stop = i + 1 < c->o.predict ? "context" : g->stop;
             break;
         }
         if (!rc && i + 1 < c->o.predict)
-            rc = infer_step(g->timeline, id, g->logits, e);
+            rc = draft_step(g->draft, g->timeline, id, limit, g->logits, e);
     }
     g->seconds = clock_now() - start;
     char bytes[TOKENIZER_STREAM_OUT];
@@ -272,6 +276,7 @@ int cli_generate(struct cli *c, struct err *e)
     int rc = prepare(c, &g, e);
     if (!rc)
         rc = generate(c, &g, e);
+    struct draft_count n = draft_count(g.draft);
     double rate = g.seconds > 0 ? (double)g.made.n / g.seconds : 0;
     if (!rc && c->o.json) {
         cJSON *o = cJSON_CreateObject();
@@ -282,16 +287,20 @@ int cli_generate(struct cli *c, struct err *e)
             cJSON_AddNullToObject(o, "text");
         cJSON_AddNumberToObject(o, "prompt_tokens", (double)g.prompt.n);
         cli_json_add(o, "tokens_per_sec", rate);
+        cli_json_drafts(o, n.made, n.right);
         cJSON_AddStringToObject(o, "stop", g.stop);
         rc = cli_print_json(o, e);
     } else if (!rc) {
         cli_say(c, "%zu tokens, %.1f tokens/s", g.made.n, rate);
+        if (n.made)
+            cli_say(c, "guessed ahead: %lld of %lld tokens were right", n.right, n.made);
     }
     free(g.text);
     free(g.logits);
     ids_free(&g.prompt);
     ids_free(&g.made);
     sampler_free(g.sampler);
+    draft_free(g.draft);
     infer_free(g.timeline);
     workspace_free(g.w);
     return rc;
