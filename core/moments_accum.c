@@ -233,11 +233,11 @@ static double head_window(const struct moments_accum *a, int h, const float *z, 
     size_t t = (size_t)T;
     float *zb = work, *zs = zb + t * (size_t)n, *key = zs + t * (size_t)n, *rest = key + t;
     linalg_sgemm(NULL, false, false, T, n, T, 1, P, T, z, n, 0, zb, n);
-    linalg_ssyrk_add(n, T, zb, n, bv, n);
+    linalg_ssyrk_add(NULL, n, T, zb, n, bv, n);
     memset(key, 0, t * sizeof *key);
     double cvi = key_weights(a, h, z + at, n, zb + at, n, T, P, rest, key);
     weigh_rows(z, key, T, n, zs);
-    linalg_ssyrk_add(n, T, zs, n, bk, n);
+    linalg_ssyrk_add(NULL, n, T, zs, n, bk, n);
     return cvi;
 }
 
@@ -280,7 +280,7 @@ static int group_window(const struct add_job *job, int group, int w, float *work
         linalg_dgemm(NULL, true, false, T, T, T, 1, Pd, T, Pd, T, 1, M, T);
     }
     weigh_rows(y, key, T, a->w, rows);
-    linalg_ssyrk_add(a->w, T, rows, a->w, bk, a->w);
+    linalg_ssyrk_add(NULL, a->w, T, rows, a->w, bk, a->w);
     double top = 0;
     for (size_t i = 0; i < t; i++)
         top = fmax(top, M[i * (t + 1)]);
@@ -290,7 +290,7 @@ static int group_window(const struct add_job *job, int group, int w, float *work
     for (size_t i = 0; i < tt; i++)
         P[i] = (float)M[i];
     linalg_sgemm(NULL, true, false, T, a->w, T, 1, P, T, y, a->w, 0, rows, a->w);
-    linalg_ssyrk_add(a->w, T, rows, a->w, bv, a->w);
+    linalg_ssyrk_add(NULL, a->w, T, rows, a->w, bv, a->w);
     return rc;
 }
 
@@ -340,11 +340,11 @@ static void add_task(void *arg, int i, int thread)
         add_group(job, i - 2, thread);
     } else if (i == 0) {
         memset(block, 0, (size_t)a->w * (size_t)a->w * sizeof *block);
-        linalg_ssyrk_add(a->w, rows, a->y, a->w, block, a->w);
+        linalg_ssyrk_add(NULL, a->w, rows, a->y, a->w, block, a->w);
         moments_add_triangle(a->c, block, a->w);
     } else if (a->key) {
         memset(block, 0, (size_t)nk * (size_t)nk * sizeof *block);
-        linalg_ssyrk_add(nk, rows, job->k, nk, block, nk);
+        linalg_ssyrk_add(NULL, nk, rows, job->k, nk, block, nk);
         moments_add_triangle(a->key, block, nk);
     }
 }

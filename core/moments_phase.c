@@ -158,7 +158,7 @@ static void phase_head(void *arg, int h, int thread)
         phase_query(a, &q, mean, rows, &n);
         if (n < MOMENTS_PHASE_ROWS && m + job->step < T)
             continue;
-        linalg_ssyrk_add(f, n, rows, f, block, f);
+        linalg_ssyrk_add(NULL, f, n, rows, f, block, f);
         n = 0;
     }
     if (!own)

@@ -9,8 +9,8 @@
 
 #include "kernels/pool.h"
 
-#define LINALG_BAND 64                /* rows of C a task */
-#define LINALG_SPLIT_FLOPS 4000000.0  /* below this a product is not worth splitting */
+#define LINALG_BAND 64               /* rows of C a task */
+#define LINALG_SPLIT_FLOPS 4000000.0 /* below this a product is not worth splitting */
 
 void linalg_init(void)
 {
@@ -32,9 +32,9 @@ static void sgemm_band(void *arg, int i, int thread)
     (void)thread;
     int row = i * g->band, rows = g->m - row < g->band ? g->m - row : g->band;
     const float *a = (const float *)g->a + (g->ta ? (size_t)row : (size_t)row * g->lda);
-    cblas_sgemm(CblasRowMajor, g->ta ? CblasTrans : CblasNoTrans,
-                g->tb ? CblasTrans : CblasNoTrans, rows, g->n, g->k, (float)g->alpha, a, g->lda,
-                g->b, g->ldb, (float)g->beta, (float *)g->c + (size_t)row * g->ldc, g->ldc);
+    cblas_sgemm(CblasRowMajor, g->ta ? CblasTrans : CblasNoTrans, g->tb ? CblasTrans : CblasNoTrans,
+                rows, g->n, g->k, (float)g->alpha, a, g->lda, g->b, g->ldb, (float)g->beta,
+                (float *)g->c + (size_t)row * g->ldc, g->ldc);
 }
 
 static void dgemm_band(void *arg, int i, int thread)
@@ -43,9 +43,9 @@ static void dgemm_band(void *arg, int i, int thread)
     (void)thread;
     int row = i * g->band, rows = g->m - row < g->band ? g->m - row : g->band;
     const double *a = (const double *)g->a + (g->ta ? (size_t)row : (size_t)row * g->lda);
-    cblas_dgemm(CblasRowMajor, g->ta ? CblasTrans : CblasNoTrans,
-                g->tb ? CblasTrans : CblasNoTrans, rows, g->n, g->k, g->alpha, a, g->lda, g->b,
-                g->ldb, g->beta, (double *)g->c + (size_t)row * g->ldc, g->ldc);
+    cblas_dgemm(CblasRowMajor, g->ta ? CblasTrans : CblasNoTrans, g->tb ? CblasTrans : CblasNoTrans,
+                rows, g->n, g->k, g->alpha, a, g->lda, g->b, g->ldb, g->beta,
+                (double *)g->c + (size_t)row * g->ldc, g->ldc);
 }
 
 static void gemm_run(struct pool *p, struct gemm *g, void (*band)(void *, int, int))
@@ -74,9 +74,24 @@ void linalg_dgemm(struct pool *p, bool ta, bool tb, int m, int n, int k, double 
     gemm_run(p, &g, dgemm_band);
 }
 
-void linalg_ssyrk_add(int n, int k, const float *a, int lda, float *c, int ldc)
+/* A band of rows of C, from its diagonal block to the right. */
+static void ssyrk_band(void *arg, int i, int thread)
 {
-    cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, n, k, 1, a, lda, 1, c, ldc);
+    const struct gemm *g = arg;
+    (void)thread;
+    int row = i * g->band, rows = g->m - row < g->band ? g->m - row : g->band;
+    const float *a = (const float *)g->a + row;
+    float *c = (float *)g->c + (size_t)row * g->ldc + row;
+    cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, rows, g->k, 1, a, g->lda, 1, c, g->ldc);
+    if (row + rows < g->n)
+        cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, rows, g->n - row - rows, g->k, 1, a,
+                    g->lda, a + rows, g->lda, 1, c + rows, g->ldc);
+}
+
+void linalg_ssyrk_add(struct pool *p, int n, int k, const float *a, int lda, float *c, int ldc)
+{
+    struct gemm g = {.m = n, .n = n, .k = k, .a = a, .lda = lda, .c = c, .ldc = ldc};
+    gemm_run(p, &g, ssyrk_band);
 }
 
 static int lapack_failed(struct err *e, const char *routine, int n, int info)
@@ -97,8 +112,8 @@ int linalg_eigh(int n, double *a, double *w, struct err *e)
     if (!work || !iwork) {
         rc = err_nomem(e, bytes, "an eigenproblem");
     } else {
-        lapack_int info = LAPACKE_dsyevd_work(LAPACK_COL_MAJOR, 'V', 'L', n, a, n, w, work, lwork,
-                                              iwork, liwork);
+        lapack_int info =
+            LAPACKE_dsyevd_work(LAPACK_COL_MAJOR, 'V', 'L', n, a, n, w, work, lwork, iwork, liwork);
         if (info)
             rc = lapack_failed(e, "dsyevd", n, (int)info);
     }
@@ -110,8 +125,8 @@ int linalg_eigh(int n, double *a, double *w, struct err *e)
 int linalg_eigh_complex(int n, double complex *a, double *w, struct err *e)
 {
     /* Row-major Hermitian read column-major is the conjugate: so are its eigenvectors. */
-    lapack_int info = LAPACKE_zheevd(LAPACK_COL_MAJOR, 'V', 'L', n,
-                                     (lapack_complex_double *)(void *)a, n, w);
+    lapack_int info =
+        LAPACKE_zheevd(LAPACK_COL_MAJOR, 'V', 'L', n, (lapack_complex_double *)(void *)a, n, w);
     if (info)
         return lapack_failed(e, "zheevd", n, (int)info);
     for (size_t i = 0; i < (size_t)n * n; i++)
@@ -126,8 +141,8 @@ int linalg_solve_spd(int n, int m, double *a, double *b, struct err *e)
         return lapack_failed(e, "dpotrf", n, (int)info);
     /* Row-major B [n][m] as column-major is Bᵀ [m][n]: X = A⁻¹B ⇔ Xᵀ = Bᵀ A⁻¹, two dtrsm from the
      * right with the factor A = UᵀU. */
-    cblas_dtrsm(CblasColMajor, CblasRight, CblasUpper, CblasNoTrans, CblasNonUnit, m, n, 1, a, n,
-                b, m);
+    cblas_dtrsm(CblasColMajor, CblasRight, CblasUpper, CblasNoTrans, CblasNonUnit, m, n, 1, a, n, b,
+                m);
     cblas_dtrsm(CblasColMajor, CblasRight, CblasUpper, CblasTrans, CblasNonUnit, m, n, 1, a, n, b,
                 m);
     return OK;

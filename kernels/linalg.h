@@ -21,7 +21,7 @@ void linalg_dgemm(struct pool *p, bool ta, bool tb, int m, int n, int k, double 
                   const double *a, int lda, const double *b, int ldb, double beta, double *c,
                   int ldc);
 /* Upper triangle (j ≥ i) of C[n][n] += Aᵀ A with A [k][n]; the lower one is left alone. */
-void linalg_ssyrk_add(int n, int k, const float *a, int lda, float *c, int ldc);
+void linalg_ssyrk_add(struct pool *p, int n, int k, const float *a, int lda, float *c, int ldc);
 
 /* Symmetric eigenproblem: a[n][n] is replaced by eigenvectors in its ROWS, w ascending. */
 int linalg_eigh(int n, double *a, double *w, struct err *e);

@@ -286,7 +286,7 @@ static int second_layer(struct stream *s, int layer, int n, double **out, const 
         if (rc)
             break;
         memset(block, 0, nn * sizeof *block);
-        linalg_ssyrk_add(n, group.n, s->k, (int)s->k_width, block, n);
+        linalg_ssyrk_add(NULL, n, group.n, s->k, (int)s->k_width, block, n);
         for (size_t i = 0; i < nn; i++)
             c[i] += (double)block[i] / (double)states_rows(s->text);
     }

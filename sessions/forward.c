@@ -316,7 +316,14 @@ static void add_back(const struct engine *g, const struct weight *w, const float
     }
 }
 
-static void feed_forward(const struct engine *g, int layer, float *h, int rows, struct scratch *s)
+void forward_output(const struct engine *g, int layer, float *h, const float *att, int rows,
+                    struct scratch *s)
+{
+    const struct engine_layer *w = &g->layer[layer];
+    add_back(g, w->w[W_O], w->v[V_O_BIAS], w->v[V_POST_ATTN], h, att, rows, s);
+}
+
+void forward_ffn(const struct engine *g, int layer, float *h, int rows, struct scratch *s)
 {
     const struct backend_ops *op = g->backend->ops;
     const struct model_hparams *hp = &g->model->hp;
@@ -343,11 +350,11 @@ void forward_layer(const struct engine *g, int layer, float *h, int rows, const 
 {
     const struct backend_ops *op = g->backend->ops;
     const struct model_hparams *hp = &g->model->hp;
-    const struct engine_layer *w = &g->layer[layer];
-    op->rms_norm(g->backend, s->x, h, w->attn_norm, (float)hp->rms_eps, rows, hp->hidden);
+    op->rms_norm(g->backend, s->x, h, g->layer[layer].attn_norm, (float)hp->rms_eps, rows,
+                 hp->hidden);
     forward_attention(g, layer, s->x, rows, seg, n_seg, kv, s, tap);
-    add_back(g, w->w[W_O], w->v[V_O_BIAS], w->v[V_POST_ATTN], h, s->att, rows, s);
-    feed_forward(g, layer, h, rows, s);
+    forward_output(g, layer, h, s->att, rows, s);
+    forward_ffn(g, layer, h, rows, s);
 }
 
 void forward_embed(const struct engine *g, float *h, const int32_t *ids, int n)

@@ -106,10 +106,15 @@ struct forward_tap {
 void forward_layer(const struct engine *g, int layer, float *h, int rows,
                    const struct segment *seg, int n_seg, enum dtype kv, struct scratch *s,
                    const struct forward_tap *tap);
-/* The attention block alone: att[rows][H·Vd] heads' outputs (before o) from normed input x. */
+/* Its three parts. att[rows][H·Vd]: heads' outputs from normed input x, into s->att; */
 void forward_attention(const struct engine *g, int layer, const float *x, int rows,
                        const struct segment *seg, int n_seg, enum dtype kv, struct scratch *s,
                        const struct forward_tap *tap);
+/* h += o · att; */
+void forward_output(const struct engine *g, int layer, float *h, const float *att, int rows,
+                    struct scratch *s);
+/* h += the feed-forward of h. */
+void forward_ffn(const struct engine *g, int layer, float *h, int rows, struct scratch *s);
 
 /* h[n][D] = the first layer's input of n ids; and logits[n][V] of n rows of the last one's output h
  * (s->x must hold n rows). */

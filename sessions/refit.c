@@ -19,10 +19,10 @@ struct refit {
     struct engine *engine; /* of c; its output projections are replaced on the way */
     struct states original, converted;
     int D, width;  /* width = H·d */
-    float *a[2];   /* host, one group: heads' outputs of the original and the converted */
-    float *y, *h;  /* targets; the converted stream */
+    float *heads;  /* host: heads' outputs of the converted layer, all rows */
+    float *y, *h;  /* host, one group: targets; the converted stream, or the original's heads */
     float *block;  /* a group's products */
-    double *S, *X; /* Σ ã ãᵀ [width][width], Σ ã yᵀ [width][D] */
+    double *S, *X; /* Σ ã ãᵀ [width][width] (its upper triangle), Σ ã yᵀ [width][D] */
 };
 
 static int refit_init(struct refit *r, struct conversion *c, const struct engine *base,
@@ -32,15 +32,15 @@ static int refit_init(struct refit *r, struct conversion *c, const struct engine
     size_t n = (size_t)states_group_rows(text);
     *r = (struct refit){.c = c, .D = hp->hidden, .width = hp->n_head * hp->head_dim};
     size_t D = (size_t)r->D, W = (size_t)r->width;
-    r->a[0] = mem_aligned(n * W, sizeof(float));
-    r->a[1] = mem_aligned(n * W, sizeof(float));
+    r->heads = mem_aligned(states_rows(text) * W, sizeof(float));
     r->y = mem_aligned(n * D, sizeof(float));
-    r->h = mem_aligned(n * D, sizeof(float));
+    r->h = mem_aligned(n * (W > D ? W : D), sizeof(float));
     r->block = mem_aligned(W * (W > D ? W : D), sizeof(float));
     r->S = mem_calloc(W * W, sizeof *r->S);
     r->X = mem_calloc(W * D, sizeof *r->X);
-    if (!r->a[0] || !r->a[1] || !r->y || !r->h || !r->block || !r->S || !r->X)
-        return err_nomem(e, W * (W + D) * sizeof *r->S, "refitting output projections");
+    if (!r->heads || !r->y || !r->h || !r->block || !r->S || !r->X)
+        return err_nomem(e, states_rows(text) * W * sizeof(float),
+                         "refitting output projections: use fewer tokens (--tokens)");
     int rc = engine_new(&r->engine, &c->model, base->backend, base, e);
     if (!rc)
         rc = states_init(&r->original, base, text, e);
@@ -52,8 +52,7 @@ static void refit_done(struct refit *r)
     states_done(&r->original);
     states_done(&r->converted);
     engine_free(r->engine);
-    free(r->a[0]);
-    free(r->a[1]);
+    free(r->heads);
     free(r->y);
     free(r->h);
     free(r->block);
@@ -67,27 +66,56 @@ static void add(double *to, const float *from, size_t n)
         to[i] += (double)from[i];
 }
 
-/* Both models' attention over a group; the original's states go on to the next layer. */
-static void add_group(struct refit *r, int l, const struct states_group *group, const float *wo)
+/* What the converted block shall add to the stream, into y; the original's states go on to the next
+ * layer. */
+static void target(struct refit *r, int l, const struct states_group *group, const float *wo,
+                   const float *bias)
 {
     struct backend *b = r->engine->backend;
     int n = group->n, D = r->D, W = r->width;
-    size_t nd = (size_t)n * (size_t)D, nw = (size_t)n * (size_t)W;
-    size_t at = group->first * (size_t)D;
-    b->ops->get(b, r->y, r->original.h + at, nd * sizeof(float));
-    b->ops->get(b, r->h, r->converted.h + at, nd * sizeof(float));
+    size_t nd = (size_t)n * (size_t)D, at = group->first * (size_t)D;
     bool normed = r->engine->layer[l].v[V_POST_ATTN];
-    for (size_t i = 0; i < nd; i++)
-        r->y[i] = normed ? 0 : r->y[i] - r->h[i];
-    states_layer(&r->original, l, group, NULL);
-    states_attention(&r->converted, l, group);
-    b->ops->get(b, r->a[0], r->original.scratch.att, nw * sizeof(float));
-    b->ops->get(b, r->a[1], r->converted.scratch.att, nw * sizeof(float));
-    linalg_sgemm(b->pool, false, true, n, D, W, 1, r->a[0], W, wo, W, 1, r->y, D);
-    linalg_sgemm(b->pool, true, false, W, W, n, 1, r->a[1], W, r->a[1], W, 0, r->block, W);
+    states_attention(&r->original, l, group, NULL);
+    if (normed) {
+        b->ops->get(b, r->h, r->original.scratch.att, (size_t)n * (size_t)W * sizeof(float));
+        linalg_sgemm(b->pool, false, true, n, D, W, 1, r->h, W, wo, W, 0, r->y, D);
+    }
+    states_output(&r->original, l, group);
+    if (!normed) {
+        b->ops->get(b, r->y, r->original.h + at, nd * sizeof(float));
+        b->ops->get(b, r->h, r->converted.h + at, nd * sizeof(float));
+        for (size_t i = 0; i < nd; i++)
+            r->y[i] -= r->h[i] + (bias ? bias[i % (size_t)D] : 0);
+    }
+    states_ffn(&r->original, l, group);
+}
+
+/* Both models' attention over a group. */
+static void add_group(struct refit *r, int l, const struct states_group *group, const float *wo,
+                      const float *bias)
+{
+    struct backend *b = r->engine->backend;
+    int n = group->n, D = r->D, W = r->width;
+    float *heads = r->heads + group->first * (size_t)W;
+    target(r, l, group, wo, bias);
+    states_attention(&r->converted, l, group, NULL);
+    b->ops->get(b, heads, r->converted.scratch.att, (size_t)n * (size_t)W * sizeof(float));
+    memset(r->block, 0, (size_t)W * (size_t)W * sizeof(float));
+    linalg_ssyrk_add(b->pool, W, n, heads, W, r->block, W);
     add(r->S, r->block, (size_t)W * (size_t)W);
-    linalg_sgemm(b->pool, true, false, W, D, n, 1, r->a[1], W, r->y, D, 0, r->block, D);
+    linalg_sgemm(b->pool, true, false, W, D, n, 1, heads, W, r->y, D, 0, r->block, D);
     add(r->X, r->block, (size_t)W * (size_t)D);
+}
+
+/* The converted states through the rest of the layer. */
+static void finish_group(struct refit *r, int l, const struct states_group *group)
+{
+    struct backend *b = r->engine->backend;
+    size_t W = (size_t)r->width;
+    b->ops->put(b, r->converted.scratch.att, r->heads + group->first * W,
+                (size_t)group->n * W * sizeof(float));
+    states_output(&r->converted, l, group);
+    states_ffn(&r->converted, l, group);
 }
 
 /* X becomes W_O'ᵀ [width][D]. */
@@ -95,6 +123,9 @@ static int solve(struct refit *r, const float *wo, struct err *e)
 {
     size_t D = (size_t)r->D, W = (size_t)r->width;
     double mean = 0, share = (double)W / (double)states_rows(r->original.text);
+    for (size_t i = 0; i < W; i++)
+        for (size_t j = 0; j < i; j++)
+            r->S[i * W + j] = r->S[j * W + i];
     for (size_t i = 0; i < W; i++)
         mean += r->S[i * (W + 1)] / (double)W;
     double ridge = REFIT_RIDGE * share * mean;
@@ -127,25 +158,27 @@ static int refit_layer(struct refit *r, int l, const struct progress *p, struct 
     const struct calib_text *text = r->original.text;
     struct states_group group;
     int layers = r->c->report.n_layer;
-    float *wo;
-    int rc = tensor_to_f32(&r->c->base->layer[l].o, &wo, e);
-    if (rc)
-        return rc;
+    const struct model_layer *base = &r->c->base->layer[l];
+    float *wo = NULL, *bias = NULL;
+    int rc = tensor_to_f32(&base->o, &wo, e);
+    if (!rc && base->o_bias.data)
+        rc = tensor_to_f32(&base->o_bias, &bias, e);
     memset(r->S, 0, (size_t)r->width * (size_t)r->width * sizeof *r->S);
     memset(r->X, 0, (size_t)r->width * (size_t)r->D * sizeof *r->X);
     for (int i = 0; states_group(text, i, &group) && !rc; i++) {
         if (!progress_report(p, "refitting output projections", l, layers))
             rc = err_set(e, ERR_CANCELLED, "conversion stopped");
         else
-            add_group(r, l, &group, wo);
+            add_group(r, l, &group, wo, bias);
     }
     if (!rc)
         rc = solve(r, wo, e);
     if (!rc)
         rc = publish(r, l, e);
     free(wo);
+    free(bias);
     for (int i = 0; states_group(text, i, &group) && !rc; i++)
-        states_layer(&r->converted, l, &group, NULL);
+        finish_group(r, l, &group);
     return rc;
 }
 
@@ -153,7 +186,7 @@ double refit_bytes(const struct model *m, const struct calib_text *text)
 {
     const struct model_hparams *hp = &m->hp;
     double D = hp->hidden, W = (double)hp->n_head * hp->head_dim, group = states_group_rows(text);
-    double states = 2 * (states_rows(text) + group) * D + 2 * group * W;
+    double states = states_rows(text) * (2 * D + W) + group * (D + fmax(W, D));
     return sizeof(float) * (states + W * fmax(W, D) + hp->n_layer * W * D) +
            sizeof(double) * W * (W + D);
 }

@@ -94,24 +94,38 @@ static int segments(const struct states *s, const struct states_group *group,
     return n;
 }
 
-void states_attention(struct states *s, int layer, const struct states_group *group)
+static float *rows_of(const struct states *s, const struct states_group *group)
+{
+    return s->h + group->first * (size_t)s->g->model->hp.hidden;
+}
+
+void states_attention(struct states *s, int layer, const struct states_group *group,
+                      const struct forward_tap *tap)
 {
     const struct model_hparams *hp = &s->g->model->hp;
     struct backend *b = s->g->backend;
     struct segment seg[STATES_GROUP];
     int n = segments(s, group, seg);
     scratch_new_batch(&s->scratch);
-    b->ops->rms_norm(b, s->scratch.x, s->h + group->first * (size_t)hp->hidden,
-                     s->g->layer[layer].attn_norm, (float)hp->rms_eps, group->n, hp->hidden);
-    forward_attention(s->g, layer, s->scratch.x, group->n, seg, n, DTYPE_F32, &s->scratch, NULL);
+    b->ops->rms_norm(b, s->scratch.x, rows_of(s, group), s->g->layer[layer].attn_norm,
+                     (float)hp->rms_eps, group->n, hp->hidden);
+    forward_attention(s->g, layer, s->scratch.x, group->n, seg, n, DTYPE_F32, &s->scratch, tap);
+}
+
+void states_output(struct states *s, int layer, const struct states_group *group)
+{
+    forward_output(s->g, layer, rows_of(s, group), s->scratch.att, group->n, &s->scratch);
+}
+
+void states_ffn(struct states *s, int layer, const struct states_group *group)
+{
+    forward_ffn(s->g, layer, rows_of(s, group), group->n, &s->scratch);
 }
 
 void states_layer(struct states *s, int layer, const struct states_group *group,
                   const struct forward_tap *tap)
 {
-    struct segment seg[STATES_GROUP];
-    int n = segments(s, group, seg);
-    scratch_new_batch(&s->scratch);
-    forward_layer(s->g, layer, s->h + group->first * (size_t)s->g->model->hp.hidden, group->n, seg,
-                  n, DTYPE_F32, &s->scratch, tap);
+    states_attention(s, layer, group, tap);
+    states_output(s, layer, group);
+    states_ffn(s, layer, group);
 }

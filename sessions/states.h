@@ -32,9 +32,14 @@ bool states_group(const struct calib_text *t, int i, struct states_group *out);
 int states_init(struct states *s, const struct engine *g, const struct calib_text *text,
                 struct err *e);
 void states_done(struct states *s);
-/* Heads' outputs of a group into s->scratch.att, its states left alone. */
-void states_attention(struct states *s, int layer, const struct states_group *group);
-/* The group's states through the layer; scratch.att as above. */
+/* The group's states through the layer: heads' outputs into s->scratch.att, its states left alone; */
+void states_attention(struct states *s, int layer, const struct states_group *group,
+                      const struct forward_tap *tap);
+/* the output projection of s->scratch.att added to them; */
+void states_output(struct states *s, int layer, const struct states_group *group);
+/* the feed-forward. */
+void states_ffn(struct states *s, int layer, const struct states_group *group);
+/* All three. */
 void states_layer(struct states *s, int layer, const struct states_group *group,
                   const struct forward_tap *tap);
 

@@ -64,7 +64,7 @@ static void test_syrk(int n, int k)
         a[i] = (float)test_normal(&seed);
     for (int i = 0; i < n * n; i++)
         c[i] = 7;
-    linalg_ssyrk_add(n, k, a, n, c, n);
+    linalg_ssyrk_add(NULL, n, k, a, n, c, n);
     for (int i = 0; i < n; i++)
         for (int j = 0; j < n; j++) {
             double s = 7;
