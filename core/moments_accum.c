@@ -44,9 +44,11 @@ static bool make_totals(struct moments_accum *a)
     a->cko = mem_calloc(groups * each, sizeof *a->cko);
     a->cv = mem_calloc(groups * each, sizeof *a->cv);
     a->cvi = mem_calloc(H, sizeof *a->cvi);
+    a->sink = mem_calloc(H, sizeof *a->sink);
     a->phase = mem_calloc(H * moments_triangle(moments_features(s)), sizeof *a->phase);
     a->work = mem_calloc((size_t)a->threads, sizeof *a->work);
-    bool ok = a->freq && a->L && a->c && a->m && a->cko && a->cv && a->cvi && a->phase && a->work;
+    bool ok = a->freq && a->L && a->c && a->m && a->cko && a->cv && a->cvi && a->sink && a->phase &&
+              a->work;
     if (ok && s->affine)
         ok = (a->key = mem_calloc(moments_triangle(s->G * s->d), sizeof *a->key)) != NULL;
     if (ok && s->candidates)
@@ -82,9 +84,9 @@ void moments_accum_free(struct moments_accum *a)
         return;
     for (int i = 0; a->work && i < a->threads; i++)
         free(a->work[i]);
-    void *all[] = {a->work, a->freq, a->L,     a->c,   a->m, a->key, a->cko,
-                   a->cv,   a->cvi,  a->phase, a->six, a->y, a->qr,  a->kr,
-                   a->cos,  a->sin,  a->index, a->T,   a->P, a->s0,  a->s1};
+    void *all[] = {a->work,  a->freq,  a->L,   a->c,  a->m,  a->key, a->cko, a->cv,
+                   a->cvi,   a->phase, a->six, a->y,  a->qr, a->kr,  a->cos, a->sin,
+                   a->index, a->T,     a->P,   a->s0, a->s1, a->sink};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
     free(a);
@@ -247,14 +249,16 @@ struct add_job {
     int windows, T;
 };
 
-/* Attention weights of head h in window w. */
+/* Attention weights of head h in window w; what of them lies on its first token is counted. */
 static void window_weights(const struct add_job *job, int h, int w, float *P)
 {
-    const struct moments_accum *a = job->a;
+    struct moments_accum *a = job->a;
     int d = a->s.d, H = a->s.H, G = a->s.G, g = h / (H / G);
     size_t row = (size_t)w * (size_t)job->T;
     moments_weights(a, a->qr + (row * (size_t)H + (size_t)h) * (size_t)d, H * d,
                     a->kr + (row * (size_t)G + (size_t)g) * (size_t)d, G * d, job->T, P);
+    for (int m = 0; m < job->T; m++)
+        a->sink[h] += (double)P[(size_t)m * (size_t)job->T];
 }
 
 /* One window of a group of heads. Their CKo is one product with the summed weights, and with
@@ -460,6 +464,8 @@ int moments_finish(const struct moments_accum *a, struct moments *m, struct err 
     bool fine = take_means(a, m);
     for (size_t h = 0; h < H; h++)
         trace += m->cvi[h] = a->cvi[h] * f;
+    for (size_t h = 0; h < H; h++)
+        m->sink += a->sink[h] * f / (double)H;
     fine &= isfinite(trace);
     fine &= take_mean(a->cko, share, all, m->cko);
     fine &= take_mean(a->cv, share, all, m->cv);

@@ -15,7 +15,7 @@ struct moments_accum {
     double *freq;           /* [rope_dim/2] */
     float *L;               /* [H][d][d] */
     double tokens, queries; /* of the second moments; of the phase covariances */
-    double *c, *m, *key, *cko, *cv, *cvi, *phase, *six;
+    double *c, *m, *key, *cko, *cv, *cvi, *phase, *six, *sink;
     float *y;         /* batch: [rows][w] */
     float *qr, *kr;   /* rotated copies */
     float *cos, *sin; /* [T][rope_dim/2] */

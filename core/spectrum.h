@@ -18,6 +18,7 @@ struct spectrum {
     double *key_share;      /* [n] fraction of component i that lies in key coordinates */
     double *key, *value;    /* [n_key], [n_value] descending */
     bool calibrated;
+    double sink;            /* attention's share on the first token; NaN: not calibrated */
     int rope_dim;           /* R the spectrum was computed for */
 };
 int spectrum_init(struct spectrum *s, int n, int n_key, int n_value, struct err *e);

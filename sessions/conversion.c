@@ -80,18 +80,25 @@ struct round {
 static int measure(const struct mla_source *src, const struct moments *m, struct mla_options o,
                    const struct mla_result *full, struct layer_report *r, struct err *e)
 {
-    struct mla_result rope_only;
+    struct mla_result rope_only = {0}, free_rope = {0};
+    const struct mla_result *const all[] = {full, &rope_only, &free_rope};
+    bool bound = o.method == METHOD_MLATHE && o.layout != LAYOUT_OWN;
+    double error[3];
     o.rank = moments_width(&m->shape); /* nothing lost but rotations */
     int rc = mla_solve(src, m, &o, &rope_only, NULL, e);
-    if (rc)
-        return rc;
-    double error[2];
-    rc = mla_measure(src, m->sample, m->sample_rows, m->sample_window,
-                     (const struct mla_result *const[]){full, &rope_only}, 2, error, e);
+    o.layout = LAYOUT_OWN;
+    o.shared = NULL;
+    if (!rc && bound)
+        rc = mla_solve(src, m, &o, &free_rope, NULL, e);
+    if (!rc)
+        rc = mla_measure(src, m->sample, m->sample_rows, m->sample_window, all, bound ? 3 : 2,
+                         error, e);
     mla_result_done(&rope_only);
+    mla_result_done(&free_rope);
     if (!rc) {
         r->error = error[0];
         r->loss_rope = fmin(error[0], error[1]);
+        r->loss_layout = bound ? fmax(r->loss_rope - error[2], 0) : 0;
         r->loss_rank = error[0] - r->loss_rope;
     }
     return rc;
@@ -137,7 +144,7 @@ static void solve_layer(void *arg, int i, int thread)
     if (!rc) {
         *report = (struct layer_report){.kv_lora_rank = o.rank, .qk_rope_head_dim = o.rope_dim};
         report->energy = s.n ? spectrum_energy(&s, o.rank) : NAN;
-        report->error = report->loss_rope = report->loss_rank = NAN;
+        report->error = report->loss_rope = report->loss_layout = report->loss_rank = NAN;
         if (r->in->measure && m->sample)
             rc = measure(&src, m, o, &r->c->made[l], report, e);
     }

@@ -164,6 +164,7 @@ static void read_report(struct conversion *c, const cJSON *report)
         r->qk_rope_head_dim = c->plan.layer[l].qk_rope_head_dim;
         r->error = number_or(v, "error", NAN);
         r->loss_rope = number_or(v, "loss_rope", NAN);
+        r->loss_layout = number_or(v, "loss_layout", 0);
         r->loss_rank = number_or(v, "loss_rank", NAN);
         r->energy = number_or(v, "energy", NAN);
     }
@@ -235,6 +236,7 @@ static cJSON *report_json(const struct conversion_report *r)
         cJSON *v = cJSON_CreateObject();
         add_number(v, "error", r->layer[l].error);
         add_number(v, "loss_rope", r->layer[l].loss_rope);
+        add_number(v, "loss_layout", r->layer[l].loss_layout);
         add_number(v, "loss_rank", r->layer[l].loss_rank);
         add_number(v, "energy", r->layer[l].energy);
         cJSON_AddItemToArray(list, v);

@@ -14,10 +14,10 @@
 #include "core/safetensors.h"
 #include "sessions/conversion.h"
 
-#define STATS_VERSION 4
+#define STATS_VERSION 5
 #define STATS_KEEP 4         /* sets in the cache folder */
 #define STATS_KEEP_BYTES 8e9 /* that they may take together, the newest apart */
-#define STATS_PARTS 13
+#define STATS_PARTS 14
 
 struct stats {
     const struct model *model;
@@ -66,6 +66,7 @@ static void layer_parts(struct moments *m, struct part part[STATS_PARTS])
         {"sample", 2, {(size_t)m->sample_rows, (size_t)s->D}, NULL, &m->sample, NULL},
         {"tokens", 1, {1}, &m->tokens, NULL, NULL},
         {"residual", 1, {1}, &m->residual, NULL, NULL},
+        {"sink", 1, {1}, &m->sink, NULL, NULL},
         {"key", 1, {s->affine ? nk * (nk + 1) / 2 : 0}, NULL, &m->key, NULL},
         {"six", 3, {C ? H : 0, (size_t)(s->rope_dim / 2), 6}, m->six, NULL, NULL},
         {"index", 1, {C}, NULL, NULL, m->index},

@@ -101,9 +101,10 @@ int workspace_sensitivity(struct workspace *w, const struct rankplan *plan, int 
 struct layer_report {
     int kv_lora_rank, qk_rope_head_dim;
     double error;      /* |attention output change|² / |attention output|² on held samples */
-    double loss_rope;  /* of it, from narrowing the rope */
-    double loss_rank;  /* of it, from the latent rank */
-    double energy;     /* spectrum energy kept */
+    double loss_rope;   /* of it, from narrowing the rope */
+    double loss_layout; /* of that, what free frequencies (layout own) would have spared */
+    double loss_rank;   /* of it, from the latent rank */
+    double energy;      /* spectrum energy kept */
 };
 struct conversion_report {
     double kept;

@@ -118,6 +118,7 @@ static cJSON *report_json(const struct conversion_report *r, const struct rankpl
         cli_json_add(layer, "energy", l->energy);
         loss = cJSON_AddObjectToObject(layer, "loss");
         cli_json_add(loss, "rope", l->loss_rope);
+        cli_json_add(loss, "layout", l->loss_layout); /* a part of rope */
         cli_json_add(loss, "rank", l->loss_rank);
         cJSON_AddItemToArray(list, layer);
     }
@@ -130,11 +131,12 @@ static void print_report(const struct conversion_report *r, const struct rankpla
     char before[32], after[32];
     kvmem_text((double)r->kv_bytes_before, before, sizeof before);
     kvmem_text((double)r->kv_bytes_after, after, sizeof after);
-    printf("layer  rank  rope     error   of it rope    and rank    energy\n");
+    printf("layer  rank  rope     error   of it rope   (layout)    and rank    energy\n");
     for (int i = 0; i < r->n_layer; i++) {
         const struct layer_report *l = &r->layer[i];
-        printf("%5d %5d %5d  %8.5f     %8.5f    %8.5f  %7.3f %%\n", i, l->kv_lora_rank,
-               l->qk_rope_head_dim, l->error, l->loss_rope, l->loss_rank, 100 * l->energy);
+        printf("%5d %5d %5d  %8.5f     %8.5f   %8.5f    %8.5f  %7.3f %%\n", i, l->kv_lora_rank,
+               l->qk_rope_head_dim, l->error, l->loss_rope, l->loss_layout, l->loss_rank,
+               100 * l->energy);
     }
     printf("kept %.1f %% of the KV cache: %s a token instead of %s; %.0f s\n", 100 * r->kept, after,
            before, seconds);

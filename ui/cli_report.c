@@ -74,6 +74,7 @@ static int read_layers(struct report_source *s, struct err *e)
                                             .qk_rope_head_dim = s->plan.layer[l].qk_rope_head_dim,
                                             .error = number(v, "error"),
                                             .loss_rope = number(v, "loss_rope"),
+                                            .loss_layout = number(v, "loss_layout"),
                                             .loss_rank = number(v, "loss_rank"),
                                             .energy = number(v, "energy")};
     return OK;

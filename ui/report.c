@@ -168,7 +168,7 @@ static void put_losses(struct markup *m, const struct report_source *s)
     figure_losses(m, true, s->layer, n);
     markup_put(m, "<details><summary>All layers as numbers</summary>\n<table>\n<tr><th>layer</th>"
                   "<th>rank</th><th>rope</th><th>kept</th><th>error</th><th>of it rope</th>"
-                  "<th>of it rank</th><th>energy kept</th></tr>\n");
+                  "<th>of that layout</th><th>of it rank</th><th>energy kept</th></tr>\n");
     int all = kvmem_gqa_numbers(s->plan.model.n_kv_head, s->plan.model.head_dim);
     for (int l = 0; l < n; l++) {
         const struct layer_report *r = &s->layer[l];
@@ -178,6 +178,8 @@ static void put_losses(struct markup *m, const struct report_source *s)
         put_number(m, "%.5f", r->error);
         markup_put(m, "</td><td>");
         put_number(m, "%.5f", r->loss_rope);
+        markup_put(m, "</td><td>");
+        put_number(m, "%.5f", r->loss_layout);
         markup_put(m, "</td><td>");
         put_number(m, "%.5f", r->loss_rank);
         markup_put(m, "</td><td>");

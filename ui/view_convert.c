@@ -102,10 +102,11 @@ static void draw_running(const struct app *a, struct screen *s, struct rect in)
 /* Where quality went: the layers that lost most, and which step took it. */
 static void draw_loss(const struct conversion_report *r, struct screen *s, int y, struct rect in)
 {
-    double rope = 0, rank = 0, error = 0;
+    double rope = 0, layout = 0, rank = 0, error = 0;
     int worst = 0;
     for (int l = 0; l < r->n_layer; l++) {
         rope += r->layer[l].loss_rope;
+        layout += r->layer[l].loss_layout;
         rank += r->layer[l].loss_rank;
         error += r->layer[l].error;
         worst = r->layer[l].error > r->layer[worst].error ? l : worst;
@@ -113,11 +114,13 @@ static void draw_loss(const struct conversion_report *r, struct screen *s, int y
     if (r->n_layer < 1)
         return;
     double both = rope + rank > 0 ? rope + rank : 1;
-    char mean[16], most[16];
+    char mean[16], most[16], grid[32] = "";
+    if (layout > 0)
+        snprintf(grid, sizeof grid, " + layout %.0f%%", 100 * layout / both);
     screen_putf(s, y, in.x + 1, in.w - 2, ROLE_NORMAL,
-                "lost %s of attention (rope %.0f%%, rank %.0f%%), most in layer %d: %s",
-                percent(error / r->n_layer, mean), 100 * rope / both, 100 * rank / both, worst,
-                percent(r->layer[worst].error, most));
+                "lost %s of attention (rope %.0f%%%s, rank %.0f%%), most in layer %d: %s",
+                percent(error / r->n_layer, mean), 100 * (rope - layout) / both, grid,
+                100 * rank / both, worst, percent(r->layer[worst].error, most));
 }
 
 static void draw_result(const struct app *a, struct screen *s, struct rect in)

@@ -205,10 +205,13 @@ static void draw_joint(const struct app *a, struct screen *s, struct rect r)
                     100 * energy, small(of_rope, rope), small(fmax(all - of_rope, 0), cost));
         return;
     }
+    char sink[40] = ""; /* what attention parks on the first token */
+    if (in.w >= 56 && isfinite(c->spectrum.sink))
+        snprintf(sink, sizeof sink, "   sink %.0f%%", 100 * c->spectrum.sink);
     screen_putf(s, in.y + in.h - 1, in.x + 1, in.w - 1, fits ? ROLE_NORMAL : ROLE_DIM,
-                in.w < 42 ? "kept %.1f%%   K share %.0f%%"
-                          : "kept %.1f%%   K share of this latent %.0f%%",
-                100 * energy, 100 * spectrum_key_share(&c->spectrum, rank));
+                in.w < 42 ? "kept %.1f%%   K share %.0f%%%s"
+                          : "kept %.1f%%   K share of this latent %.0f%%%s",
+                100 * energy, 100 * spectrum_key_share(&c->spectrum, rank), sink);
 }
 
 /* Keys and values apart, one above the other, when the screen is wide. */
@@ -307,8 +310,8 @@ static void plan_line(const struct app *a, struct screen *s, int y, struct rect 
         measured(a, kl + strlen(kl), sizeof kl - strlen(kl));
     screen_putf(s, y, r.x + 1, r.w - 2, ROLE_NORMAL,
                 "method %s (m)  layout %s (l)  %s (R)  budget %s (b)  predicted KL %s",
-                p->method == METHOD_MLATHE ? "mlathe" : "transmla",
-                plan_layout_name(p->layout), rope, a->j.budget, kl);
+                p->method == METHOD_MLATHE ? "mlathe" : "transmla", plan_layout_name(p->layout),
+                rope, a->j.budget, kl);
 }
 
 /* Engines that say the same share one mark. */
