@@ -29,6 +29,7 @@ struct heal_options {
     int length;        /* tokens of most sequences; 0: 256. Some are four times as long */
     int batch;         /* tokens of a batch; 0: chosen by the budget */
     int accumulate;    /* batches of a step; 0: 1 */
+    bool exact;        /* what is not trained multiplies in fp32, not in int8 */
     int held_out;      /* tokens measured on; 0: chosen by the budget */
     size_t tape_bytes; /* activations kept up to this; 0: 1 GiB. Beyond, they are made again */
     const char *dir;   /* NULL: nothing is written */
@@ -65,7 +66,7 @@ void heal_report_done(struct heal_report *r);
 char *heal_unfinished(const char *dir);
 /* Removes an unfinished run's checkpoint; the best that it reached stays. */
 void heal_forget(const char *dir);
-/* The rate for a loss of this size (method: section 9). */
-double heal_rate(double kl);
+/* The rate for a loss of this size (method: section 9) and a budget. */
+double heal_rate(double kl, long long tokens);
 
 #endif

@@ -23,6 +23,25 @@ static void linear_back(const struct heal_net *n, void *dx, const void *dy, cons
     n->op->gemm(n->pool, false, false, n->n, in, out, 1, dy, out, w, in, add, dx, in);
 }
 
+/* The same with a matrix that stays as it is. */
+static void fixed(const struct heal_net *n, const struct heal_layer *y, enum heal_fixed slot,
+                  void *out, const void *x, int rows, int in, bool add)
+{
+    if (y->frozen[slot].b)
+        heal_frozen_apply(&y->frozen[slot], out, x, n->n, add);
+    else
+        linear(n, out, x, y->f[slot], rows, in, add);
+}
+
+static void fixed_back(const struct heal_net *n, const struct heal_layer *y, enum heal_fixed slot,
+                       void *dx, const void *dy, int out, int in, bool add)
+{
+    if (y->frozen[slot].b)
+        heal_frozen_back(&y->frozen[slot], dx, dy, n->n, add);
+    else
+        linear_back(n, dx, dy, y->f[slot], out, in, add);
+}
+
 /* g[out][in] += dyᵀ · x, where the tensor is trained. */
 static void weight_back(const struct heal_net *n, const struct heal_tensor *t, const void *dy,
                         int ld_dy, const void *x, int ld_x)
@@ -121,19 +140,12 @@ static void project_normed(struct heal_net *n, const struct heal_layer *y, struc
     linear(n, t->ckr, t->z, y->t[HEAL_KV_A]->w, y->r + y->R, 2 * kd, false);
 }
 
-/* h += y, normed on the way where gamma is not NULL (then y is kept). */
-static void add_back(struct heal_net *n, const void *w, const void *bias, const void *gamma,
-                     void *kept, const void *x, int in)
+/* h += norm(kept), for blocks whose output is normed before it is added. */
+static void add_normed(struct heal_net *n, const void *gamma, const void *kept)
 {
-    const struct grad_ops *op = n->op;
     int D = n->model->hp.hidden;
-    linear(n, gamma ? kept : n->h, x, w, D, in, !gamma);
-    if (bias)
-        op->add_bias(n->pool, gamma ? kept : n->h, bias, n->n, D);
-    if (gamma) {
-        op->norm(n->pool, n->dx, kept, gamma, n->model->hp.rms_eps, n->n, D);
-        op->move(n->pool, n->h, D, n->dx, D, D, n->n, true);
-    }
+    n->op->norm(n->pool, n->dx, kept, gamma, n->model->hp.rms_eps, n->n, D);
+    n->op->move(n->pool, n->h, D, n->dx, D, D, n->n, true);
 }
 
 static void feed_forward(struct heal_net *n, int l, struct heal_tape *t, bool inner)
@@ -146,12 +158,15 @@ static void feed_forward(struct heal_net *n, int l, struct heal_tape *t, bool in
         heal_experts_forward(n, l, t, inner);
     if (!y->ffn)
         return;
-    linear(n, t->gate, n->x, y->f[F_GATE], y->ffn, D, false);
-    linear(n, t->up, n->x, y->f[F_UP], y->ffn, D, false);
+    fixed(n, y, F_GATE, t->gate, n->x, y->ffn, D, false);
+    fixed(n, y, F_UP, t->up, n->x, y->ffn, D, false);
     if (inner && !y->v[N_POST_FFN])
         return;
     n->op->glu(n->pool, n->wide, t->gate, t->up, hp->act, (size_t)n->n * (size_t)y->ffn);
-    add_back(n, y->f[F_DOWN], NULL, y->v[N_POST_FFN], t->y_ffn, n->wide, y->ffn);
+    const void *gamma = y->v[N_POST_FFN];
+    fixed(n, y, F_DOWN, gamma ? t->y_ffn : n->h, n->wide, D, y->ffn, !gamma);
+    if (gamma)
+        add_normed(n, gamma, t->y_ffn);
 }
 
 /* inner: only the tape is wanted, not what the layer gives. */
@@ -172,8 +187,13 @@ void heal_layer_forward(struct heal_net *n, int l, bool inner)
     rebuild_kv(n, y, t);
     struct grad_attn a = attention(n, y, t);
     op->attn(n->pool, &a);
-    add_back(n, y->t[HEAL_O]->w, y->v[N_O_BIAS], y->v[N_POST_ATTN], t->y_att, t->att,
-             hp->n_head * y->V);
+    const void *gamma = y->v[N_POST_ATTN];
+    void *out = gamma ? t->y_att : n->h;
+    linear(n, out, t->att, y->t[HEAL_O]->w, D, hp->n_head * y->V, !gamma);
+    if (y->v[N_O_BIAS])
+        op->add_bias(n->pool, out, y->v[N_O_BIAS], n->n, D);
+    if (gamma)
+        add_normed(n, gamma, t->y_att);
     op->move(n->pool, t->h_mid, D, n->h, D, D, n->n, false);
     feed_forward(n, l, t, inner);
 }
@@ -197,11 +217,11 @@ static void feed_forward_back(struct heal_net *n, int l, struct heal_tape *t)
     bool more = y->ffn > 0;
     if (more) {
         const void *dy = added_back(n, y->v[N_POST_FFN], t->y_ffn);
-        linear_back(n, n->wide, dy, y->f[F_DOWN], D, y->ffn, false);
+        fixed_back(n, y, F_DOWN, n->wide, dy, D, y->ffn, false);
         op->glu_back(n->pool, n->wide2, n->wide3, n->wide, t->gate, t->up, hp->act,
                      (size_t)n->n * (size_t)y->ffn);
-        linear_back(n, n->dx, n->wide2, y->f[F_GATE], y->ffn, D, false);
-        linear_back(n, n->dx, n->wide3, y->f[F_UP], y->ffn, D, true);
+        fixed_back(n, y, F_GATE, n->dx, n->wide2, y->ffn, D, false);
+        fixed_back(n, y, F_UP, n->dx, n->wide3, y->ffn, D, true);
     }
     if (y->expert) {
         if (!more) /* start from nothing */

@@ -1,5 +1,6 @@
 /* The net: weights in the precision of training, memory for one batch, the passes over all layers,
  * and the loss in blocks of rows. Refuses models whose attention is not converted. */
+#include "sessions/forward.h"
 #include "sessions/heal_net.h"
 
 #include <math.h>
@@ -8,6 +9,7 @@
 
 #include "kernels/pool.h"
 
+#define FROZEN_BYTES 2.2 /* a number of the way back: a Q8_0 block, and the same packed */
 #define LOGIT_NUMBERS ((size_t)12 << 20) /* of a block of logits: 48 MiB in fp32, twice */
 
 const char *const heal_part_names[HEAL_PARTS] = {"q", "kv_a", "kv_b", "o"};
@@ -77,7 +79,8 @@ static int load_experts(struct heal_net *n, struct heal_layer *y, struct err *e)
     return rc;
 }
 
-static int load_layer(struct heal_net *n, int l, unsigned parts, struct err *e)
+static int load_layer(struct heal_net *n, int l, unsigned parts, const struct engine *engine,
+                      struct err *e)
 {
     const struct model_layer *m = &n->model->layer[l];
     const struct model_hparams *hp = &n->model->hp;
@@ -121,8 +124,12 @@ static int load_layer(struct heal_net *n, int l, unsigned parts, struct err *e)
     int rc = load_trained(n, l, parts, e);
     for (int i = 0; i < N_VECTORS && !rc; i++)
         rc = load(n->op, v[i], &y->v[i], e);
+    static const int slot[F_COUNT] = {W_GATE, W_UP, W_DOWN, W_COUNT, W_COUNT, W_COUNT, W_COUNT};
     for (int i = 0; i < F_COUNT && !rc; i++)
-        rc = load(n->op, f[i], &y->f[i], e);
+        rc = slot[i] < W_COUNT && engine && heal_frozen_can(f[i])
+                 ? heal_frozen_init(&y->frozen[i], engine->backend, engine->layer[l].w[slot[i]],
+                                    f[i], e)
+                 : load(n->op, f[i], &y->f[i], e);
     if (!rc && m->expert)
         rc = load_experts(n, y, e);
     return rc;
@@ -307,17 +314,19 @@ static int work_init(struct heal_net *n, struct err *e)
 double heal_net_bytes(const struct model *m, const struct heal_net_options *o)
 {
     struct work_width w = work_width(m);
-    double numbers = 0, tapes = tapes_bytes(m, o), size = (double)o->op->size;
+    double numbers = 0, tapes = tapes_bytes(m, o), size = (double)o->op->size, fixed;
     for (int l = 0; l < m->hp.n_layer; l++) {
         const struct model_layer *y = &m->layer[l];
         for (int i = 0; i < HEAL_PARTS; i++)
             numbers += (o->parts >> i & 1 ? 2.0 : 1.0) *
                        (double)tensor_elements(part_tensor(y, (enum heal_part)i));
-        numbers += 3.0 * (double)(y->gate.data ? tensor_elements(&y->gate) : 0);
+        fixed = 3.0 * (double)(y->gate.data ? tensor_elements(&y->gate) : 0);
+        numbers += o->engine ? fixed * FROZEN_BYTES / size : fixed;
         for (int i = 0; y->expert && i < m->hp.moe.n * EXPERT_PARTS; i++)
             numbers += (double)tensor_elements(&y->expert[i]);
     }
-    numbers += (double)tensor_elements(&m->head);
+    fixed = (double)tensor_elements(&m->head);
+    numbers += o->engine ? fixed * FROZEN_BYTES / size : fixed;
     numbers += (double)o->rows * (double)(4 * (size_t)m->hp.hidden + 2 * w.kv + w.q + w.ckr +
                                           w.dkr + w.att + 3 * w.wide);
     if (tapes > (double)o->tape_bytes)
@@ -344,14 +353,17 @@ int heal_net_new(struct heal_net **out, const struct model *m, const struct heal
     n->tape = mem_calloc(L, sizeof *n->tape);
     int rc = n->layer && n->tensor && n->tape ? OK : err_nomem(e, L * sizeof *n->layer, "layers");
     for (int l = 0; l < (int)L && !rc; l++) {
-        rc = load_layer(n, l, o->parts, e);
+        rc = load_layer(n, l, o->parts, o->engine, e);
         if (!rc)
             rc = rope_tables(n, &n->layer[l], e);
     }
     if (!rc)
         rc = load(n->op, &m->final_norm, &n->final_norm, e);
     if (!rc)
-        rc = load(n->op, &m->head, &n->head, e);
+        rc = o->engine && heal_frozen_can(&m->head)
+                 ? heal_frozen_init(&n->frozen_head, o->engine->backend, o->engine->head, &m->head,
+                                    e)
+                 : load(n->op, &m->head, &n->head, e);
     if (!rc)
         rc = work_init(n, e);
     if (rc) {
@@ -377,6 +389,8 @@ static void layer_done(const struct heal_net *n, struct heal_layer *y)
         free(y->v[i]);
     for (int i = 0; i < F_COUNT; i++)
         free(y->f[i]);
+    for (int i = 0; i < F_COUNT; i++)
+        heal_frozen_done(&y->frozen[i]);
     for (int i = 0; y->expert && i < n->model->hp.moe.n * EXPERT_PARTS; i++)
         free(y->expert[i]);
     free(y->expert);
@@ -399,6 +413,7 @@ void heal_net_free(struct heal_net *n)
             free(n->tensor[l * HEAL_PARTS + i].g);
         }
     }
+    heal_frozen_done(&n->frozen_head);
     void *all[] = {n->layer,  n->tensor,  n->tape,    n->final_norm, n->head,  n->h,
                    n->dh,     n->x,       n->dx,      n->kv,         n->dkv,   n->dq,
                    n->dckr,   n->dkr,     n->datt,    n->wide,       n->wide2, n->wide3,
@@ -489,7 +504,10 @@ static int loss_block(struct heal_net *n, const struct heal_target *t, int first
     if (rc)
         return rc;
     op->norm(n->pool, n->x, h, n->final_norm, hp->rms_eps, rows, D);
-    op->gemm(n->pool, false, true, rows, V, D, 1, n->x, D, n->head, D, 0, n->logits, V);
+    if (n->frozen_head.b)
+        heal_frozen_apply(&n->frozen_head, n->logits, n->x, rows, false);
+    else
+        op->gemm(n->pool, false, true, rows, V, D, 1, n->x, D, n->head, D, 0, n->logits, V);
     struct grad_kl a = {.rows = rows,
                         .V = V,
                         .teacher = n->teacher,
@@ -514,7 +532,10 @@ static int loss_block(struct heal_net *n, const struct heal_target *t, int first
     }
     if (!back)
         return OK;
-    op->gemm(n->pool, false, false, rows, D, V, 1, n->logits, V, n->head, D, 0, n->x, D);
+    if (n->frozen_head.b)
+        heal_frozen_back(&n->frozen_head, n->x, n->logits, rows, false);
+    else
+        op->gemm(n->pool, false, false, rows, D, V, 1, n->logits, V, n->head, D, 0, n->x, D);
     op->norm_back(n->pool, row_at(n, n->dh, first), n->x, h, n->final_norm, hp->rms_eps, rows, D,
                   false);
     return OK;

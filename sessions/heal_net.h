@@ -11,6 +11,9 @@
 #include "core/model.h"
 #include "kernels/grad.h"
 #include "sessions/heal.h"
+#include "sessions/heal_frozen.h"
+
+struct engine;
 
 struct heal_tensor {
     int layer;
@@ -52,6 +55,7 @@ struct heal_layer {
     const struct model_layer *y;
     int P, R, V, r;
     bool normed;
+    struct heal_frozen frozen[F_COUNT]; /* then f is NULL there */
     void *v[N_VECTORS], *f[F_COUNT], **expert; /* [experts][EXPERT_PARTS] */
     int ffn;                                   /* width of gate; 0: none */
     float *router_bias;
@@ -66,6 +70,7 @@ struct heal_net {
     struct heal_layer *layer;
     struct heal_tensor *tensor; /* [L·HEAL_PARTS] */
     void *final_norm, *head;
+    struct heal_frozen frozen_head; /* then head is NULL */
     int rows, longest; /* room */
     bool keep;         /* a tape for every layer; else inputs only, the rest is done again */
     struct heal_tape *tape;
@@ -91,6 +96,9 @@ struct heal_net_options {
     unsigned parts;    /* to train: bits of enum heal_part */
     int rows, longest; /* of a batch, of a sequence */
     size_t tape_bytes; /* tapes of all layers are kept when they fit */
+    /* The original on the host: what is not trained goes through its weights (op: fp32). NULL: all
+     * through copies in op's precision. */
+    const struct engine *engine;
 };
 /* Bytes that a net takes, its tapes included. */
 double heal_net_bytes(const struct model *m, const struct heal_net_options *o);

@@ -59,7 +59,7 @@ struct fixed {
     const char *name;
     double value;
 };
-enum { FIXED = 7 };
+enum { FIXED = 8 };
 
 static void fixed_options(const struct heal_options *o, struct fixed f[FIXED])
 {
@@ -67,6 +67,7 @@ static void fixed_options(const struct heal_options *o, struct fixed f[FIXED])
                                      {"lr", o->rate},
                                      {"next_token_share", o->mix},
                                      {"match", o->match},
+                                     {"exact", o->exact},
                                      {"length", o->length},
                                      {"accumulate", o->accumulate > 0 ? o->accumulate : 1},
                                      {"train", o->parts ? o->parts : HEAL_ALL}};

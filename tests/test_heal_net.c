@@ -124,7 +124,8 @@ static double loss(struct subject *s, struct heal_net *n)
     return sum.objective;
 }
 
-static struct heal_net *net(struct subject *s, const struct grad_ops *op, size_t tape_bytes)
+static struct heal_net *net(struct subject *s, const struct grad_ops *op, size_t tape_bytes,
+                            const struct engine *engine)
 {
     struct err e = {0};
     struct heal_net *n = NULL;
@@ -133,7 +134,8 @@ static struct heal_net *net(struct subject *s, const struct grad_ops *op, size_t
                                  .parts = HEAL_ALL,
                                  .rows = ROWS,
                                  .longest = T,
-                                 .tape_bytes = tape_bytes};
+                                 .tape_bytes = tape_bytes,
+                                 .engine = engine};
     CHECK_OK(heal_net_new(&n, &s->c->model, &o, &e), e);
     return n;
 }
@@ -237,24 +239,35 @@ static void check_family(const char *name)
 {
     struct subject s;
     if (subject_open(&s, name)) {
-        struct heal_net *kept = net(&s, &grad_f64, SIZE_MAX), *again = net(&s, &grad_f64, 0);
-        struct heal_net *fast = net(&s, grad_fast(), SIZE_MAX);
-        if (kept && again && fast) {
+        struct heal_net *kept = net(&s, &grad_f64, SIZE_MAX, NULL);
+        struct heal_net *again = net(&s, &grad_f64, 0, NULL);
+        struct heal_net *fast = net(&s, grad_fast(), SIZE_MAX, NULL);
+        struct heal_net *frozen = net(&s, grad_fast(), SIZE_MAX, s.g);
+        if (kept && again && fast && frozen) {
             double engine = engine_apart(&s, kept), worst = differences(&s, kept);
             loss(&s, kept);
             loss(&s, again);
             loss(&s, fast);
+            loss(&s, frozen);
             double tapes = apart(again, kept), f32 = apart(fast, kept);
-            printf("%-16s differences %.1e, engine %.1e, tapes again %.1e, fp32 %.1e\n", name,
-                   worst, engine, tapes, f32);
+            double q8 = apart(frozen, kept);
+            printf(
+                "%-16s differences %.1e, engine %.1e, tapes again %.1e, fp32 %.1e, frozen %.1e\n",
+                name, worst, engine, tapes, f32, q8);
             CHECK(worst <= 1e-6, "%s: gradients are off by %g", name, worst);
             CHECK(engine <= 1e-4, "%s: logits differ by %g", name, engine); /* an fp32 engine */
             CHECK(tapes <= 1e-13, "%s: made again, gradients differ by %g", name, tapes);
             CHECK(f32 <= 1e-4, "%s: fp32 gradients differ by %g", name, f32);
+            /* A step of int8 is 1/127 of the largest of 32 numbers, some 3 times their rms:
+             * rounding to it is 0.7 % of each number, and a gradient passes a handful of such
+             * products. */
+            CHECK(q8 <= 0.04, "%s: gradients by the engine's weights differ by %g", name, q8);
+            CHECK(!heal_frozen_can(&s.m->head) || q8 > 1e-5, "%s: the engine is not used", name);
         }
         heal_net_free(kept);
         heal_net_free(again);
         heal_net_free(fast);
+        heal_net_free(frozen);
     } else {
         CHECK(false, "%s does not open", name);
     }

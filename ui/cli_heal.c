@@ -99,6 +99,7 @@ static int options(const struct cli *c, struct heal_options *o, struct err *e)
                                .length = (int)c->o.length,
                                .batch = (int)c->o.batch,
                                .accumulate = (int)c->o.accumulate,
+                               .exact = c->o.exact,
                                .dir = c->o.output};
     return parse_parts(c->o.train, &o->parts, e);
 }
