@@ -100,9 +100,9 @@ int workspace_sensitivity(struct workspace *w, const struct rankplan *plan, int 
 
 struct layer_report {
     int kv_lora_rank, qk_rope_head_dim;
-    double error;      /* |attention output change|² / |attention output|² on held samples */
+    double error;       /* |attention output change|² / |attention output|² on held samples */
     double loss_rope;   /* of it, from narrowing the rope */
-    double loss_layout; /* of that, what free frequencies (layout own) would have spared */
+    double loss_layout; /* of that, what layout own would have spared */
     double loss_rank;   /* of it, from the latent rank */
     double energy;      /* spectrum energy kept */
 };
@@ -116,9 +116,8 @@ struct conversion_report {
     char path[1024];            /* "" until saved */
 };
 void conversion_report_done(struct conversion_report *r);
-/* on_layer: called after each layer (index, its report). */
 struct convert_sink {
-    void (*on_layer)(void *user, int layer, const struct layer_report *r);
+    void (*on_layer)(void *user, int layer, const struct layer_report *r); /* after each layer */
     void *user;
 };
 /* Converts by plan with the statistics at hand (calibrates by itself only for METHOD_TRANSMLA's
