@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/algebra.h"
 #include "kernels/linalg.h"
 
 #define SQRT_FLOOR 1e-6  /* method step 5: eigenvalues of a metric, relative to the largest */
@@ -284,7 +285,7 @@ int mla_eigen_descending(struct solve *s, const double *C, struct err *e)
     size_t nn = (size_t)n;
     mla_gemm(false, false, n, n, n, s->W, n, C, n, 0, s->t1, n);
     mla_gemm(false, true, n, n, n, s->t1, n, s->W, n, 0, s->U, n);
-    int rc = linalg_eigh(n, s->U, s->val, e);
+    int rc = algebra_eigh(s->src->device, n, s->U, s->val, e);
     for (int i = 0; i < n / 2 && !rc; i++) {
         double *a = s->U + (size_t)i * nn, *b = s->U + (size_t)(n - 1 - i) * nn;
         for (int j = 0; j < n; j++) {

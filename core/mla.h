@@ -13,6 +13,8 @@
 #include "core/moments.h"
 #include "core/rankplan.h"
 
+struct backend;
+
 /* A GQA layer's attention, dequantised. Borrowed. */
 struct mla_source {
     struct moments_shape shape;
@@ -26,6 +28,7 @@ struct mla_source {
     const double *freq;        /* [rope_dim/2] rad/token */
     const double *freq_long;   /* of contexts beyond the original one, or NULL */
     double scale;              /* s */
+    struct backend *device;    /* solves large eigenproblems; NULL: the host */
 };
 
 struct rope_choice {

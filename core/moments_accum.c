@@ -125,10 +125,28 @@ double moments_accum_bytes(const struct moments_shape *s, int threads, int rows,
            sizeof(float) * (rows * (w + (H + s->G) * d) + threads * work + H * d * s->D);
 }
 
+int moments_table(struct moments_accum *a, int T, struct err *e)
+{
+    size_t t = (size_t)T, pairs = (size_t)a->s.rope_dim / 2;
+    double turn = sqrt(moments_magnitude2(&a->s));
+    if (T <= a->T_cap)
+        return OK;
+    a->T_cap = 0;
+    if (!moments_regrow(&a->cos, t * pairs) || !moments_regrow(&a->sin, t * pairs))
+        return err_nomem(e, t * pairs * sizeof(float), "rotations");
+    for (size_t i = 0; i < t; i++) {
+        for (size_t j = 0; j < pairs; j++) {
+            a->cos[i * pairs + j] = (float)(turn * cos((double)i * a->freq[j]));
+            a->sin[i * pairs + j] = (float)(turn * sin((double)i * a->freq[j]));
+        }
+    }
+    a->T_cap = T;
+    return OK;
+}
+
 int moments_reserve(struct moments_accum *a, int rows, int T, struct err *e)
 {
-    size_t d = (size_t)a->s.d, t = (size_t)T, pairs = (size_t)a->s.rope_dim / 2;
-    double turn = sqrt(moments_magnitude2(&a->s));
+    size_t d = (size_t)a->s.d, t = (size_t)T;
     bool ok = true;
     if (rows > a->rows_cap) {
         size_t r = (size_t)rows;
@@ -137,22 +155,13 @@ int moments_reserve(struct moments_accum *a, int rows, int T, struct err *e)
              moments_regrow(&a->kr, r * (size_t)a->s.G * d);
         a->rows_cap = ok ? rows : 0;
     }
-    if (ok && T > a->T_cap) {
-        ok = moments_regrow(&a->cos, t * pairs) && moments_regrow(&a->sin, t * pairs);
-        for (size_t i = 0; ok && i < t; i++) {
-            for (size_t j = 0; j < pairs; j++) {
-                a->cos[i * pairs + j] = (float)(turn * cos((double)i * a->freq[j]));
-                a->sin[i * pairs + j] = (float)(turn * sin((double)i * a->freq[j]));
-            }
-        }
-        a->T_cap = ok ? T : 0;
-    }
     size_t work = work_size(&a->s, t);
     for (int i = 0; ok && work > a->work_cap && i < a->threads; i++)
         ok = moments_regrow(&a->work[i], work);
     if (ok && work > a->work_cap)
         a->work_cap = work;
-    return ok ? OK : err_nomem(e, work * sizeof(float), "calibration work space");
+    return ok ? moments_table(a, T, e)
+              : err_nomem(e, work * sizeof(float), "calibration work space");
 }
 
 void moments_rotate(const struct moments_accum *a, const float *x, float *y, int heads, int T)

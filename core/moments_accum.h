@@ -35,6 +35,8 @@ void moments_add_triangle(double *total, const float *block, int n);
 /* Room for a batch of rows in sequences of T. */
 int moments_reserve(struct moments_accum *a, int rows, int T, struct err *e);
 bool moments_regrow(float **p, size_t n);
+/* cos and sin for sequences of T. */
+int moments_table(struct moments_accum *a, int T, struct err *e);
 /* x[T][heads·d] → rotated copy, pairs (j, j + rope_dim/2) of each head. */
 void moments_rotate(const struct moments_accum *a, const float *x, float *y, int heads, int T);
 /* P[T][T] from rotated q, k of one head (leading dimensions lq, lk). */

@@ -12,6 +12,7 @@
 
 #include "kernels/dtype.h"
 
+struct algebra_ops;
 struct backend;
 struct pool;
 struct weight; /* a matrix made ready by one backend; opaque */
@@ -126,6 +127,7 @@ struct backend_ops {
 struct backend {
     const struct backend_ops *ops;
     struct pool *pool; /* host threads for conversion work; never NULL */
+    const struct algebra_ops *algebra; /* the conversion's algebra; NULL: the host does it */
     char note[256];    /* why "auto" did not take an accelerator; empty: there was none to try */
 };
 

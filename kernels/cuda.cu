@@ -1,12 +1,12 @@
-/* The CUDA backend: device, stream, memory, weights and the table. The operations are in
- * cuda_small.cu, cuda_linear.cu and cuda_attn.cu; what a launch does wrong latches and surfaces at
- * sync. Refuses machines without a driver or a device, an index that is not there, and devices
- * older than compute capability 8.0, each with a sentence. The runtime is linked statically and
- * cuBLAS is looked for at run time, so the program starts on machines that have neither.
+/* The CUDA backend: device, stream, memory, weights and the table. Weights are in
+ * cuda_weights.cu, the operations in cuda_small.cu, cuda_linear.cu and cuda_attn.cu; what a launch
+ * does wrong latches and surfaces at sync. Refuses machines without a driver or a device, an index
+ * that is not there, and devices older than compute capability 8.0, each with a sentence. The
+ * runtime is linked statically and cuBLAS is looked for at run time, so the program starts on
+ * machines that have neither.
  *
- * Weights are uploaded as the file has them; formats that kernels do not read become fp32 first,
- * exactly, for 4 bytes a number. There is no streaming of layers: what does not fit is refused.
- * The conversion's linear algebra stays on the host. One stream, no graphs. */
+ * The conversion's second moments and large eigenproblems are in cuda_algebra.cu and
+ * cuda_solver.cu; without cuBLAS they stay on the host. One stream, no graphs. */
 #include "kernels/cuda_quant.h"
 
 #include <stdio.h>
@@ -65,8 +65,7 @@ const void *cuda_carry(struct cuda *c, const void *host, size_t bytes)
                : NULL;
 }
 
-/* Why bytes could not be had, with what there is. */
-static int no_memory(struct cuda *c, size_t bytes, const char *what, struct err *e)
+int cuda_no_memory(struct cuda *c, size_t bytes, const char *what, struct err *e)
 {
     size_t free_bytes = 0, all = 0;
     cudaGetLastError(); /* out of memory is no fault of the device: it is told here */
@@ -87,7 +86,7 @@ void *cuda_scratch(struct cuda *c, size_t bytes)
     if (cudaMalloc(&c->scratch, bytes) == cudaSuccess)
         c->scratch_bytes = bytes;
     else
-        no_memory(c, bytes, "scratch", c->fault.status ? NULL : &c->fault);
+        cuda_no_memory(c, bytes, "scratch", c->fault.status ? NULL : &c->fault);
     return c->scratch;
 }
 
@@ -139,66 +138,6 @@ static int cuda_sync(struct backend *b, struct err *e)
     return status;
 }
 
-/* Uploads m as fp32, a few rows at a time. */
-static int upload_wide(struct cuda *c, const struct matrix *m, float *to, struct err *e)
-{
-    size_t cols = (size_t)m->cols, row_bytes = dtype_bytes(m->dtype, cols);
-    int step = (1 << 20) / m->cols + 1;
-    float *host = (float *)mem_calloc((size_t)step * cols, sizeof *host);
-    if (!host)
-        return err_nomem(e, (size_t)step * cols * sizeof *host, "a weight on its way");
-    for (int row = 0; row < m->rows; row += step) {
-        size_t n = (size_t)(m->rows - row < step ? m->rows - row : step) * cols;
-        dtype_to_f32(m->dtype, (const char *)m->data + (size_t)row * row_bytes, host, n);
-        cuda_put(&c->base, to + (size_t)row * cols, host, n * sizeof *host);
-    }
-    free(host);
-    return OK;
-}
-
-static void cuda_weight_free(struct backend *b, struct weight *w)
-{
-    (void)b;
-    if (!w)
-        return;
-    cudaFree((void *)w->m.data);
-    free(w);
-}
-
-static int cuda_weight_load(struct backend *b, const struct matrix *m, struct weight **out,
-                            size_t *owned, struct err *e)
-{
-    struct cuda *c = cuda_of(b);
-    struct weight *w = (struct weight *)mem_calloc(1, sizeof *w);
-    if (!w)
-        return err_nomem(e, sizeof *w, "a weight");
-    w->m = *m;
-    w->m.dtype = cuda_reads(m->dtype) ? m->dtype : DTYPE_F32;
-    size_t bytes = (size_t)m->rows * dtype_bytes(w->m.dtype, (size_t)m->cols);
-    void *p = NULL;
-    int rc = OK;
-    make_current(c);
-    if (cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) {
-        free(w);
-        return no_memory(c, bytes, "a weight", e);
-    }
-    w->m.data = p;
-    if (w->m.dtype == m->dtype)
-        cuda_put(b, p, m->data, bytes);
-    else
-        rc = upload_wide(c, m, (float *)p, e);
-    if (!rc)
-        rc = cuda_sync(b, e);
-    if (rc) {
-        cuda_weight_free(b, w);
-        return rc;
-    }
-    *out = w;
-    if (owned)
-        *owned = bytes;
-    return OK;
-}
-
 static void cuda_close(struct backend *b)
 {
     struct cuda *c = cuda_of(b);
@@ -208,6 +147,8 @@ static void cuda_close(struct backend *b)
     cudaFree(c->ring);
     if (c->ring_host)
         cudaFreeHost(c->ring_host);
+    cuda_weights_close(c);
+    cuda_solver_close(&c->solver);
     cuda_blas_close(&c->blas);
     if (c->stream)
         cudaStreamDestroy(c->stream);
@@ -261,12 +202,13 @@ static int start_device(struct cuda *c, struct err *e)
         rc = cudaMalloc(&ring, CUDA_RING);
     c->ring = (unsigned char *)ring;
     if (rc == cudaErrorMemoryAllocation)
-        return no_memory(c, CUDA_RING, "the first buffers", e);
+        return cuda_no_memory(c, CUDA_RING, "the first buffers", e);
     if (rc != cudaSuccess)
         return err_set(e, ERR_DEVICE, "cuda:%d: %s: use --device cpu", c->device,
                        cudaGetErrorString(rc));
-    /* Without it prefill is slower, and describe says so. */
-    cuda_blas_open(&c->blas, c->stream);
+    /* Without it prefill is slower, and describe says so; calibration adds on the host. */
+    if (!cuda_blas_open(&c->blas, c->stream))
+        c->base.algebra = &cuda_algebra_ops;
     return OK;
 }
 
@@ -278,6 +220,7 @@ static int cuda_open(struct backend **out, const struct backend_options *opt, st
     c->base.ops = &cuda_backend_ops;
     c->device = opt->device;
     c->exact = opt->exact;
+    cuda_solver_init(&c->solver);
     linalg_init();
     int rc = find_device(c, e);
     if (!rc)
@@ -298,9 +241,12 @@ static void cuda_describe(const struct backend *b, char *text, size_t size)
     const struct cuda *c = (const struct cuda *)b;
     size_t free_bytes = 0, all = 0;
     cudaMemGetInfo(&free_bytes, &all);
-    snprintf(text, size, "cuda:%d %s, %.1f of %.1f GiB free%s", c->device, c->name,
-             (double)free_bytes / 1073741824, (double)all / 1073741824,
-             c->blas.handle ? "" : ", without cuBLAS");
+    int n = snprintf(text, size, "cuda:%d %s, %.1f of %.1f GiB free%s", c->device, c->name,
+                     (double)free_bytes / 1073741824, (double)all / 1073741824,
+                     c->blas.handle ? "" : ", without cuBLAS");
+    if (c->streamed.weights && n > 0 && (size_t)n < size)
+        snprintf(text + n, size - (size_t)n, ", streams %.1f GiB of weights",
+                 (double)c->streamed.weights / 1073741824);
 }
 
 extern "C" const struct backend_ops cuda_backend_ops = {

@@ -3,8 +3,10 @@
 #ifndef MLATHE_KERNELS_CUDA_H
 #define MLATHE_KERNELS_CUDA_H
 
+#include <pthread.h>
+
 extern "C" {
-#include "kernels/backend.h"
+#include "kernels/algebra.h"
 }
 
 #ifdef CUDA_EMULATE
@@ -58,13 +60,38 @@ enum {
 };
 
 struct weight {
-    struct matrix m; /* data and dtype as they are on the device */
+    struct matrix m;    /* data and dtype as they are on the device; data NULL: not there now */
+    struct matrix host; /* as the file has it */
+    size_t bytes;       /* on the device */
+    bool streams;
+    struct weight *next; /* of those in the ring */
+};
+
+/* Where weights lie that stream, and how many bytes do. */
+struct cuda_ring {
+    char *base;
+    size_t bytes, at, weights;
+    long uploads;
+    struct weight *present;
+};
+
+struct cuda_stage {
+    char *host; /* pinned */
+    cudaEvent_t taken;
 };
 
 /* The BLAS that does prefill; its library is looked for at run time. */
 struct cuda_blas {
     void *library, *handle;
-    void *gemm;
+    void *gemm, *gemm_batch, *syrk;
+};
+
+/* The eigensolver of large problems, opened at the first one. */
+struct cuda_solver {
+    pthread_mutex_t lock;
+    cudaStream_t stream;
+    bool tried;
+    void *library, *handle, *params, *size, *syevd;
 };
 
 struct cuda {
@@ -75,6 +102,10 @@ struct cuda {
     char name[64];
     cudaStream_t stream;
     struct cuda_blas blas;
+    struct cuda_solver solver;
+    struct cuda_stage stage[2];
+    unsigned stage_at;
+    struct cuda_ring streamed;
     unsigned char *ring, *ring_host; /* device and pinned, CUDA_RING bytes */
     size_t ring_at;
     void *scratch; /* attention's parts, or a panel of a weight */
@@ -89,11 +120,32 @@ const void *cuda_carry(struct cuda *c, const void *host, size_t bytes);
 /* Device scratch, good until the next call; NULL latches a fault. */
 void *cuda_scratch(struct cuda *c, size_t bytes);
 
+/* ERR_NOMEM: what was wanted, and what there is. */
+int cuda_no_memory(struct cuda *c, size_t bytes, const char *what, struct err *e);
+
+/* Host bytes to the device by way of pinned memory; from may change when it returns. */
+void cuda_upload(struct cuda *c, void *to, const void *from, size_t bytes);
+/* The weight on the device, brought there if need be: good for the next launch. */
+const struct matrix *cuda_weight(struct cuda *c, const struct weight *w);
+int cuda_weight_load(struct backend *b, const struct matrix *m, struct weight **out, size_t *owned,
+                     struct err *e);
+void cuda_weight_free(struct backend *b, struct weight *w);
+void cuda_weights_close(struct cuda *c);
+
 int cuda_blas_open(struct cuda_blas *b, cudaStream_t stream);
 void cuda_blas_close(struct cuda_blas *b);
 /* y[T][rows of ldy] = (y if add) + x[T][cols] · w[rows][cols]ᵀ, all fp32 on the device. */
 int cuda_blas_gemm(const struct cuda_blas *b, bool exact, int rows, int T, int cols, const float *w,
                    const float *x, float *y, int ldy, bool add);
+
+/* The same in batches, and sums of squares; row-major, as struct algebra_ops says. */
+int cuda_blas_gemm_batch(const struct cuda_blas *b, const struct algebra_gemm *g);
+int cuda_blas_syrk(const struct cuda_blas *b, int n, int k, const float *a, int lda, float *c);
+
+void cuda_solver_init(struct cuda_solver *s);
+void cuda_solver_close(struct cuda_solver *s);
+/* struct algebra_ops: eigh. */
+int cuda_eigh(struct backend *b, int n, double *a, double *w, struct err *e);
 
 /* The operations that are not in cuda.cu. */
 void cuda_embed(struct backend *b, float *y, const struct weight *w, const int32_t *ids, int T);

@@ -23,8 +23,35 @@ int cuda_blas_gemm(const struct cuda_blas *b, bool exact, int rows, int T, int c
 {
     (void)b, (void)exact;
     emu_begin();
+    emu_catch_up();
     cblas_sgemm(CblasColMajor, CblasTrans, CblasNoTrans, rows, T, cols, 1, w, cols, x, cols,
                 add ? 1 : 0, y, ldy);
+    emu_check_guards();
+    emu_end();
+    return OK;
+}
+
+int cuda_blas_gemm_batch(const struct cuda_blas *b, const struct algebra_gemm *g)
+{
+    (void)b;
+    emu_begin();
+    emu_catch_up();
+    for (int i = 0; i < g->count; i++)
+        cblas_sgemm(CblasColMajor, g->tb ? CblasTrans : CblasNoTrans,
+                    g->ta ? CblasTrans : CblasNoTrans, g->n, g->m, g->k, g->alpha,
+                    g->b + (size_t)i * g->step_b, g->ldb, g->a + (size_t)i * g->step_a, g->lda,
+                    g->beta, g->c + (size_t)i * g->step_c, g->ldc);
+    emu_check_guards();
+    emu_end();
+    return OK;
+}
+
+int cuda_blas_syrk(const struct cuda_blas *b, int n, int k, const float *a, int lda, float *c)
+{
+    (void)b;
+    emu_begin();
+    emu_catch_up();
+    cblas_ssyrk(CblasColMajor, CblasLower, CblasNoTrans, n, k, 1, a, lda, 1, c, n);
     emu_check_guards();
     emu_end();
     return OK;
@@ -40,6 +67,15 @@ typedef cublasStatus_t (*gemm_function)(cublasHandle_t, cublasOperation_t, cubla
                                         const void *, cudaDataType, int, const void *, void *,
                                         cudaDataType, int, cublasComputeType_t, cublasGemmAlgo_t);
 
+typedef cublasStatus_t (*batch_function)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int,
+                                         int, int, const void *, const void *, cudaDataType, int,
+                                         long long, const void *, cudaDataType, int, long long,
+                                         const void *, void *, cudaDataType, int, long long, int,
+                                         cublasComputeType_t, cublasGemmAlgo_t);
+typedef cublasStatus_t (*syrk_function)(cublasHandle_t, cublasFillMode_t, cublasOperation_t, int,
+                                        int, const float *, const float *, int, const float *,
+                                        float *, int);
+
 int cuda_blas_open(struct cuda_blas *b, cudaStream_t stream)
 {
     char name[32];
@@ -51,9 +87,11 @@ int cuda_blas_open(struct cuda_blas *b, cudaStream_t stream)
     auto set =
         (cublasStatus_t(*)(cublasHandle_t, cudaStream_t))dlsym(b->library, "cublasSetStream_v2");
     b->gemm = dlsym(b->library, "cublasGemmEx");
+    b->gemm_batch = dlsym(b->library, "cublasGemmStridedBatchedEx");
+    b->syrk = dlsym(b->library, "cublasSsyrk_v2");
     cublasHandle_t handle = NULL;
-    if (!create || !set || !b->gemm || create(&handle) != CUBLAS_STATUS_SUCCESS ||
-        set(handle, stream) != CUBLAS_STATUS_SUCCESS) {
+    if (!create || !set || !b->gemm || !b->gemm_batch || !b->syrk ||
+        create(&handle) != CUBLAS_STATUS_SUCCESS || set(handle, stream) != CUBLAS_STATUS_SUCCESS) {
         b->handle = handle;
         cuda_blas_close(b);
         return ERR_UNSUPPORTED;
@@ -82,6 +120,26 @@ int cuda_blas_gemm(const struct cuda_blas *b, bool exact, int rows, int T, int c
         (cublasHandle_t)b->handle, CUBLAS_OP_T, CUBLAS_OP_N, rows, T, cols, &one, w, CUDA_R_32F,
         cols, x, CUDA_R_32F, cols, &beta, y, CUDA_R_32F, ldy,
         exact ? CUBLAS_COMPUTE_32F : CUBLAS_COMPUTE_32F_FAST_TF32, CUBLAS_GEMM_DEFAULT);
+    return rc == CUBLAS_STATUS_SUCCESS ? OK : ERR_DEVICE;
+}
+
+/* Row-major is column-major transposed: the operands change places. */
+int cuda_blas_gemm_batch(const struct cuda_blas *b, const struct algebra_gemm *g)
+{
+    cublasStatus_t rc = ((batch_function)b->gemm_batch)(
+        (cublasHandle_t)b->handle, g->tb ? CUBLAS_OP_T : CUBLAS_OP_N,
+        g->ta ? CUBLAS_OP_T : CUBLAS_OP_N, g->n, g->m, g->k, &g->alpha, g->b, CUDA_R_32F, g->ldb,
+        (long long)g->step_b, g->a, CUDA_R_32F, g->lda, (long long)g->step_a, &g->beta, g->c,
+        CUDA_R_32F, g->ldc, (long long)g->step_c, g->count, CUBLAS_COMPUTE_32F,
+        CUBLAS_GEMM_DEFAULT);
+    return rc == CUBLAS_STATUS_SUCCESS ? OK : ERR_DEVICE;
+}
+
+int cuda_blas_syrk(const struct cuda_blas *b, int n, int k, const float *a, int lda, float *c)
+{
+    const float one = 1;
+    cublasStatus_t rc = ((syrk_function)b->syrk)((cublasHandle_t)b->handle, CUBLAS_FILL_MODE_LOWER,
+                                                 CUBLAS_OP_N, n, k, &one, a, lda, &one, c, n);
     return rc == CUBLAS_STATUS_SUCCESS ? OK : ERR_DEVICE;
 }
 #endif

@@ -50,6 +50,8 @@ enum {
     EMU_ARRAYS = 16,
     EMU_GUARD = 256,
     EMU_BLOCKS = 8192, /* device allocations */
+    EMU_LATE = 64,
+    EMU_PINNED = 16,
     EMU_POISON = 0xff, /* NaN in every float format */
 };
 #define EMU_ARENA ((size_t)1 << 31)
@@ -78,6 +80,17 @@ struct emu_block {
     size_t at, bytes; /* without the guards */
 };
 
+struct emu_copy { /* from pinned memory: under way */
+    void *to;
+    const void *from;
+    size_t n;
+};
+
+struct emu_pinned {
+    unsigned char *at;
+    size_t n;
+};
+
 struct emu_machine {
     pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     /* What the machine is; tests change these. */
@@ -97,12 +110,15 @@ struct emu_machine {
     void *arg = nullptr;
     bool broken = false; /* latched until the error is read */
     char fault[200] = "";
-    long launches = 0;
+    long launches = 0, lost_at = 0; /* the launch at which the device is lost; 0: none */
     /* Device memory: allocations in order of address. */
     unsigned char *arena = nullptr;
     struct emu_block *blocks = nullptr;
     int n_blocks = 0;
     size_t used = 0, top = 0;
+    struct emu_copy late[EMU_LATE];
+    int n_late = 0;
+    struct emu_pinned pinned[EMU_PINNED] = {};
 };
 inline struct emu_machine emu;
 
@@ -351,15 +367,26 @@ static inline void emu_start(void)
                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 }
 
+/* Copies from pinned memory happen as late as the stream's order allows: whoever fills a buffer
+ * again before its event sends the wrong bytes, here as there. */
+static inline void emu_catch_up(void)
+{
+    for (int i = 0; i < emu.n_late; i++)
+        memmove(emu.late[i].to, emu.late[i].from, emu.late[i].n);
+    emu.n_late = 0;
+}
+
 template <class F> static inline void emu_launch(dim3 grid, dim3 block, size_t dynamic, F f)
 {
     emu_begin();
     emu_start();
+    emu_catch_up();
     emu.grid = grid, emu.block = block, emu.dynamic = dynamic;
     emu.threads = (int)block.x;
     emu.call = [](void *arg) { (*(F *)arg)(); };
     emu.arg = &f;
-    emu.launches++;
+    if (++emu.launches == emu.lost_at)
+        emu_fault("the device is lost, as told", 0);
     if (block.x < 1 || block.x > EMU_THREADS || block.y * block.z != 1 || !grid.x || !grid.y ||
         !grid.z || grid.y > 65535 || grid.z > 65535)
         emu_fault("a launch that no device takes", 0);
@@ -374,7 +401,7 @@ template <class F> static inline void emu_launch(dim3 grid, dim3 block, size_t d
 }
 
 typedef int cudaError_t;
-typedef void *cudaStream_t;
+typedef void *cudaStream_t, *cudaEvent_t;
 enum {
     cudaSuccess = 0,
     cudaErrorMemoryAllocation = 2,
@@ -383,7 +410,7 @@ enum {
     cudaErrorLaunchFailure = 719,
 };
 enum { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
-enum { cudaStreamNonBlocking, cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum { cudaStreamNonBlocking, cudaEventDisableTiming, cudaFuncAttributeMaxDynamicSharedMemorySize };
 struct cudaDeviceProp {
     char name[256];
     int major, minor, multiProcessorCount;
@@ -428,9 +455,36 @@ static inline cudaError_t cudaStreamDestroy(cudaStream_t)
 {
     return cudaSuccess;
 }
+static inline cudaError_t emu_wait_for_all(void)
+{
+    emu_begin();
+    emu_catch_up();
+    emu_end();
+    return emu_error();
+}
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t)
 {
+    return emu_wait_for_all();
+}
+static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned)
+{
+    *e = calloc(1, 1);
+    return *e ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+static inline cudaError_t cudaEventDestroy(cudaEvent_t e)
+{
+    free(e);
+    return cudaSuccess;
+}
+/* One that was never recorded is past already. */
+static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t)
+{
+    *(char *)e = 1;
     return emu_error();
+}
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t e)
+{
+    return *(char *)e ? emu_wait_for_all() : emu_error();
 }
 static inline cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *all)
 {
@@ -444,13 +498,31 @@ template <class F> static inline cudaError_t cudaFuncSetAttribute(F, int, int)
 }
 static inline cudaError_t cudaMallocHost(void **p, size_t n)
 {
-    *p = malloc(n);
+    *p = nullptr;
+    for (int i = 0; i < EMU_PINNED && !*p; i++)
+        if (!emu.pinned[i].at && (emu.pinned[i].at = (unsigned char *)malloc(n))) {
+            emu.pinned[i].n = n;
+            *p = emu.pinned[i].at;
+        }
     return *p ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 static inline cudaError_t cudaFreeHost(void *p)
 {
+    emu_wait_for_all();
+    for (int i = 0; i < EMU_PINNED; i++)
+        if (emu.pinned[i].at == p)
+            emu.pinned[i] = {};
     free(p);
     return cudaSuccess;
+}
+static inline bool emu_is_pinned(const void *p)
+{
+    for (int i = 0; i < EMU_PINNED; i++) {
+        const struct emu_pinned *m = &emu.pinned[i];
+        if (m->at && (const unsigned char *)p >= m->at && (const unsigned char *)p < m->at + m->n)
+            return true;
+    }
+    return false;
 }
 
 /* First fit, guards before and after; the bytes are poison until they are written. */
@@ -465,8 +537,8 @@ static inline cudaError_t cudaMalloc(void **p, size_t bytes)
             break;
         at = (emu.blocks[i].at + emu.blocks[i].bytes + EMU_GUARD + 255) & ~(size_t)255;
     }
-    bool fits =
-        emu.n_blocks < EMU_BLOCKS && emu.used + bytes <= emu.memory && at + room <= EMU_ARENA;
+    bool fits = !emu.broken && emu.n_blocks < EMU_BLOCKS && emu.used + bytes <= emu.memory &&
+                at + room <= EMU_ARENA;
     *p = nullptr;
     if (fits) {
         memmove(emu.blocks + i + 1, emu.blocks + i,
@@ -480,12 +552,13 @@ static inline cudaError_t cudaMalloc(void **p, size_t bytes)
         memset(emu.arena + at, EMU_POISON, room);
     }
     emu_end();
-    return fits ? cudaSuccess : cudaErrorMemoryAllocation;
+    return emu.broken ? cudaErrorLaunchFailure : fits ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 
 static inline cudaError_t cudaFree(void *p)
 {
     emu_begin();
+    emu_catch_up();
     size_t at = (size_t)((unsigned char *)p - emu.arena);
     for (int i = 0; p && i < emu.n_blocks; i++)
         if (emu.blocks[i].at == at) {
@@ -499,10 +572,17 @@ static inline cudaError_t cudaFree(void *p)
     return cudaSuccess;
 }
 
-static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, int, cudaStream_t)
+static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, int how,
+                                          cudaStream_t)
 {
     emu_begin();
-    memmove(to, from, n);
+    bool late = how == cudaMemcpyHostToDevice && emu_is_pinned(from);
+    if (!late || emu.n_late == EMU_LATE)
+        emu_catch_up();
+    if (late)
+        emu.late[emu.n_late++] = {to, from, n};
+    else
+        memmove(to, from, n);
     emu_check_guards();
     emu_end();
     return emu_error();
@@ -511,6 +591,7 @@ static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, 
 static inline cudaError_t cudaMemsetAsync(void *p, int v, size_t n, cudaStream_t)
 {
     emu_begin();
+    emu_catch_up();
     memset(p, v, n);
     emu_end();
     return emu_error();

@@ -121,10 +121,30 @@ static void widen(struct cuda *c, float *dst, const struct matrix *m, const int3
     cuda_ok(c, cudaGetLastError(), "dequantising");
 }
 
+static void embed_from_host(struct cuda *c, float *y, const struct matrix *m, const int32_t *ids,
+                            int T)
+{
+    size_t cols = (size_t)m->cols, row = dtype_bytes(m->dtype, cols);
+    float *host = (float *)mem_calloc((size_t)T * cols, sizeof *host);
+    if (!host) {
+        err_nomem(&c->fault, (size_t)T * cols * sizeof *host, "embeddings");
+        return;
+    }
+    for (int t = 0; t < T; t++)
+        dtype_to_f32(m->dtype, (const char *)m->data + (size_t)ids[t] * row,
+                     host + (size_t)t * cols, cols);
+    cuda_upload(c, y, host, (size_t)T * cols * sizeof *host);
+    free(host);
+}
+
 void cuda_embed(struct backend *b, float *y, const struct weight *w, const int32_t *ids, int T)
 {
     struct cuda *c = (struct cuda *)b;
     const int most = CUDA_RING / 16;
+    if (w->streams) { /* a few rows of a large matrix: from where it is */
+        embed_from_host(c, y, &w->host, ids, T);
+        return;
+    }
     for (int t = 0; t < T; t += most) {
         int n = T - t < most ? T - t : most;
         const int32_t *at = (const int32_t *)cuda_carry(c, ids + t, (size_t)n * sizeof *ids);
@@ -227,7 +247,7 @@ void cuda_linear(struct backend *b, int n, const struct weight *const *w, float 
 {
     struct cuda *c = (struct cuda *)b;
     for (int i = 0; i < n && T > 0; i++) {
-        const struct matrix *m = &w[i]->m;
+        const struct matrix *m = cuda_weight(c, w[i]);
         if (T > CUDA_FEW) {
             product(c, m, y[i], x, T, add);
             continue;
@@ -257,8 +277,9 @@ void cuda_mla_expand(struct backend *b, float *out, const float *lat, const stru
     struct cuda *c = (struct cuda *)b;
     if (T < 1 || H * Vd < 1)
         return;
-    struct gemv_args a = {.w = (const uint8_t *)kv_b->m.data,
-                          .row_bytes = dtype_bytes(kv_b->m.dtype, (size_t)r),
+    const struct matrix *m = cuda_weight(c, kv_b);
+    struct gemv_args a = {.w = (const uint8_t *)m->data,
+                          .row_bytes = dtype_bytes(m->dtype, (size_t)r),
                           .x = lat,
                           .y = out,
                           .rows = H * Vd,
@@ -271,7 +292,7 @@ void cuda_mla_expand(struct backend *b, float *out, const float *lat, const stru
                           .gap = P + Vd,
                           .add = false,
                           .wide = r % 8 == 0 && (uintptr_t)lat % 16 == 0};
-    CUDA_BY_TYPE(kv_b->m.dtype, gemv, c, a);
+    CUDA_BY_TYPE(m->dtype, gemv, c, a);
 }
 
 enum { ABSORB_TOKENS = 4 };
@@ -288,7 +309,7 @@ struct absorb_args {
 /* q_lat of 256 columns, one head, 4 tokens: a warp sums a quarter of the head's P key rows, a lane
  * has 8 columns. */
 template <enum dtype type>
-static __global__ void __launch_bounds__(CUDA_THREADS) absorb_kernel(struct absorb_args a)
+static __global__ void __launch_bounds__(CUDA_THREADS, 4) absorb_kernel(struct absorb_args a)
 {
     SHARED(float, part, WARPS * 256);
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, h = (int)blockIdx.y;
@@ -335,9 +356,10 @@ void cuda_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, in
     struct cuda *c = (struct cuda *)b;
     /* The grid's third side ends at 65535. */
     const int most = 65535 * ABSORB_TOKENS;
+    const struct matrix *m = cuda_weight(c, kv_b);
     for (int t = 0; t < T; t += most) {
-        struct absorb_args a = {.w = (const uint8_t *)kv_b->m.data,
-                                .row_bytes = dtype_bytes(kv_b->m.dtype, (size_t)r),
+        struct absorb_args a = {.w = (const uint8_t *)m->data,
+                                .row_bytes = dtype_bytes(m->dtype, (size_t)r),
                                 .q = q + (size_t)t * ld,
                                 .y = q_lat + (size_t)t * H * r,
                                 .H = H,
@@ -347,6 +369,6 @@ void cuda_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, in
                                 .T = T - t < most ? T - t : most,
                                 .ld = (size_t)ld,
                                 .stride = (size_t)stride};
-        CUDA_BY_TYPE(kv_b->m.dtype, absorb, c, a);
+        CUDA_BY_TYPE(m->dtype, absorb, c, a);
     }
 }

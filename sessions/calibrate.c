@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "core/mla.h"
+#include "core/moments_device.h"
+#include "kernels/algebra.h"
 #include "kernels/linalg.h"
 #include "kernels/pool.h"
 #include "sessions/conversion.h"
@@ -21,7 +23,10 @@ struct stream {
     float *x, *q, *k, *v; /* host, one group */
     float *energy;        /* [rows] |h|² of what enters the layer at hand */
     size_t x_width, q_width, k_width, v_width;
-    size_t done, total; /* progress in rows × layers */
+    size_t done, total;            /* progress in rows × layers */
+    struct moments_device *device; /* adds a layer's windows where they are; NULL: the host does */
+    bool want_x; /* the group's x is wanted on the host although the device adds */
+    float *dots; /* backend, one group; NULL without its algebra */
 };
 
 double calibrate_hidden_bytes(const struct model *m, const struct calib_text *t)
@@ -50,6 +55,7 @@ double calibrate_bytes(const struct model *m, const struct calib_text *t,
 
 static void stream_done(struct stream *s)
 {
+    s->b->ops->free(s->b, s->dots);
     states_done(&s->at);
     free(s->energy);
     free(s->x);
@@ -79,6 +85,8 @@ static int stream_init(struct stream *s, const struct engine *g, const struct ca
         return err_nomem(
             e, group * (s->x_width + s->q_width + s->k_width + s->v_width) * sizeof(float),
             "a group's activations");
+    if (s->b->algebra)
+        s->dots = s->b->ops->alloc(s->b, group * sizeof(float));
     return states_init(&s->at, g, text, e);
 }
 
@@ -88,7 +96,12 @@ static void copy_group(void *user, int layer, const float *x, const float *q, co
     struct stream *s = user;
     size_t n = (size_t)rows * sizeof(float);
     (void)layer;
-    s->b->ops->get(s->b, s->x, x, n * s->x_width);
+    if (s->device)
+        moments_device_add(s->device, x, q, k, v, rows / s->text->window);
+    if (!s->device || s->want_x)
+        s->b->ops->get(s->b, s->x, x, n * s->x_width);
+    if (s->device)
+        return;
     if (v) {
         s->b->ops->get(s->b, s->q, q, n * s->q_width);
         s->b->ops->get(s->b, s->v, v, n * s->v_width);
@@ -100,6 +113,13 @@ static void copy_group(void *user, int layer, const float *x, const float *q, co
 static void residual_energy(struct stream *s, const struct states_group *group)
 {
     size_t D = s->x_width;
+    if (s->dots) {
+        const float *h = s->at.h + group->first * D;
+        s->b->algebra->row_dots(s->b, s->dots, h, (int)D, h, (int)D, (int)D, group->n);
+        s->b->ops->get(s->b, s->energy + group->first, s->dots,
+                       (size_t)group->n * sizeof *s->energy);
+        return;
+    }
     s->b->ops->get(s->b, s->x, s->at.h + group->first * D, (size_t)group->n * D * sizeof(float));
     for (int t = 0; t < group->n; t++) {
         const float *row = s->x + (size_t)t * D;
@@ -215,15 +235,22 @@ static int layer_pass(struct stream *s, int layer, const struct moments_shape *s
 {
     const struct calib_text *t = s->text;
     struct states_group group;
-    int i = 0, n = states_window_groups(t), rc = OK;
+    int i = 0, n = states_window_groups(t);
+    int rc = moments_device_new(&s->device, s->b, a, STATES_GROUP * t->window, t->window, e);
     for (; i < n && !rc && states_group(t, i, &group); i++) {
+        bool sampled = !t->n_long && (i == 0 || i == n - 1);
+        s->want_x = sampled;
         residual_energy(s, &group);
         rc = run_group(s, layer, &group, "calibrating", p, e);
-        if (!rc)
+        if (!rc && !s->device)
             rc = moments_add(a, s->b->pool, s->x, s->q, s->k, s->v, group.n / group.T, group.T, e);
-        if (!rc && !t->n_long && (i == 0 || i == n - 1))
+        if (!rc && sampled)
             rc = keep_sample(s, sample, i != 0, t->window, e);
     }
+    if (!rc && s->device)
+        rc = moments_device_collect(s->device, e);
+    moments_device_free(s->device);
+    s->device = NULL; /* long windows are the host's */
     return rc ? rc : long_pass(s, layer, n, a, shape, sample, p, e);
 }
 

@@ -139,6 +139,7 @@ static void solve_layer(void *arg, int i, int thread)
     int rc = stats_layer(r->in->stats, l, &m, e);
     if (!rc)
         rc = conversion_source(r->in->base, l, &src, e);
+    src.device = r->in->device;
     if (!rc)
         rc = mla_solve(&src, m, &o, &r->c->made[l], r->in->measure ? &s : NULL, e);
     if (!rc) {

@@ -43,6 +43,7 @@ struct conversion_input {
     double *const *c_second; /* [L] or NULL */
     const int *shared;       /* the shared layout's list [R/2], or NULL */
     struct pool *pool;
+    struct backend *device; /* for large eigenproblems; NULL: the host solves them */
     bool measure;      /* fill the report's errors from the kept samples */
     int at_once;       /* layers solved side by side; 0: one a thread */
     const char *spill; /* folder whose disk the tensors go to as layers are done (spill.h); NULL: they

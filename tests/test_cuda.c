@@ -1,7 +1,7 @@
 /* The CUDA backend against the reference, operation by operation at odd sizes, and a conversion and
  * decoding steps through it against the CPU. Built twice: as test_cuda for a real device (skipped
  * where there is none), and as test_cuda_emulated with the kernels' source run on the host. */
-#include "kernels/backend.h"
+#include "kernels/algebra.h"
 #include "sessions/chat.h"
 #include "sessions/infer.h"
 #include "sessions/workspace.h"
@@ -305,6 +305,123 @@ static void test_small(struct pair *p, int T, int n)
     free(rows);
 }
 
+/* The same call of both sides' algebra. */
+#define EACH_SIDE(call)                                                                            \
+    for (int s = 0; s < 2; s++) {                                                                  \
+        struct backend *b = side(p, s);                                                            \
+        const struct algebra_ops *o = s ? p->b->algebra : &ref_algebra_ops;                        \
+        call;                                                                                      \
+    }
+
+static void test_products(struct pair *p, int m, int n, int k, int count)
+{
+    for (int form = 0; form < 4; form++) {
+        struct algebra_gemm g = {.ta = form & 1, .tb = form & 2, .m = m, .n = n, .k = k};
+        g.count = count, g.alpha = 0.7f, g.beta = form % 3 ? 1 : 0;
+        g.lda = (g.ta ? m : k) + 3, g.ldb = (g.tb ? k : n) + 1, g.ldc = n + 2;
+        g.step_a = (size_t)(m > k ? m : k) * (size_t)g.lda + 5, g.step_c = (size_t)(m * g.ldc);
+        g.step_b = form == 3 ? 0 : (size_t)(n > k ? n : k) * (size_t)g.ldb;
+        struct both x = numbers(p, g.step_a * (size_t)count, 1),
+                    z = numbers(p, g.step_c * count, 1);
+        struct both y = numbers(p, (size_t)(n > k ? n : k) * (size_t)g.ldb * count, 1);
+        EACH_SIDE((g.a = x.at[s], g.b = y.at[s], g.c = z.at[s], o->gemm(b, &g)));
+        compare(p, &z, FP32_NMSE, "gemm");
+        drop(p, &x), drop(p, &y);
+    }
+    struct both x = numbers(p, (size_t)k * (n + 2), 1), z = numbers(p, (size_t)n * n, 1);
+    struct both total = unwritten(p, (size_t)n * (n + 1));
+    for (int s = 0; s < 2; s++) { /* doubles: cleared bytes are zeros */
+        double *zeros = calloc(total.bytes, 1);
+        side(p, s)->ops->put(side(p, s), total.at[s], zeros, total.bytes);
+        free(zeros);
+    }
+    EACH_SIDE((o->syrk_add(b, n, k, x.at[s], n + 2, z.at[s]), o->fold(b, total.at[s], z.at[s], n)));
+    double *got[2];
+    for (int s = 0; s < 2; s++) {
+        got[s] = malloc(total.bytes);
+        side(p, s)->ops->get(side(p, s), got[s], total.at[s], total.bytes);
+    }
+    double off = 0, all = 0;
+    for (int i = 0; i < n * (n + 1) / 2; i++) {
+        off += (got[1][i] - got[0][i]) * (got[1][i] - got[0][i]);
+        all += got[0][i] * got[0][i];
+    }
+    CHECK(off <= FP32_NMSE * all, "syrk_add and fold %d %d: %g", n, k, off / all);
+    free(got[0]), free(got[1]);
+    compare(p, &z, 1, "fold leaves zeros"); /* anything else is infinitely far */
+    drop(p, &x), drop(p, &total);
+}
+
+static void test_weights_of_keys(struct pair *p, int count, int T, int window, float cap)
+{
+    size_t rows = (size_t)count * T;
+    struct both P = numbers(p, rows * T, 2), U = numbers(p, rows * T, 1);
+    struct both v = numbers(p, rows, 1), w = numbers(p, rows, 1), key = numbers(p, rows, 0);
+    struct both share = numbers(p, 2 * rows, 0), y = numbers(p, rows * 37, 1);
+    struct both out = unwritten(p, rows * 37), dots = unwritten(p, rows);
+    EACH_SIDE(o->softmax(b, P.at[s], count, T, window, cap));
+    EACH_SIDE(o->keys(b, &(struct algebra_keys){P.at[s], U.at[s], v.at[s], w.at[s], key.at[s],
+                                                share.at[s], count, T}));
+    EACH_SIDE(o->weigh_rows(b, out.at[s], y.at[s], key.at[s], 37, (int)rows));
+    EACH_SIDE(o->row_dots(b, dots.at[s], y.at[s], 37, out.at[s], 37, 33, (int)rows));
+    compare(p, &P, FP32_NMSE, "softmax");
+    compare(p, &key, FP32_NMSE, "keys");
+    compare(p, &out, FP32_NMSE, "weigh_rows");
+    compare(p, &dots, FP32_NMSE, "row_dots");
+    double *got[2], off = 0, all = 0;
+    for (int s = 0; s < 2; s++) {
+        got[s] = malloc(share.bytes);
+        side(p, s)->ops->get(side(p, s), got[s], share.at[s], share.bytes);
+    }
+    for (size_t i = 0; i < rows; i++) {
+        off += (got[1][i] - got[0][i]) * (got[1][i] - got[0][i]);
+        all += got[0][i] * got[0][i];
+    }
+    CHECK(off <= FP32_NMSE * all, "shares: %g", off / all);
+    free(got[0]), free(got[1]);
+    drop(p, &U), drop(p, &v), drop(p, &w), drop(p, &share), drop(p, &y);
+}
+
+/* A = QΛQᵀ from the device: A u = λ u, to fp64's roundings. */
+static void test_eigenproblem(struct pair *p, int n)
+{
+    struct err e = {0};
+    size_t N = (size_t)n;
+    double *a = calloc(2 * N * N + N, sizeof *a), *u = a + N * N, *w = u + N * N, worst = 0;
+    for (size_t i = 0; i < N; i++)
+        for (size_t j = 0; j <= i; j++)
+            a[i * N + j] = a[j * N + i] = test_normal(&p->seed);
+    memcpy(u, a, N * N * sizeof *u);
+    CHECK_OK(p->b->algebra->eigh(p->b, n, u, w, &e), e);
+    for (size_t i = 0; i < N; i++)
+        for (size_t r = 0; r < N; r++) {
+            double sum = -w[i] * u[i * N + r];
+            for (size_t j = 0; j < N; j++)
+                sum += a[r * N + j] * u[i * N + j];
+            worst = fmax(worst, fabs(sum));
+        }
+    /* backward stable: n·2⁻⁵³ of the norm, 2√n for such a matrix */
+    CHECK(worst <= 2 * sqrt(n) * n * 0x1p-53 * 8, "eigenvectors of %d: residual %g", n, worst);
+    CHECK(w[0] < w[n - 1], "ascending");
+    free(a);
+}
+
+static void test_algebra(struct pair *p)
+{
+    if (!p->b->algebra) {
+        printf("skipped: no cuBLAS: the host does the conversion's algebra\n");
+        return;
+    }
+    test_products(p, 17, 33, 70, 3);
+    test_products(p, 1, 5, 1, 2);
+    test_products(p, 130, 64, 31, 1);
+    test_weights_of_keys(p, 3, 33, 0, 0);
+    test_weights_of_keys(p, 2, 70, 9, 3);
+    test_weights_of_keys(p, 4, 1, 0, 0);
+    test_eigenproblem(p, 70);
+    test_eigenproblem(p, 2);
+}
+
 static void test_parity(void)
 {
     struct err e = {0};
@@ -326,6 +443,7 @@ static void test_parity(void)
         test_small(&p, 1, 576);
         test_small(&p, 5, 50);
         test_small(&p, 40, 130);
+        test_algebra(&p);
     }
     backend_close(p.b);
     backend_close(p.ref);
