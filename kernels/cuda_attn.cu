@@ -68,7 +68,8 @@ static __device__ __forceinline__ void load_keys(float *tile, int pitch, const v
 
 /* N: numbers of the output a thread has, for each of the ROWS queries. */
 template <bool half, int N>
-static __global__ void __launch_bounds__(CUDA_THREADS) attn_kernel(struct attn_args a)
+static __global__ void __launch_bounds__(CUDA_THREADS, N == 8 ? 2 : 3)
+    attn_kernel(struct attn_args a)
 {
     SHARED_DYNAMIC(float, shared);
     SHARED(float, p, ROWS *KEYS);

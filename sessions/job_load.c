@@ -1,6 +1,7 @@
 /* Jobs that look for models and open one. A model that cannot be opened leaves the open one as it
  * is: workspace_open promises that, and this file touches nothing before it succeeded. */
 #include "sessions/jobs.h"
+#include "sessions/workspace_device.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,22 @@ void shop_done(struct shop *s)
     s->chat = NULL;
     s->w = NULL;
     s->chat_system = NULL;
+}
+
+void shop_failed(void *shop, int status, struct err *e)
+{
+    struct shop *s = shop;
+    struct err why = {0};
+    if (status == ERR_CANCELLED || !s->w || !workspace_device_lost(s->w))
+        return;
+    chat_free(s->chat); /* its timelines are on the device; the transcript is the screen's */
+    s->chat = NULL;
+    if (workspace_leave_device(s->w, &why))
+        err_set(e, ERR_DEVICE, "the accelerator was lost, and the CPU cannot take over: %s",
+                why.text);
+    else
+        err_set(e, ERR_DEVICE,
+                "the accelerator was lost: mlathe goes on with the CPU; start this again");
 }
 
 static void found_free(void *data)

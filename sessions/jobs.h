@@ -16,6 +16,8 @@ struct shop {
     char *chat_system;
 };
 void shop_done(struct shop *s);
+/* For worker_on_failure: when the accelerator is lost, the shop goes on with the CPU. */
+void shop_failed(void *shop, int status, struct err *e);
 
 extern const struct job_kind job_scan, job_load, job_spectra, job_calibrate, job_convert, job_chat;
 extern const struct job_kind job_sensitivity, job_search;

@@ -30,6 +30,7 @@ struct job {
 
 struct worker {
     void *shop;
+    void (*failed)(void *shop, int status, struct err *e);
     pthread_t thread;
     bool started;
     int wake[2];
@@ -139,6 +140,8 @@ static void *worker_main(void *arg)
     while ((j = next_job(w)) != NULL) {
         struct err e = {0};
         int status = j->kind->run(j, w->shop, j->args, &e);
+        if (status && w->failed)
+            w->failed(w->shop, status, &e);
         struct event *v = event_new(EVENT_DONE, status, status ? e.text : NULL, NULL, NULL);
         pthread_mutex_lock(&w->lock);
         w->running = NULL;
@@ -195,6 +198,11 @@ int worker_new(struct worker **out, void *shop, struct err *e)
 fail:
     worker_free(w);
     return e ? e->status : ERR_IO;
+}
+
+void worker_on_failure(struct worker *w, void (*failed)(void *shop, int status, struct err *e))
+{
+    w->failed = failed;
 }
 
 void worker_free(struct worker *w)

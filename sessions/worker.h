@@ -68,6 +68,9 @@ struct worker_batch {
 
 /* shop stays the caller's and must outlive the worker. */
 int worker_new(struct worker **out, void *shop, struct err *e);
+/* Called on the worker's thread after a job that failed, before its EVENT_DONE; may amend the
+ * sentence. To be set before the first job. */
+void worker_on_failure(struct worker *w, void (*failed)(void *shop, int status, struct err *e));
 /* Cancels everything, waits for the running job to stop, frees what was not taken. */
 void worker_free(struct worker *w);
 int worker_fd(const struct worker *w); /* readable while a batch waits */

@@ -8,6 +8,7 @@
 #include "kernels/pool.h"
 #include "sessions/clock.h"
 #include "sessions/memory.h"
+#include "sessions/workspace_device.h"
 #include "sessions/workspace_private.h"
 
 #define DEFAULT_TOKENS_FILES 32768
@@ -261,7 +262,7 @@ int workspace_calibrate(struct workspace *w, const struct calib_options *o, cons
     if (rc) {
         free(spill);
         calib_text_done(&text);
-        return rc;
+        return workspace_device_reason(w, rc, e);
     }
     stats_free(w->stats);
     free(w->spill);

@@ -9,6 +9,7 @@
 #include "sessions/memory.h"
 #include "sessions/probe.h"
 #include "sessions/refit.h"
+#include "sessions/workspace_device.h"
 #include "sessions/workspace_private.h"
 
 /* TransMLA measures its second moments on the model with the narrowed rope: convert with the
@@ -16,7 +17,10 @@
 static int second_pass(struct workspace *w, const struct rankplan *plan, double **c,
                        const struct progress *p, struct err *e)
 {
-    struct conversion_input in = {.base = w->base, .stats = w->stats, .pool = w->backend->pool};
+    struct conversion_input in = {.base = w->base,
+                                  .stats = w->stats,
+                                  .pool = w->backend->pool,
+                                  .device = w->backend};
     struct rankplan narrow = {0};
     struct conversion *partial = NULL;
     struct engine *g = NULL;
@@ -140,8 +144,11 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
     if (!w->base || !w->stats)
         return err_set(e, ERR_ARG, "nothing to convert with: open a model and calibrate first");
     int L = w->base->hp.n_layer;
-    struct conversion_input in = {
-        .base = w->base, .stats = w->stats, .pool = w->backend->pool, .measure = true};
+    struct conversion_input in = {.base = w->base,
+                                  .stats = w->stats,
+                                  .pool = w->backend->pool,
+                                  .device = w->backend,
+                                  .measure = true};
     struct conversion *c = NULL;
     struct engine *g = NULL;
     double **second = NULL, start = clock_now();
@@ -181,7 +188,7 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
     if (rc) {
         engine_free(g);
         conversion_free(c);
-        return rc;
+        return workspace_device_reason(w, rc, e);
     }
     hold(w, c, g);
     return OK;

@@ -1,13 +1,16 @@
 /* The emulator itself: right kernels run in both orders of threads, and deliberately broken ones
  * are caught, by a fault or by numbers that come out wrong. Then the backend's sentences for
- * machines that cannot run it. */
+ * machines that cannot run it, and a device that is lost in the middle of a job. */
 #include "kernels/cuda.h"
 
 #include <stdio.h>
 #include <string.h>
 
 extern "C" {
+#include "sessions/jobs.h"
+#include "sessions/workspace_device.h"
 #include "tests/support.h"
+#include "tests/support_models.h"
 }
 
 enum { N = 100, THREADS = 64 };
@@ -177,9 +180,198 @@ static void test_refusals(void)
     CHECK(emu.n_blocks == 0, "%d device allocations left", emu.n_blocks);
 }
 
+/* Without the event that says when a pinned buffer may be filled again, the second bytes arrive
+ * twice; with it each copy brings its own. */
+static void test_pinned(void)
+{
+    void *host, *dx;
+    cudaEvent_t taken;
+    for (int waits = 0; waits < 2; waits++) {
+        char got[2] = {};
+        cudaMallocHost(&host, 1);
+        cudaMalloc(&dx, 2);
+        cudaEventCreateWithFlags(&taken, cudaEventDisableTiming);
+        for (int i = 0; i < 2; i++) {
+            if (waits)
+                cudaEventSynchronize(taken);
+            *(char *)host = (char)('a' + i);
+            cudaMemcpyAsync((char *)dx + i, host, 1, cudaMemcpyHostToDevice, NULL);
+            cudaEventRecord(taken, NULL);
+        }
+        cudaMemcpyAsync(got, dx, 2, cudaMemcpyDeviceToHost, NULL);
+        CHECK(got[0] == (waits ? 'a' : 'b') && got[1] == 'b', "%d: %.2s", waits, got);
+        cudaEventDestroy(taken);
+        cudaFree(dx);
+        cudaFreeHost(host);
+    }
+}
+
+static struct backend *open_device(size_t memory, struct err *e)
+{
+    struct backend *b = NULL;
+    struct backend_options opt = {};
+    opt.threads = 2;
+    emu.memory = memory;
+    CHECK_OK(backend_open(&b, "cuda", &opt, e), *e);
+    return b;
+}
+
+/* y = w x of three weights in turn, on a device that holds them all, or one and a half: they come
+ * by turns then, and the numbers are the same to the bit. Also embeddings, and a format that is
+ * widened on the way. */
+static void test_streaming(void)
+{
+    enum { ROWS = 4096, COLS = 512, N = 3, T = 2 };
+    struct err e = {};
+    size_t n = (size_t)ROWS * COLS, memory = emu.memory;
+    float *x = (float *)calloc(n, sizeof *x), *y[2];
+    void *data[N];
+    uint64_t seed = 5;
+    static const enum dtype types[N] = {DTYPE_Q8_0, DTYPE_BF16, DTYPE_Q4_0};
+    for (int i = 0; i < N; i++) {
+        for (size_t j = 0; j < n; j++)
+            x[j] = (float)(test_uniform(&seed) - 0.5);
+        data[i] = calloc(dtype_bytes(types[i], n), 1);
+        dtype_from_f32(types[i], x, data[i], n);
+    }
+    for (int small = 0; small < 2; small++) {
+        struct backend *b = open_device((size_t)(small ? 11 : 64) << 20, &e);
+        struct weight *w[N] = {};
+        size_t owned = 0, sum = 0;
+        char text[256];
+        y[small] = (float *)calloc((size_t)(2 * N * ROWS + COLS) * T, sizeof(float));
+        if (!b)
+            continue;
+        for (int i = 0; i < N; i++) {
+            struct matrix m = {data[i], types[i], ROWS, COLS};
+            CHECK_OK(b->ops->weight_load(b, &m, &w[i], &owned, &e), e);
+            sum += owned;
+        }
+        b->ops->describe(b, text, sizeof text);
+        CHECK(!!strstr(text, "streams") == small, "%s", text);
+        CHECK((sum < 6u << 20) == small, "%zu bytes are the device's own", sum);
+        float *dx = (float *)b->ops->alloc(b, COLS * T * sizeof *x);
+        float *dy = (float *)b->ops->alloc(b, ROWS * T * sizeof *x);
+        b->ops->put(b, dx, x, COLS * T * sizeof *x);
+        for (int i = 0; i < 2 * N; i++) {
+            const struct weight *one[] = {w[i % N]};
+            b->ops->linear(b, 1, one, &dy, dx, T, false);
+            b->ops->get(b, y[small] + (size_t)i * ROWS * T, dy, ROWS * T * sizeof *x);
+        }
+        const int32_t ids[T] = {ROWS - 1, 7};
+        b->ops->embed(b, dx, w[1], ids, T);
+        b->ops->get(b, y[small] + (size_t)2 * N * ROWS * T, dx, COLS * T * sizeof *x);
+        CHECK_OK(b->ops->sync(b, &e), e);
+        b->ops->free(b, dx), b->ops->free(b, dy);
+        for (int i = 0; i < N; i++)
+            b->ops->weight_free(b, w[i]);
+        backend_close(b);
+    }
+    CHECK(!memcmp(y[0], y[1], (size_t)(2 * N * ROWS + COLS) * T * sizeof(float)),
+          "streamed weights are the same weights");
+    emu.memory = memory;
+    for (int i = 0; i < N; i++)
+        free(data[i]);
+    free(x), free(y[0]), free(y[1]);
+    CHECK(emu.n_blocks == 0, "%d device allocations left", emu.n_blocks);
+}
+
+/* Two engines of models that share tensors keep one copy on the device. */
+static void test_shared(const char *path)
+{
+    struct err e = {};
+    struct model *m = NULL;
+    struct engine *first = NULL, *second = NULL;
+    struct backend *b = open_device(emu.memory, &e);
+    CHECK_OK(model_open(&m, path, &e), e);
+    if (!m || !b)
+        return;
+    CHECK_OK(engine_new(&first, m, b, NULL, &e), e);
+    size_t one = emu.used;
+    CHECK_OK(engine_new(&second, m, b, first, &e), e);
+    /* norms are vectors, a copy each: 2 layers and the last of 64 numbers */
+    CHECK(emu.used - one == 5 * 64 * sizeof(float), "%zu bytes more", emu.used - one);
+    engine_free(second), engine_free(first);
+    model_free(m);
+    backend_close(b);
+}
+
+static int convert(struct workspace *w, struct err *e)
+{
+    struct model_info info;
+    struct rankplan plan;
+    workspace_info(w, &info);
+    int rc = rankplan_init(&plan, &info.plan_model, e);
+    if (!rc)
+        rc = rankplan_uniform(&plan, 32, 8, e);
+    if (!rc)
+        rc = workspace_convert(w, &plan, NULL, NULL, NULL, e);
+    rankplan_done(&plan);
+    return rc;
+}
+
+/* Loses the device so many launches into the calibration (0) or the conversion (1): that job fails
+ * and says so, and everything made before is there to start it again on the CPU. */
+static void test_lost(const char *model, const char *text, int stage, long launches)
+{
+    struct err e = {};
+    struct shop shop = {};
+    struct workspace_options o = {};
+    char device[256];
+    o.device = "cuda:1";
+    o.threads = 1;
+    CHECK_OK(workspace_new(&shop.w, &o, &e), e);
+    CHECK_OK(shop.w ? workspace_open(shop.w, model, NULL, &e) : e.status, e);
+    struct calib_options c = {};
+    c.files = &text, c.n_files = 1, c.tokens = 128;
+    if (stage)
+        CHECK_OK(workspace_calibrate(shop.w, &c, NULL, NULL, NULL, &e), e);
+    emu.lost_at = emu.launches + launches;
+    int rc = stage ? convert(shop.w, &e) : workspace_calibrate(shop.w, &c, NULL, NULL, NULL, &e);
+    CHECK(rc == ERR_DEVICE && strstr(e.text, "cuda:1") && strstr(e.text, "lost"), "%d: %s", rc,
+          e.text);
+    CHECK(workspace_is_open(shop.w) && workspace_calibrated(shop.w) == stage &&
+              !workspace_has_conversion(shop.w),
+          "what was there stays there");
+    shop_failed(&shop, rc, &e);
+    CHECK(strstr(e.text, "goes on with the CPU"), "%s", e.text);
+    workspace_describe(shop.w, device, sizeof device);
+    CHECK(!strncmp(device, "cpu", 3) && strstr(device, "lost"), "%s", device);
+    if (!stage)
+        CHECK_OK(workspace_calibrate(shop.w, &c, NULL, NULL, NULL, &e), e);
+    CHECK_OK(convert(shop.w, &e), e);
+    CHECK(workspace_has_conversion(shop.w), "converted on the CPU");
+    shop_failed(&shop, ERR_IO, &e); /* the CPU is never lost */
+    CHECK(workspace_has_conversion(shop.w), "nothing happens");
+    shop_done(&shop);
+    emu.broken = false;
+    CHECK(emu.n_blocks == 0, "%d device allocations left", emu.n_blocks);
+}
+
+static void test_losses(void)
+{
+    struct test_model_spec spec = test_model_small();
+    char model[512], text[512];
+    spec.context = 32;
+    snprintf(model, sizeof model, "%s/model.gguf", test_tmpdir());
+    snprintf(text, sizeof text, "%s/text", test_tmpdir());
+    FILE *f = fopen(text, "w");
+    uint64_t seed = 3;
+    for (int i = 0; f && i < 3000; i++)
+        fputc(i % 50 == 49 ? '\n' : 'a' + (int)(26 * test_uniform(&seed)), f);
+    CHECK(f && !fclose(f) && !test_model_write_gguf(model, &spec), "%s", model);
+    test_shared(model);
+    test_lost(model, text, 0, 1);
+    test_lost(model, text, 0, 90);
+    test_lost(model, text, 1, 30);
+}
+
 int main(void)
 {
     test_flaws();
     test_refusals();
+    test_pinned();
+    test_streaming();
+    test_losses();
     return test_end("cuda_emu");
 }

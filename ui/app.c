@@ -156,6 +156,8 @@ int app_init(struct app *a, const struct ui_options *o, struct err *e)
     if (!rc)
         rc = worker_new(&a->worker, &a->shop, e);
     if (!rc)
+        worker_on_failure(a->worker, shop_failed);
+    if (!rc)
         rc = saver_new(&a->saver, saved, a->worker, e);
     if (rc)
         return rc;
