@@ -40,7 +40,10 @@ struct cpu_isa {
     void (*gemm)(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
                  int ldb, float *c, int ldc, bool add);
     /* dst[rows][n] = F16 or BF16 rows that are ld apart. */
-    void (*widen)(enum dtype type, int rows, int n, const uint16_t *src, int ld, float *dst);
+    void (*widen)(enum dtype type, int rows, int n, const void *src, int ld, float *dst);
+    /* dst[n][ld_dst] columns 0 … rows−1 = the rows, F32 too. */
+    void (*widen_turned)(enum dtype type, int rows, int n, const void *src, int ld, float *dst,
+                         int ld_dst);
     void (*narrow)(const float *src, uint16_t *dst, int n); /* F32 → F16 */
     float (*max)(const float *x, int n);
     /* x = exp(x − top); returns the sum. */
@@ -75,7 +78,7 @@ struct cpu {
     bool exact;
     size_t copied, copies; /* bytes of packed weights; the most there may be, 0: any */
     int in_place;          /* weights that stayed in the file for that */
-    struct err fault; /* latched until sync */
+    struct err fault;      /* latched until sync */
     void *scratch, *shared;
     size_t scratch_bytes, shared_bytes;
 };
@@ -108,14 +111,21 @@ void cpu_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, int
 void cpu_mla_expand(struct backend *b, float *out, const float *lat, const struct weight *kv_b,
                     int H, int P, int Vd, int r, int T);
 
+/* Super-blocks of 256: packed too, but single numbers are read from the file. */
+static inline bool cpu_is_super(enum dtype type)
+{
+    return type == DTYPE_Q4_K || type == DTYPE_Q5_K || type == DTYPE_Q6_K;
+}
+
 /* The block types that have packed kernels. The others become Q8_0 on their way: that adds about as
  * much error as the int8 activations, so exact backends dequantise them as they are needed. */
 static inline bool cpu_can_pack(enum dtype type)
 {
-    return type == DTYPE_Q8_0 || type == DTYPE_Q4_0 || type == DTYPE_Q4_1;
+    return type == DTYPE_Q8_0 || type == DTYPE_Q4_0 || type == DTYPE_Q4_1 || cpu_is_super(type);
 }
 
-/* A packed block: d of the 8 rows, their m (Q4_1), then the quants. */
+/* A packed block: d of the 8 rows, their m (Q4_1), then the quants. In super-blocks (cpu_quant_k.h)
+ * the block has small integers instead, and every eighth one d (and m) before it. */
 static inline size_t cpu_block_head(enum dtype type)
 {
     return type == DTYPE_Q4_1 ? 32 : 16;
@@ -123,7 +133,22 @@ static inline size_t cpu_block_head(enum dtype type)
 
 static inline size_t cpu_block_bytes(enum dtype type)
 {
-    return cpu_block_head(type) + (type == DTYPE_Q8_0 ? 256 : 128);
+    size_t quants = type == DTYPE_Q8_0   ? 256
+                    : type == DTYPE_Q6_K ? 192
+                    : type == DTYPE_Q5_K ? 160
+                                         : 128;
+    return cpu_block_head(type) + quants;
+}
+
+static inline size_t cpu_super_head(enum dtype type)
+{
+    return type == DTYPE_Q6_K ? 16 : cpu_is_super(type) ? 32 : 0;
+}
+
+static inline size_t cpu_group_bytes(enum dtype type, int cols)
+{
+    size_t blocks = (size_t)cols / CPU_BLOCK;
+    return blocks * cpu_block_bytes(type) + blocks / 8 * cpu_super_head(type);
 }
 
 static inline const unsigned char *cpu_group(const struct weight *w, int group)

@@ -9,11 +9,13 @@
 #include "kernels/pool.h"
 
 enum {
-    ATTN_QUERIES = 48,  /* query rows a tile */
+    ATTN_QUERIES = 128, /* query rows a tile, at most */
     ATTN_KEYS = 64,     /* keys a tile */
+    ATTN_NEAR = 32,     /* keys a tile that is widened once and read twice: it fits L1 */
+    ATTN_SLICE = 32,    /* keys that all heads take together: the cache is read in its order */
     ATTN_MIN_KEYS = 64, /* a split has at least these */
-    ATTN_SLICE_KEYS = 8,
-    ATTN_SLICE_COLUMNS = 32,
+    ATTN_FEW = 12,      /* rows of a KV head up to which keys are not turned around */
+    ATTN_DIRECT = 3,    /* and up to which they are widened at each use */
 };
 
 struct attn {
@@ -27,10 +29,10 @@ struct attn {
     float *out; /* row (token, kv head, head) of dv numbers */
     float scale, softcap;
     int window;
+    int queries, keys; /* rows and keys of a tile */
     int tiles, splits, split_keys;
     int together; /* KV heads a task takes through each tile of keys */
-    bool stream;  /* the cache comes from memory and is read once */
-    float *parts; /* [kv_heads][tiles][splits]: ATTN_QUERIES × (dv + 2) */
+    float *parts; /* [kv_heads][tiles][splits]: queries × (dv + 2) */
     char *scratch;
     size_t scratch_bytes;
 };
@@ -42,22 +44,26 @@ struct tile {
     float *q, *s, *acc, *top, *sum;
 };
 
+/* Whole cache lines. */
+static size_t lines(size_t floats)
+{
+    return (floats + 15) & ~(size_t)15;
+}
+
 static size_t part_floats(const struct attn *a)
 {
-    return ATTN_QUERIES * (size_t)(a->dv + 2);
+    return lines((size_t)a->queries * (size_t)(a->dv + 2));
 }
 
-/* Numbers of a cache row that a task reads: whole rows when it takes all heads through. */
-static int row_width(const struct attn *a)
+/* A tile of keys or values, then scores, queries and a part for each KV head. */
+static size_t tile_floats(const struct attn *a)
 {
-    return a->together == a->kv_heads ? a->ldkv : a->dk;
+    return ATTN_KEYS * (size_t)(a->dk > a->dv ? a->dk : a->dv);
 }
 
-/* A tile of keys, then scores, queries and a part for each KV head. */
-static size_t scratch_floats(const struct attn *a)
+static size_t head_floats(const struct attn *a)
 {
-    size_t each = ATTN_QUERIES * (size_t)(a->dk + ATTN_KEYS) + part_floats(a);
-    return ATTN_KEYS * (size_t)row_width(a) + (size_t)a->together * each;
+    return lines((size_t)a->queries * (size_t)(a->dk + ATTN_KEYS)) + part_floats(a);
 }
 
 static int position(const struct attn *a, int row)
@@ -84,52 +90,16 @@ static void gather_queries(const struct attn *a, const struct tile *w, int g)
     }
 }
 
-/* Keys n … n+count−1 from KV head `first` on: the cache itself when it is F32 or few queries read
- * it, else as fp32 in tile. Whole rows are one run of memory. */
-static struct cpu_piece cache_rows(const struct attn *a, const struct tile *w, const void *cache,
-                                   int first, int n, int count, float *tile)
+/* Keys n … n+count−1 of a KV head, `width` numbers of each: the cache itself, or fp32 in tile. */
+static struct cpu_piece cache_rows(const struct attn *a, const void *cache, int g, int n, int count,
+                                   int width, float *tile)
 {
-    size_t at = (size_t)n * a->ldkv + (size_t)first * a->step;
-    int width = row_width(a);
-    const char *src = (const char *)cache + dtype_bytes(a->kv, at);
-    if (a->kv == DTYPE_F32 || w->rows <= CPU_FEW)
+    size_t at = (size_t)n * a->ldkv + (size_t)g * a->step;
+    const void *src = (const char *)cache + dtype_bytes(a->kv, at);
+    if (!tile || a->kv == DTYPE_F32)
         return (struct cpu_piece){a->kv, src, a->ldkv};
-    if (width == a->ldkv)
-        a->b->isa.widen(a->kv, 1, count * width, (const uint16_t *)(const void *)src, 0, tile);
-    else
-        a->b->isa.widen(a->kv, count, width, (const uint16_t *)(const void *)src, a->ldkv, tile);
+    a->b->isa.widen(a->kv, count, width, src, a->ldkv, tile);
     return (struct cpu_piece){DTYPE_F32, tile, width};
-}
-
-/* Numbers j … of a piece. */
-static const void *piece_at(const struct cpu_piece *p, size_t j)
-{
-    return (const char *)p->data + dtype_bytes(p->type, j);
-}
-
-/* The next tile of keys (and values) on its way into the second level while this one is computed:
- * a share before each slice of work, few enough lines that the processor need not wait for them. */
-struct ahead {
-    const char *k, *v;
-    size_t at, keys, all, share; /* bytes */
-};
-
-static struct ahead look_ahead(const struct attn *a, int n)
-{
-    size_t from = dtype_bytes(a->kv, (size_t)n * a->ldkv);
-    size_t tile = dtype_bytes(a->kv, (size_t)ATTN_KEYS * a->ldkv);
-    int slices = a->together * (ATTN_KEYS / ATTN_SLICE_KEYS + a->dv / ATTN_SLICE_COLUMNS);
-    struct ahead f = {(const char *)a->k + from, (const char *)a->v + from, 0, tile, 0, 0};
-    f.all = !a->stream ? 0 : a->v == a->k ? tile : 2 * tile;
-    f.share = f.all / (size_t)slices + 64;
-    return f;
-}
-
-static void fetch_share(struct ahead *f)
-{
-    size_t end = f->at + f->share < f->all ? f->at + f->share : f->all;
-    for (; f->at < end; f->at += 64)
-        __builtin_prefetch(f->at < f->keys ? f->k + f->at : f->v + (f->at - f->keys), 0, 2);
 }
 
 /* Scores of one query row against keys n … n+count−1 become weights; keys it cannot see get 0. */
@@ -171,9 +141,9 @@ static float *part_of(const struct attn *a, int g, int tile, int split)
 
 static struct tile tile_of(const struct attn *a, int index, int split)
 {
-    struct tile w = {.first = index * ATTN_QUERIES};
+    struct tile w = {.first = index * a->queries};
     int all = a->T * a->heads - w.first;
-    w.rows = all < ATTN_QUERIES ? all : ATTN_QUERIES;
+    w.rows = all < a->queries ? all : a->queries;
     w.from = first_key(a, w.first);
     w.to = position(a, w.first + w.rows - 1) + 1;
     if (a->splits > 1) {
@@ -192,13 +162,12 @@ struct team {
 
 static void open_head(const struct attn *a, struct tile *w, const struct team *team, int j)
 {
-    size_t queries = ATTN_QUERIES * (size_t)a->dk, scores = ATTN_QUERIES * ATTN_KEYS;
-    w->q = team->scratch + ATTN_KEYS * (size_t)row_width(a) +
-           (size_t)j * (queries + scores + part_floats(a));
-    w->s = w->q + queries;
-    w->acc = a->splits > 1 ? part_of(a, team->first + j, team->index, team->split) : w->s + scores;
-    w->top = w->acc + (size_t)ATTN_QUERIES * a->dv;
-    w->sum = w->top + ATTN_QUERIES;
+    w->q = team->scratch + tile_floats(a) + (size_t)j * head_floats(a);
+    w->s = w->q + (size_t)a->queries * a->dk;
+    w->acc = a->splits > 1 ? part_of(a, team->first + j, team->index, team->split)
+                           : w->s + (size_t)a->queries * ATTN_KEYS;
+    w->top = w->acc + (size_t)a->queries * a->dv;
+    w->sum = w->top + a->queries;
 }
 
 static void clear_head(const struct attn *a, const struct tile *w)
@@ -210,35 +179,55 @@ static void clear_head(const struct attn *a, const struct tile *w)
     }
 }
 
-/* Keys n … n+count−1 for all heads of the team. */
-static void attend(const struct attn *a, struct tile *w, const struct team *team, int n, int count)
+/* Keys n … n+count−1 against many rows of one KV head: two products of matrices, keys turned
+ * around so that neither needs horizontal sums. */
+static void attend_many(const struct attn *a, struct tile *w, const struct team *team, int n,
+                        int count)
 {
     const struct cpu_isa *isa = &a->b->isa;
-    struct ahead ahead = look_ahead(a, n + ATTN_KEYS);
-    int slice = a->stream ? ATTN_SLICE_KEYS : ATTN_KEYS;
-    struct cpu_piece p = cache_rows(a, w, a->k, team->first, n, count, team->scratch);
+    size_t at = (size_t)n * a->ldkv + (size_t)team->first * a->step;
+    isa->widen_turned(a->kv, count, a->dk, (const char *)a->k + dtype_bytes(a->kv, at), a->ldkv,
+                      team->scratch, ATTN_KEYS);
+    isa->gemm(w->rows, count, a->dk, w->q, a->dk, DTYPE_F32, team->scratch, ATTN_KEYS, w->s,
+              ATTN_KEYS, false);
+    for (int i = 0; i < w->rows; i++)
+        soften(a, w, i, n, count);
+    struct cpu_piece v = cache_rows(a, a->v, team->first, n, count, a->dv, team->scratch);
+    isa->gemm(w->rows, a->dv, count, w->s, ATTN_KEYS, v.type, v.data, v.ld, w->acc, a->dv, true);
+}
+
+/* The same for few rows of all heads of the team. */
+static void attend_few(const struct attn *a, struct tile *w, const struct team *team, int n,
+                       int count)
+{
+    const struct cpu_isa *isa = &a->b->isa;
+    float *tile = w->rows > ATTN_DIRECT ? team->scratch : NULL;
+    bool both = a->v == a->k && tile;
+    for (int i = 0; i < count; i += ATTN_SLICE)
+        for (int j = 0; j < a->together; j++) {
+            int keys = count - i < ATTN_SLICE ? count - i : ATTN_SLICE;
+            struct cpu_piece k = cache_rows(a, a->k, team->first + j, n + i, keys, a->dk,
+                                            both ? tile + (size_t)i * a->dk : tile);
+            open_head(a, w, team, j);
+            isa->dots(w->rows, keys, a->dk, w->q, a->dk, k.type, k.data, k.ld, w->s + i, ATTN_KEYS,
+                      false);
+        }
     for (int j = 0; j < a->together; j++) {
         open_head(a, w, team, j);
-        for (int i = 0; i < count; i += slice) {
-            fetch_share(&ahead);
-            isa->dots(w->rows, count - i < slice ? count - i : slice, a->dk, w->q, a->dk, p.type,
-                      piece_at(&p, (size_t)i * p.ld + (size_t)j * a->step), p.ld, w->s + i,
-                      ATTN_KEYS, false);
-        }
         for (int i = 0; i < w->rows; i++)
             soften(a, w, i, n, count);
     }
-    if (a->v != a->k)
-        p = cache_rows(a, w, a->v, team->first, n, count, team->scratch);
-    slice = a->stream ? ATTN_SLICE_COLUMNS : a->dv;
-    for (int j = 0; j < a->together; j++) {
-        open_head(a, w, team, j);
-        for (int i = 0; i < a->dv; i += slice) {
-            fetch_share(&ahead);
-            isa->gemm(w->rows, a->dv - i < slice ? a->dv - i : slice, count, w->s, ATTN_KEYS,
-                      p.type, piece_at(&p, (size_t)j * a->step + i), p.ld, w->acc + i, a->dv, true);
+    int slice = both ? count : ATTN_SLICE;
+    for (int i = 0; i < count; i += slice)
+        for (int j = 0; j < a->together; j++) {
+            int keys = count - i < slice ? count - i : slice;
+            struct cpu_piece v = {DTYPE_F32, tile, a->dk};
+            if (!both || a->kv == DTYPE_F32)
+                v = cache_rows(a, a->v, team->first + j, n + i, keys, a->dv, tile);
+            open_head(a, w, team, j);
+            isa->gemm(w->rows, a->dv, keys, w->s + i, ATTN_KEYS, v.type, v.data, v.ld, w->acc,
+                      a->dv, true);
         }
-    }
 }
 
 static void attn_task(void *arg, int i, int thread)
@@ -256,8 +245,13 @@ static void attn_task(void *arg, int i, int thread)
         clear_head(a, &w);
         gather_queries(a, &w, team.first + j);
     }
-    for (int n = w.from; n < w.to; n += ATTN_KEYS)
-        attend(a, &w, &team, n, w.to - n < ATTN_KEYS ? w.to - n : ATTN_KEYS);
+    for (int n = w.from; n < w.to; n += a->keys) {
+        int count = w.to - n < a->keys ? w.to - n : a->keys;
+        if (w.rows > ATTN_FEW)
+            attend_many(a, &w, &team, n, count);
+        else
+            attend_few(a, &w, &team, n, count);
+    }
     for (int j = 0; j < a->together && a->splits == 1; j++) {
         open_head(a, &w, &team, j);
         for (int r = 0; r < w.rows; r++)
@@ -271,16 +265,16 @@ static void combine_task(void *arg, int i, int thread)
 {
     const struct attn *a = arg;
     (void)thread;
-    int g = i % a->kv_heads, index = i / a->kv_heads, first = index * ATTN_QUERIES;
-    int rows = a->T * a->heads - first < ATTN_QUERIES ? a->T * a->heads - first : ATTN_QUERIES;
-    size_t tops = (size_t)ATTN_QUERIES * a->dv;
+    int g = i % a->kv_heads, index = i / a->kv_heads, first = index * a->queries;
+    int rows = a->T * a->heads - first < a->queries ? a->T * a->heads - first : a->queries;
+    size_t tops = (size_t)a->queries * a->dv;
     for (int r = 0; r < rows; r++) {
         float *out = out_row(a, first + r, g), top = -INFINITY, sum = 0;
         for (int s = 0; s < a->splits; s++)
             top = fmaxf(top, part_of(a, g, index, s)[tops + r]);
         for (int s = 0; s < a->splits; s++) {
             const float *p = part_of(a, g, index, s);
-            sum += p[tops + ATTN_QUERIES + r] * expf(p[tops + r] - top);
+            sum += p[tops + a->queries + r] * expf(p[tops + r] - top);
         }
         memset(out, 0, (size_t)a->dv * sizeof *out);
         for (int s = 0; s < a->splits; s++) {
@@ -297,17 +291,20 @@ static void run(struct attn *a)
 {
     struct pool *pool = a->b->base.pool;
     int keys = a->past + a->T, threads = pool_threads(pool);
-    a->tiles = (a->T * a->heads + ATTN_QUERIES - 1) / ATTN_QUERIES;
+    int rows = a->T * a->heads;
+    a->queries = rows < ATTN_QUERIES ? rows : ATTN_QUERIES;
+    a->tiles = (rows + a->queries - 1) / a->queries;
+    bool few = rows <= ATTN_FEW;
+    a->keys = few && a->v == a->k && rows > ATTN_DIRECT ? ATTN_NEAR : ATTN_KEYS;
     /* A few queries stream the cache: all heads of a row while it is near. Many reuse it, and one
      * head's keys fit the cache better. */
-    a->stream = a->tiles == 1 && keys >= 2 * threads * ATTN_MIN_KEYS;
-    a->together = a->stream ? a->kv_heads : 1;
+    a->together = few && keys >= 2 * threads * ATTN_MIN_KEYS ? a->kv_heads : 1;
     int tasks = a->tiles * a->kv_heads / a->together;
     a->splits = threads == 1 || tasks >= 4 * threads ? 1 : (4 * threads + tasks - 1) / tasks;
     a->split_keys = (keys + a->splits - 1) / a->splits;
     a->split_keys = (a->split_keys + ATTN_MIN_KEYS - 1) / ATTN_MIN_KEYS * ATTN_MIN_KEYS;
     a->splits = (keys + a->split_keys - 1) / a->split_keys;
-    a->scratch_bytes = scratch_floats(a) * sizeof(float);
+    a->scratch_bytes = (tile_floats(a) + (size_t)a->together * head_floats(a)) * sizeof(float);
     a->scratch = cpu_scratch(a->b, &a->scratch_bytes);
     if (a->splits > 1)
         a->parts = cpu_shared(a->b, (size_t)a->tiles * a->kv_heads * a->splits * part_floats(a) *

@@ -9,7 +9,15 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { DOTS_AHEAD = 8 }; /* rows: a single row of activations waits for memory, so ask early */
+/* Bytes: few rows against a long matrix wait for memory, and what is far ahead must be asked for.
+ */
+enum { AHEAD_ROWS = 3, AHEAD_BYTES = 24576 };
+
+/* Rows of b, ld numbers apart, that lie about that far. */
+INLINE size_t rows_ahead(enum dtype type, int ld)
+{
+    return AHEAD_BYTES / ((size_t)ld * (type == DTYPE_F32 ? 4 : 2)) + 1;
+}
 
 /* Lanes 0 … n−1 of 8. */
 INLINE __m256i lanes(int n)
@@ -26,7 +34,9 @@ INLINE float sum8(__m256 v)
 
 INLINE __m128 sum8x4(__m256 a, __m256 b, __m256 c, __m256 d)
 {
-    __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    __m256 s = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
     return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
 }
 
@@ -75,7 +85,7 @@ INLINE __m256 load_part(enum dtype type, const void *b, size_t at, int left)
 /* --- c[m][n] = a · bᵀ --- */
 
 INLINE void dots_tile(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
-                      int ldb, float *c, int ldc, bool add)
+                      int ldb, float *c, int ldc, bool add, size_t ahead)
 {
     const int size = type == DTYPE_F32 ? 4 : 2;
     __m256 s[3][4];
@@ -88,9 +98,8 @@ INLINE void dots_tile(int m, int n, int k, const float *a, int lda, enum dtype t
         for (int i = 0; i < m; i++)
             x[i] = _mm256_loadu_ps(a + (size_t)i * lda + l);
         for (int j = 0; j < n; j++) {
-            if (m == 1 && l * size % 64 == 0)
-                _mm_prefetch((const char *)b + ((size_t)(j + DOTS_AHEAD) * ldb + l) * size,
-                             _MM_HINT_T1);
+            if (ahead && l * size % 64 == 0)
+                _mm_prefetch((const char *)b + ((j + ahead) * ldb + l) * size, _MM_HINT_T1);
             __m256 y = load_as(type, b, (size_t)j * ldb + l);
             for (int i = 0; i < m; i++)
                 s[i][j] = _mm256_fmadd_ps(x[i], y, s[i][j]);
@@ -117,26 +126,27 @@ INLINE void dots_tile(int m, int n, int k, const float *a, int lda, enum dtype t
 
 /* m rows, a constant, against all of b. */
 INLINE void dots_rows(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
-                      int ldb, float *c, int ldc, bool add)
+                      int ldb, float *c, int ldc, bool add, bool few)
 {
-    size_t size = type == DTYPE_F32 ? 4 : 2;
+    size_t size = type == DTYPE_F32 ? 4 : 2, ahead = few ? rows_ahead(type, ldb) : 0;
     int j = 0;
     for (; j + 4 <= n; j += 4)
         dots_tile(m, 4, k, a, lda, type, (const char *)b + (size_t)j * ldb * size, ldb, c + j, ldc,
-                  add);
+                  add, ahead);
     for (; j < n; j++)
         dots_tile(m, 1, k, a, lda, type, (const char *)b + (size_t)j * ldb * size, ldb, c + j, ldc,
-                  add);
+                  add, ahead);
 }
 
 INLINE void dots_as(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
                     int ldb, float *c, int ldc, bool add)
 {
+    bool few = m <= AHEAD_ROWS && type != DTYPE_F32;
     for (int i = 0; i < m; i += 3, a += 3 * (size_t)lda, c += 3 * (size_t)ldc)
         switch (m - i) {
-        case 1: dots_rows(1, n, k, a, lda, type, b, ldb, c, ldc, add); break;
-        case 2: dots_rows(2, n, k, a, lda, type, b, ldb, c, ldc, add); break;
-        default: dots_rows(3, n, k, a, lda, type, b, ldb, c, ldc, add);
+        case 1: dots_rows(1, n, k, a, lda, type, b, ldb, c, ldc, add, few); break;
+        case 2: dots_rows(2, n, k, a, lda, type, b, ldb, c, ldc, add, few); break;
+        default: dots_rows(3, n, k, a, lda, type, b, ldb, c, ldc, add, few);
         }
 }
 
@@ -155,18 +165,31 @@ static void dots(int m, int n, int k, const float *a, int lda, enum dtype type, 
 INLINE void gemm_tile(int m, int nv, int k, const float *a, int lda, enum dtype type, const void *b,
                       int ldb, float *c, int ldc, bool add)
 {
+    size_t ahead = m <= AHEAD_ROWS && type != DTYPE_F32 ? rows_ahead(type, ldb) : 0;
     __m256 s[6][4];
     for (int i = 0; i < m; i++)
         for (int v = 0; v < nv; v++)
             s[i][v] = add ? _mm256_loadu_ps(c + (size_t)i * ldc + 8 * v) : _mm256_setzero_ps();
     for (int l = 0; l < k; l++) {
-        __m256 y[4];
-        for (int v = 0; v < nv; v++)
-            y[v] = load_as(type, b, (size_t)l * ldb + 8 * v);
-        for (int i = 0; i < m; i++) {
-            __m256 x = _mm256_broadcast_ss(a + (size_t)i * lda + l);
+        __m256 x[6], y[2];
+        if (nv <= 2) { /* 12 sums leave room for the columns or for the rows, whichever are fewer */
             for (int v = 0; v < nv; v++)
-                s[i][v] = _mm256_fmadd_ps(x, y[v], s[i][v]);
+                y[v] = load_as(type, b, (size_t)l * ldb + 8 * v);
+            for (int i = 0; i < m; i++) {
+                x[0] = _mm256_broadcast_ss(a + (size_t)i * lda + l);
+                for (int v = 0; v < nv; v++)
+                    s[i][v] = _mm256_fmadd_ps(x[0], y[v], s[i][v]);
+            }
+            continue;
+        }
+        for (int i = 0; i < m; i++)
+            x[i] = _mm256_broadcast_ss(a + (size_t)i * lda + l);
+        if (ahead)
+            _mm_prefetch((const char *)b + (l + ahead) * ldb * 2, _MM_HINT_T1);
+        for (int v = 0; v < nv; v++) {
+            y[0] = load_as(type, b, (size_t)l * ldb + 8 * v);
+            for (int i = 0; i < m; i++)
+                s[i][v] = _mm256_fmadd_ps(x[i], y[0], s[i][v]);
         }
     }
     for (int i = 0; i < m; i++)
@@ -235,20 +258,73 @@ static void gemm(int m, int n, int k, const float *a, int lda, enum dtype type, 
 
 INLINE void widen_row(enum dtype type, const uint16_t *src, float *dst, int n)
 {
-    for (int i = 0; i < n; i += 8)
+    for (int i = 0; i < n; i += 8) {
+        if (i % 32 == 0)
+            _mm_prefetch((const char *)(src + i) + AHEAD_BYTES, _MM_HINT_T1);
         if (n - i >= 8)
             _mm256_storeu_ps(dst + i, load_as(type, src, (size_t)i));
         else
             store(dst + i, load_part(type, src, (size_t)i, n - i), (size_t)(n - i));
+    }
 }
 
-static void widen(enum dtype type, int rows, int n, const uint16_t *src, int ld, float *dst)
+static void widen(enum dtype type, int rows, int n, const void *src, int ld, float *dst)
 {
-    for (int i = 0; i < rows; i++, src += ld, dst += n)
+    const uint16_t *p = src;
+    for (int i = 0; i < rows; i++, p += ld, dst += n)
         if (type == DTYPE_F16)
-            widen_row(DTYPE_F16, src, dst, n);
+            widen_row(DTYPE_F16, p, dst, n);
         else
-            widen_row(DTYPE_BF16, src, dst, n);
+            widen_row(DTYPE_BF16, p, dst, n);
+}
+
+/* Rows 0 … 7 of r become columns. */
+INLINE void turn8(__m256 r[8])
+{
+    __m256 t[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        __m256 low = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
+        r[i] = low;
+    }
+}
+
+INLINE void turned_as(enum dtype type, int rows, int n, const void *src, int ld, float *dst,
+                      int ld_dst)
+{
+    for (int i = 0; i < rows; i += 8)
+        for (int j = 0; j < n; j += 8) {
+            __m256 r[8];
+            for (int l = 0; l < 8; l++) {
+                size_t at = (size_t)(i + l) * ld + j;
+                r[l] = i + l >= rows ? _mm256_setzero_ps()
+                       : n - j >= 8  ? load_as(type, src, at)
+                                     : load_part(type, src, at, n - j);
+            }
+            turn8(r);
+            for (int l = 0; l < 8 && j + l < n; l++)
+                store(dst + (size_t)(j + l) * ld_dst + i, r[l], (size_t)(rows - i));
+        }
+}
+
+static void widen_turned(enum dtype type, int rows, int n, const void *src, int ld, float *dst,
+                         int ld_dst)
+{
+    switch (type) {
+    case DTYPE_F16: turned_as(DTYPE_F16, rows, n, src, ld, dst, ld_dst); break;
+    case DTYPE_BF16: turned_as(DTYPE_BF16, rows, n, src, ld, dst, ld_dst); break;
+    default: turned_as(DTYPE_F32, rows, n, src, ld, dst, ld_dst);
+    }
 }
 
 static void narrow(const float *src, uint16_t *dst, int n)
@@ -428,6 +504,7 @@ const struct cpu_isa cpu_avx2 = {
     .dots = dots,
     .gemm = gemm,
     .widen = widen,
+    .widen_turned = widen_turned,
     .narrow = narrow,
     .max = max,
     .exp_sum = exp_sum,

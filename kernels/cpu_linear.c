@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/cpu.h"
+#include "kernels/dtype_blocks.h"
 #include "kernels/pool.h"
 
 enum {
@@ -42,6 +43,54 @@ static void pack_row(const struct weight *w, const unsigned char *src, unsigned 
     }
 }
 
+/* One 32-byte line of a super-block's quants: 4 bytes of this lane. */
+static void put4(unsigned char *quants, int line, int lane, const uint8_t *four)
+{
+    memcpy(quants + 32 * line + 4 * lane, four, 4);
+}
+
+/* 32 numbers of up to 6 bits into lane `lane` of a block's quants. */
+static void pack_numbers(enum dtype type, const uint8_t *u, unsigned char *quants, int lane)
+{
+    uint8_t four[4];
+    for (int j = 0; j < 4; j++) {
+        for (int c = 0; c < 4; c++)
+            four[c] = (uint8_t)((u[4 * j + c] & 15) | (u[16 + 4 * j + c] & 15) << 4);
+        put4(quants, j, lane, four);
+    }
+    for (int half = 0; half < (type == DTYPE_Q4_K ? 0 : type == DTYPE_Q5_K ? 1 : 2); half++) {
+        int bits = type == DTYPE_Q5_K ? 1 : 2;
+        for (int c = 0; c < 4; c++) {
+            unsigned high = 0;
+            for (int j = 0; j < 8 / bits; j++)
+                high |= (unsigned)(u[16 * half + 4 * j + c] >> 4) << bits * j;
+            four[c] = (uint8_t)high;
+        }
+        put4(quants, 4 + half, lane, four);
+    }
+}
+
+/* A row's super-blocks: the same integers in the order of cpu_quant_k.h. */
+static void pack_super_row(const struct weight *w, const unsigned char *src, unsigned char *group,
+                           int lane)
+{
+    enum dtype type = w->type;
+    size_t head = cpu_block_head(type), bytes = cpu_block_bytes(type);
+    for (int b = 0; b < w->m.cols / 256; b++, src += dtype_traits(type)->block_bytes) {
+        struct dtype_super s;
+        dtype_open_super(type, src, &s);
+        memcpy(group + 2 * lane, &s.d, 2);
+        if (type != DTYPE_Q6_K)
+            memcpy(group + 16 + 2 * lane, &s.m, 2);
+        group += cpu_super_head(type);
+        for (int j = 0; j < 8; j++, group += bytes) {
+            group[lane] = type == DTYPE_Q6_K ? s.scale[2 * j] : s.scale[j];
+            group[8 + lane] = type == DTYPE_Q6_K ? s.scale[2 * j + 1] : s.min[j];
+            pack_numbers(type, s.u + 32 * j, group + head, lane);
+        }
+    }
+}
+
 static void pack_group(void *arg, int g, int thread)
 {
     const struct pack *p = arg;
@@ -57,7 +106,11 @@ static void pack_group(void *arg, int g, int thread)
             dtype_from_f32(w->type, numbers, numbers + cols, cols);
             src = (const unsigned char *)(numbers + cols);
         }
-        pack_row(w, src, w->packed + (size_t)g * w->group_bytes, lane);
+        unsigned char *to = w->packed + (size_t)g * w->group_bytes;
+        if (cpu_is_super(w->type))
+            pack_super_row(w, src, to, lane);
+        else
+            pack_row(w, src, to, lane);
     }
 }
 
@@ -71,7 +124,7 @@ static int pack(struct cpu *b, struct weight *w, size_t *bytes, struct err *e)
         if (!p.scratch)
             return err_nomem(e, p.scratch_bytes, "repacking a weight");
     }
-    w->group_bytes = dtype_bytes(w->type, cols) * CPU_GROUP;
+    w->group_bytes = cpu_group_bytes(w->type, w->m.cols);
     *bytes = w->group_bytes * (size_t)groups_of(w);
     w->packed = aligned_alloc(64, (*bytes + 64) & ~(size_t)63);
     if (!w->packed)
@@ -90,10 +143,9 @@ int cpu_weight_load(struct backend *base, const struct matrix *m, struct weight 
     w->m = *m;
     w->type = cpu_can_pack(m->dtype) ? m->dtype : DTYPE_Q8_0;
     bool blocks = dtype_traits(m->dtype)->block > 1, can = cpu_can_pack(m->dtype) || !b->exact;
-    size_t bytes = 0, rows = (size_t)groups_of(w) * CPU_GROUP;
+    size_t bytes = 0, all = cpu_group_bytes(w->type, m->cols) * (size_t)groups_of(w);
     bool wanted = blocks && can && b->isa.matmul_q;
-    w->crowded = wanted && b->copies &&
-                 b->copied + dtype_bytes(w->type, (size_t)m->cols) * rows > b->copies;
+    w->crowded = wanted && b->copies && b->copied + all > b->copies;
     int rc = wanted && !w->crowded ? pack(b, w, &bytes, e) : OK;
     b->in_place += w->crowded;
     b->copied += w->bytes = bytes;
@@ -175,10 +227,10 @@ struct cpu_piece cpu_weight_piece(const struct cpu *b, const struct weight *w, i
     if (aligned && (type == DTYPE_F32 || (plain && T <= CPU_FEW)))
         return (struct cpu_piece){type, data + dtype_bytes(type, at), w->m.cols};
     if (plain)
-        b->isa.widen(type, rows, n, (const uint16_t *)(const void *)data + at, w->m.cols, dst);
+        b->isa.widen(type, rows, n, data + dtype_bytes(type, at), w->m.cols, dst);
     for (int i = 0; i < rows && !plain; i++) {
         float *y = dst + (size_t)i * n;
-        if (w->packed && w->type == type)
+        if (w->packed && w->type == type && !cpu_is_super(type))
             unpack_row(w, row + i, col, n, y);
         else
             read_row(w, row + i, col, n, y);

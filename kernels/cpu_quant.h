@@ -158,15 +158,19 @@ INLINE void tile_q8(const struct group *g, const struct cpu_quants *x, int t, in
         store_rows(y + (size_t)i * ldy, acc[i], g->rows, plus);
 }
 
+#include "kernels/cpu_quant_k.h"
+
 INLINE void tile_q(const struct group *g, const struct cpu_quants *x, int t, int nt, float *y,
                    int ldy, bool plus)
 {
-    if (g->type == DTYPE_Q8_0)
-        tile_q8(g, x, t, nt, y, ldy, plus);
-    else if (g->type == DTYPE_Q4_1)
-        tile_q4(g, x, t, nt, true, y, ldy, plus);
-    else
-        tile_q4(g, x, t, nt, false, y, ldy, plus);
+    switch (g->type) {
+    case DTYPE_Q8_0: tile_q8(g, x, t, nt, y, ldy, plus); break;
+    case DTYPE_Q4_1: tile_q4(g, x, t, nt, true, y, ldy, plus); break;
+    case DTYPE_Q4_K: tile_k(g, x, t, nt, DTYPE_Q4_K, y, ldy, plus); break;
+    case DTYPE_Q5_K: tile_k(g, x, t, nt, DTYPE_Q5_K, y, ldy, plus); break;
+    case DTYPE_Q6_K: tile_k(g, x, t, nt, DTYPE_Q6_K, y, ldy, plus); break;
+    default: tile_q4(g, x, t, nt, false, y, ldy, plus);
+    }
 }
 
 static void matmul_q(const struct weight *w, int index, const struct cpu_quants *x, int t0, int T,
@@ -248,7 +252,14 @@ static void matmul_f(const struct weight *w, int index, const float *x, int T, f
                      bool plus)
 {
     struct group g = open_group(w, index);
-    for (int t = 0; t < T; t += QUANT_TOKENS, y += (size_t)QUANT_TOKENS * ldy) {
+    for (int t = 0; t < T && cpu_is_super(g.type); t++, y += ldy, x += w->m.cols)
+        switch (g.type) {
+        case DTYPE_Q4_K: tile_fk(&g, x, DTYPE_Q4_K, y, plus); break;
+        case DTYPE_Q5_K: tile_fk(&g, x, DTYPE_Q5_K, y, plus); break;
+        default: tile_fk(&g, x, DTYPE_Q6_K, y, plus);
+        }
+    for (int t = 0; t < T && !cpu_is_super(g.type);
+         t += QUANT_TOKENS, y += (size_t)QUANT_TOKENS * ldy) {
         const float *q = x + (size_t)t * w->m.cols;
         switch (T - t) {
         case 1: tile_fs(&g, q, 1, y, ldy, plus); break;
@@ -273,10 +284,13 @@ INLINE void unpack_tile(const struct group *g, bool q8, float *dst, int ld)
 static void unpack(const struct weight *w, int index, float *dst, int ld)
 {
     struct group g = open_group(w, index);
-    if (g.type == DTYPE_Q8_0)
-        unpack_tile(&g, true, dst, ld);
-    else
-        unpack_tile(&g, false, dst, ld);
+    switch (g.type) {
+    case DTYPE_Q8_0: unpack_tile(&g, true, dst, ld); break;
+    case DTYPE_Q4_K: unpack_k(&g, DTYPE_Q4_K, dst, ld); break;
+    case DTYPE_Q5_K: unpack_k(&g, DTYPE_Q5_K, dst, ld); break;
+    case DTYPE_Q6_K: unpack_k(&g, DTYPE_Q6_K, dst, ld); break;
+    default: unpack_tile(&g, false, dst, ld);
+    }
 }
 
 #endif

@@ -63,10 +63,23 @@ static void gemm(int m, int n, int k, const float *a, int lda, enum dtype type, 
         }
 }
 
-static void widen(enum dtype type, int rows, int n, const uint16_t *src, int ld, float *dst)
+static void widen(enum dtype type, int rows, int n, const void *src, int ld, float *dst)
 {
     for (int i = 0; i < rows; i++)
-        dtype_to_f32(type, src + (size_t)i * ld, dst + (size_t)i * n, (size_t)n);
+        dtype_to_f32(type, (const uint16_t *)src + (size_t)i * ld, dst + (size_t)i * n, (size_t)n);
+}
+
+static void widen_turned(enum dtype type, int rows, int n, const void *src, int ld, float *dst,
+                         int ld_dst)
+{
+    float tmp[CHUNK];
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < n; j += CHUNK) {
+            int len = n - j < CHUNK ? n - j : CHUNK;
+            const float *row = piece(type, src, (size_t)i * ld + j, len, tmp);
+            for (int l = 0; l < len; l++)
+                dst[(size_t)(j + l) * ld_dst + i] = row[l];
+        }
 }
 
 static void narrow(const float *src, uint16_t *dst, int n)
@@ -140,6 +153,7 @@ const struct cpu_isa cpu_scalar = {
     .dots = dots,
     .gemm = gemm,
     .widen = widen,
+    .widen_turned = widen_turned,
     .narrow = narrow,
     .max = max,
     .exp_sum = exp_sum,

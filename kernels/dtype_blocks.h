@@ -16,6 +16,14 @@ void dtype_read_iq4_nl(const uint8_t *b, float *y);
 void dtype_read_iq4_xs(const uint8_t *b, float *y);
 void dtype_read_mxfp4(const uint8_t *b, float *y);
 
+/* What a block of Q4_K, Q5_K or Q6_K says: number i is d·scale·u − m·min by runs of 32; in Q6_K
+ * d·scale·(u − 32) by runs of 16, scale signed. */
+struct dtype_super {
+    uint16_t d, m; /* F16 */
+    uint8_t scale[16], min[8], u[256];
+};
+void dtype_open_super(enum dtype type, const uint8_t *b, struct dtype_super *s);
+
 /* And writers: x has the block's 256 numbers. */
 void dtype_write_q4_k(const float *x, uint8_t *b);
 void dtype_write_q6_k(const float *x, uint8_t *b);

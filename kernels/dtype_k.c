@@ -135,6 +135,33 @@ void dtype_read_q6_k(const uint8_t *b, float *y)
     }
 }
 
+void dtype_open_super(enum dtype type, const uint8_t *b, struct dtype_super *s)
+{
+    const uint8_t *nibbles = type == DTYPE_Q5_K ? b + 48 : b + 16;
+    memcpy(&s->d, type == DTYPE_Q6_K ? b + 208 : b, 2);
+    memcpy(&s->m, b + 2, 2); /* no such thing in Q6_K */
+    if (type == DTYPE_Q6_K) {
+        memcpy(s->scale, b + 192, 16);
+        for (int run = 0; run < 8; run++) {
+            const uint8_t *low = b + run / 4 * 64 + run % 2 * 32, *high = b + 128 + run / 4 * 32;
+            int shift = run % 4 / 2 * 4, pair = run % 4 * 2;
+            for (int i = 0; i < 32; i++)
+                s->u[run * 32 + i] = (uint8_t)((low[i] >> shift & 15) | (high[i] >> pair & 3) << 4);
+        }
+        return;
+    }
+    for (int run = 0; run < 8; run++) {
+        float scale, min;
+        scale_min(b + 4, run, &scale, &min);
+        s->scale[run] = (uint8_t)scale;
+        s->min[run] = (uint8_t)min;
+        for (int i = 0; i < 32; i++)
+            s->u[run * 32 + i] = nibbles[run / 2 * 32 + i] >> run % 2 * 4 & 15;
+        for (int i = 0; i < 32 && type == DTYPE_Q5_K; i++)
+            s->u[run * 32 + i] |= (uint8_t)((b[16 + i] >> run & 1) << 4);
+    }
+}
+
 /* 32 nibbles that name one of 16 levels, low ones first. */
 static void by_level(const uint8_t *q, float scale, const int8_t *level, float *y)
 {
