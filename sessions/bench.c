@@ -5,12 +5,86 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/metrics.h"
 #include "core/sampler.h"
+#include "kernels/pool.h"
 #include "sessions/clock.h"
 
 #define BENCH_MAX_TOKENS (1 << 24)
+
+#define SWEEP_BYTES ((size_t)256 << 20)
+#define SWEEP_PIECE ((size_t)1 << 20)
+#define SWEEPS 5
+
+struct sweep {
+    const uint64_t *data;
+    uint64_t sum[SWEEP_BYTES / SWEEP_PIECE];
+};
+
+static void sweep_piece(void *arg, int i, int thread)
+{
+    struct sweep *s = arg;
+    const size_t n = SWEEP_PIECE / sizeof *s->data;
+    const uint64_t *p = s->data + (size_t)i * n;
+    uint64_t sum[16] = {0};
+    (void)thread;
+    for (size_t k = 0; k < n; k += 16) {
+        __builtin_prefetch(p + k + 512);
+        __builtin_prefetch(p + k + 520);
+        for (size_t l = 0; l < 16; l++)
+            sum[l] += p[k + l];
+    }
+    for (size_t l = 1; l < 16; l++)
+        sum[0] += sum[l];
+    s->sum[i] = sum[0]; /* kept, or nothing would be read */
+}
+
+double bench_bandwidth(const struct engine *g)
+{
+    double best = 0;
+    struct sweep s = {0};
+    struct pool *p = engine_backend(g)->pool;
+    bool host = !strcmp(engine_backend(g)->ops->name, "cpu");
+    uint64_t *data = host ? malloc(SWEEP_BYTES) : NULL;
+    if (!data)
+        return 0;
+    memset(data, 1, SWEEP_BYTES); /* pages of their own */
+    s.data = data;
+    for (int i = 0; i < SWEEPS; i++) {
+        double start = clock_now();
+        pool_for(p, (int)(SWEEP_BYTES / SWEEP_PIECE), sweep_piece, &s);
+        best = fmax(best, (double)SWEEP_BYTES / fmax(clock_now() - start, 1e-9));
+    }
+    free(data);
+    return best;
+}
+
+int bench_threads(const struct engine *g)
+{
+    return pool_threads(engine_backend(g)->pool);
+}
+
+static size_t layer_bytes(const struct model *m, const struct model_layer *y)
+{
+    const struct tensor *all[] = {&y->q,    &y->k,  &y->v,    &y->kv_a,   &y->kv_b, &y->o,
+                                  &y->gate, &y->up, &y->down, &y->q_rope, &y->q_a,  &y->router};
+    size_t bytes = 0, experts = 0;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        bytes += all[i]->data ? tensor_bytes(all[i]) : 0;
+    for (int i = 0; y->expert && i < m->hp.moe.n * EXPERT_PARTS; i++)
+        experts += tensor_bytes(&y->expert[i]);
+    return bytes + (y->expert ? experts / (size_t)m->hp.moe.n * (size_t)m->hp.moe.used : 0);
+}
+
+size_t bench_weight_bytes(const struct model *m)
+{
+    size_t bytes = tensor_bytes(&m->head);
+    for (int l = 0; l < m->hp.n_layer; l++)
+        bytes += layer_bytes(m, &m->layer[l]);
+    return bytes;
+}
 
 struct bench_job {
     const struct bench_options *o;
@@ -19,6 +93,7 @@ struct bench_job {
     int32_t *ids;    /* [longest depth + test] random tokens */
     float *logits;   /* [V] */
     int done, total; /* runs */
+    size_t weight_bytes;
     char phase[48];
 };
 
@@ -63,10 +138,43 @@ static int run_once(struct bench_job *j, int depth, int n, bool prefill, double 
     return rc;
 }
 
+/* What repetitions of one test gave. */
+struct rates {
+    struct sample own, peer, ratio;
+};
+
+static int add_run(struct bench_job *j, int depth, int n, bool prefill, double rate,
+                   struct rates *s, struct err *e)
+{
+    const struct bench_peer *peer = j->o->peer;
+    double other = 0;
+    int rc = peer ? peer->run(peer->user, depth, n, prefill, &other, e) : OK;
+    if (rc)
+        return rc;
+    bool ok = sample_add(&s->own, rate) &&
+              (!peer || (sample_add(&s->peer, other) && sample_add(&s->ratio, rate / other)));
+    return ok ? OK : err_nomem(e, sizeof rate, "the benchmark");
+}
+
+static void summarise(const struct bench_job *j, struct rates *s, struct bench_row *row)
+{
+    row->tokens_per_sec = sample_mean(&s->own);
+    row->sd = s->own.n > 1 ? sample_stderr(&s->own) * sqrt((double)s->own.n) : 0;
+    row->min = sample_percentile(&s->own, 0);
+    row->max = sample_percentile(&s->own, 100);
+    row->kv_bytes = infer_kv_bytes_used(j->timeline);
+    if (!s->peer.n)
+        return;
+    row->peer_tokens_per_sec = sample_percentile(&s->peer, 50);
+    row->ratio = sample_percentile(&s->ratio, 50);
+    row->ratio_min = sample_percentile(&s->ratio, 0);
+    row->ratio_max = sample_percentile(&s->ratio, 100);
+}
+
 static int run_test(struct bench_job *j, int depth, int n, bool prefill, struct bench_row *row,
                     struct err *e)
 {
-    struct sample s = {0};
+    struct rates s = {0};
     double rate = 0;
     *row = (struct bench_row){.depth = depth};
     snprintf(row->test, sizeof row->test, "%s%d", prefill ? "pp" : "tg", n);
@@ -75,17 +183,17 @@ static int run_test(struct bench_job *j, int depth, int n, bool prefill, struct 
     for (int i = -1; i < j->o->repeat && !rc; i++) { /* −1: warm-up */
         rc = run_once(j, depth, n, prefill, &rate, e);
         j->done++;
-        if (!rc && i >= 0 && !sample_add(&s, rate))
-            rc = err_nomem(e, sizeof rate, "the benchmark");
+        if (!rc && i >= 0)
+            rc = add_run(j, depth, n, prefill, rate, &s, e);
     }
-    if (!rc) {
-        row->tokens_per_sec = sample_mean(&s);
-        row->sd = s.n > 1 ? sample_stderr(&s) * sqrt((double)s.n) : 0;
-        row->min = sample_percentile(&s, 0);
-        row->max = sample_percentile(&s, 100);
-        row->kv_bytes = infer_kv_bytes_used(j->timeline);
-    }
-    sample_free(&s);
+    if (!rc)
+        summarise(j, &s, row);
+    if (!rc && !prefill) /* the cache as it is in the middle of the test */
+        row->read_bytes =
+            j->weight_bytes + (size_t)((double)row->kv_bytes * (depth + n / 2.0) / (depth + n));
+    sample_free(&s.own);
+    sample_free(&s.peer);
+    sample_free(&s.ratio);
     return rc;
 }
 
@@ -129,7 +237,8 @@ static int check(const struct bench_options *o, int *longest, struct err *e)
 int bench_run(const struct engine *g, const struct bench_options *o, const struct progress *p,
               struct bench_row **rows, int *n, struct err *e)
 {
-    struct bench_job j = {.o = o, .progress = p};
+    struct bench_job j = {
+        .o = o, .progress = p, .weight_bytes = bench_weight_bytes(engine_model(g))};
     int vocab = engine_model(g)->hp.vocab, longest = 0;
     uint64_t state[4];
     *rows = NULL;

@@ -3,6 +3,7 @@
 #include "core/file.h"
 #include "core/metrics.h"
 #include "sessions/bench.h"
+#include "sessions/peer.h"
 #include "sessions/eval.h"
 #include "sessions/workspace.h"
 #include "tests/support.h"
@@ -155,11 +156,42 @@ static void test_refusals(struct workspace *w)
     CHECK(eval_ppl(g, NULL, t, &o, NULL, &r, &e) == ERR_IO);
 }
 
+/* A peer is any command that prints rates; a command without braces gets llama-bench's options. */
+static void test_peer(void)
+{
+    struct peer_test t = {.model = "a model.gguf", .threads = 2, .depth = 64, .n = 8};
+    double rate = 0;
+    struct err e;
+    CHECK_OK(peer_run("printf '[{\"n_prompt\":0,\"n_gen\":{generate},\"avg_ts\":%s.5}]' {depth}",
+                      &t, &rate, &e),
+             e);
+    CHECK(rate == 64.5, "%g", rate);
+    t.prefill = true;
+    CHECK_OK(peer_run("echo '{\"rows\":[{\"test\":\"pp{prompt}\",\"tokens_per_sec\":{threads}}]}'",
+                      &t, &rate, &e),
+             e);
+    CHECK(rate == 2, "%g", rate);
+    t.n = 9;
+    CHECK(peer_run("echo '{\"rows\":[{\"test\":\"pp8\",\"tokens_per_sec\":1}]} {threads}'", &t,
+                   &rate, &e) == ERR_FORMAT);
+    CHECK(peer_run("/nonexistent/llama-bench", &t, &rate, &e) == ERR_IO);
+    CHECK(peer_run("false", &t, &rate, &e) == ERR_IO && strstr(e.text, "status 1"), "%s", e.text);
+    CHECK(peer_run("'unended {model}", &t, &rate, &e) == ERR_IO);
+}
+
+static int half_as_fast(void *user, int depth, int n, bool prefill, double *rate, struct err *e)
+{
+    (void)depth, (void)n, (void)e;
+    ++*(int *)user;
+    *rate = prefill ? 1 : 0.5;
+    return OK;
+}
+
 static void test_bench(struct workspace *w)
 {
     const struct engine *g = workspace_engine(w, SIDE_ORIGINAL);
     const int depth[] = {0, 24, 8};
-    struct bench_options o = {8, 4, 2, depth, 3, DTYPE_F16};
+    struct bench_options o = {8, 4, 2, depth, 3, DTYPE_F16, NULL};
     struct bench_row *rows;
     struct err e;
     int n, left = 5;
@@ -175,6 +207,18 @@ static void test_bench(struct workspace *w)
     }
     free(rows);
     CHECK(bench_run(g, &o, &p, &rows, &n, &e) == ERR_CANCELLED && !rows && n == 0);
+    int asked = 0;
+    struct bench_peer peer = {half_as_fast, &asked};
+    o.n_depth = 1;
+    o.peer = &peer;
+    CHECK_OK(bench_run(g, &o, NULL, &rows, &n, &e), e);
+    CHECK(n == 2 && asked == 4); /* two tests of two repetitions; the warm-up asks nobody */
+    CHECK(rows[0].peer_tokens_per_sec == 1 && rows[1].peer_tokens_per_sec == 0.5);
+    CHECK(rows[0].ratio >= rows[0].min * 0.999 && rows[0].ratio <= rows[0].max * 1.001);
+    /* half-way through 4 tokens: 2 of 256 bytes; and weights */
+    CHECK(rows[1].read_bytes == bench_weight_bytes(engine_model(g)) + 2 * 256);
+    free(rows);
+    o.peer = NULL;
     o.prompt = o.generate = 0;
     CHECK(bench_run(g, &o, NULL, &rows, &n, &e) == ERR_ARG);
 }
@@ -187,6 +231,7 @@ int main(void)
     test_rows(w);
     test_refusals(w);
     test_bench(w);
+    test_peer();
     workspace_free(w);
     test_published_count();
     return test_end("eval");

@@ -183,6 +183,9 @@ static const struct cli_option bench_options[] = {
     OPT_INT("--repeat", "-r", "repetitions (5)", repeat, 1, 1000),
     OPT_TEXT("--depth", "-d", "N,…", "tokens already in the cache (0)", depth),
     OPT_KV,
+    OPT_TEXT("--peer", NULL, "CMD", "llama-bench, or a command with {model}: run in turn, for ratios",
+             peer),
+    OPT_FLAG("--markdown", "the table in Markdown", markdown),
     OPT_ORIGINAL,
     OPT_END};
 
@@ -256,7 +259,8 @@ static const struct cli_command commands[] = {
      "  mlathe chat\n  mlathe chat original.gguf converted/ --prompt 'What is a lathe?'\n", 2, true,
      chat_options, cli_chat},
     {"bench", "[MODEL] [-p 512] [-n 128] [-r 5] [-d 0,4096]", "speed, by llama-bench's protocol",
-     "  mlathe bench\n  mlathe bench converted/ -p 512 -n 128 -d 0,4096\n", 1, true, bench_options,
+     "  mlathe bench\n  mlathe bench converted/ -p 512 -n 128 -d 0,4096\n"
+     "  mlathe bench model.gguf --peer llama-bench\n", 1, true, bench_options,
      cli_bench},
     {"export", "DIR --to E -o PATH", "writes a conversion for stock engines",
      "  mlathe export converted --to hf -o model-mla\n"

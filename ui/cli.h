@@ -27,14 +27,14 @@ struct cli_options {
     bool quiet, json, progress, exact, fast, help, version;
     const char *text, *file, *ids, *messages, *output, *plan, *kept, *bytes_per_token, *fit;
     const char *alloc, *method, *without, *shares, *layout, *against, *ppl, *protocol, *task, *csv,
-        *system, *depth, *kv;
+        *system, *depth, *kv, *peer;
     struct cli_list calib, prompt, texts;
     const char *train;
     double minutes, until_kl, rate, next_token, match;
     long long batch, accumulate, length;
     long long bench_prompt, bench_generate;
     bool search, special, skip_special, no_generation_prompt, all, ignore_eos, weights_only, forced;
-    bool original, store;
+    bool original, store, markdown;
     const char *to, *dtype, *engine, *svg, *shell, *preset;
     long long narrow_rank;
     bool dry_run, force, no_check, fold_biases, mtp, plain, man;

@@ -1,12 +1,10 @@
-/* logits, generate, bench: running one model. */
-#include <errno.h>
+/* logits, generate: running one model. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/kvmem.h"
 #include "core/sampler.h"
-#include "sessions/bench.h"
 #include "sessions/draft.h"
 #include "ui/cli.h"
 #include "sessions/clock.h"
@@ -303,73 +301,5 @@ int cli_generate(struct cli *c, struct err *e)
     draft_free(g.draft);
     infer_free(g.timeline);
     workspace_free(g.w);
-    return rc;
-}
-
-/* --- bench -------------------------------------------------------------------------------- */
-
-#define BENCH_MAX_DEPTHS 32
-
-static int parse_depths(const char *text, int *depth, int *n, struct err *e)
-{
-    for (const char *s = text; *s; s += *s == ',') {
-        char *end;
-        errno = 0;
-        long v = strtol(s, &end, 10);
-        if (end == s || errno || v < 0 || v > 10000000 || (*end && *end != ',') ||
-            *n == BENCH_MAX_DEPTHS)
-            return cli_usage(e, "--depth takes up to %d numbers like 0,4096, not \"%s\"",
-                             BENCH_MAX_DEPTHS, text);
-        depth[(*n)++] = (int)v;
-        s = end;
-    }
-    return *n ? OK : cli_usage(e, "--depth: give a number");
-}
-
-static int print_rows(struct cli *c, const struct bench_row *rows, int n, struct err *e)
-{
-    if (!c->o.json) {
-        printf("%-8s %8s %12s %8s %12s\n", "test", "depth", "tokens/s", "sd", "KV bytes");
-        for (int i = 0; i < n; i++)
-            printf("%-8s %8d %12.2f %8.2f %12zu\n", rows[i].test, rows[i].depth,
-                   rows[i].tokens_per_sec, rows[i].sd, rows[i].kv_bytes);
-        return OK;
-    }
-    cJSON *root = cJSON_CreateObject(), *list = cJSON_AddArrayToObject(root, "rows");
-    for (int i = 0; i < n; i++) {
-        cJSON *o = cJSON_CreateObject();
-        cJSON_AddStringToObject(o, "test", rows[i].test);
-        cJSON_AddNumberToObject(o, "depth", rows[i].depth);
-        cli_json_add(o, "tokens_per_sec", rows[i].tokens_per_sec);
-        cli_json_add(o, "sd", rows[i].sd);
-        cli_json_add(o, "min", rows[i].min);
-        cli_json_add(o, "max", rows[i].max);
-        cJSON_AddNumberToObject(o, "kv_bytes", (double)rows[i].kv_bytes);
-        cJSON_AddItemToArray(list, o);
-    }
-    return cli_print_json(root, e);
-}
-
-int cli_bench(struct cli *c, struct err *e)
-{
-    int depth[BENCH_MAX_DEPTHS], n_depth = 0, n;
-    struct bench_row *rows = NULL;
-    struct workspace *w = NULL;
-    enum dtype kv = DTYPE_F16;
-    int rc = parse_depths(c->o.depth, depth, &n_depth, e);
-    if (!rc)
-        rc = cli_cache_type(c, &kv, e);
-    if (!rc)
-        rc = cli_open(c, c->arg[0], CLI_FAST, &w, e);
-    if (!rc) {
-        struct bench_options o = {
-            (int)c->o.bench_prompt, (int)c->o.bench_generate, (int)c->o.repeat, depth, n_depth, kv};
-        rc = bench_run(workspace_engine(w, cli_side(c, w)), &o, &c->progress, &rows, &n, e);
-    }
-    cli_progress_end(c);
-    if (!rc)
-        rc = print_rows(c, rows, n, e);
-    free(rows);
-    workspace_free(w);
     return rc;
 }
