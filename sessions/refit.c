@@ -87,7 +87,8 @@ static void target(struct refit *r, int l, const struct states_group *group, con
         for (size_t i = 0; i < nd; i++)
             r->y[i] -= r->h[i] + (bias ? bias[i % (size_t)D] : 0);
     }
-    states_ffn(&r->original, l, group);
+    if (l + 1 < r->c->report.n_layer)
+        states_ffn(&r->original, l, group);
 }
 
 /* Both models' attention over a group. */
@@ -177,7 +178,7 @@ static int refit_layer(struct refit *r, int l, const struct progress *p, struct 
         rc = publish(r, l, e);
     free(wo);
     free(bias);
-    for (int i = 0; states_group(text, i, &group) && !rc; i++)
+    for (int i = 0; l + 1 < layers && states_group(text, i, &group) && !rc; i++)
         finish_group(r, l, &group);
     return rc;
 }
