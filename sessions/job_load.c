@@ -25,7 +25,7 @@ void shop_failed(void *shop, int status, struct err *e)
         return;
     chat_free(s->chat); /* its timelines are on the device; the transcript is the screen's */
     s->chat = NULL;
-    if (workspace_leave_device(s->w, &why))
+    if (workspace_leave_device(s->w, "the accelerator was lost", &why))
         err_set(e, ERR_DEVICE, "the accelerator was lost, and the CPU cannot take over: %s",
                 why.text);
     else

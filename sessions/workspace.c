@@ -7,6 +7,7 @@
 
 #include "core/file.h"
 #include "sessions/memory.h"
+#include "sessions/workspace_device.h"
 #include "sessions/workspace_private.h"
 
 int workspace_new(struct workspace **out, const struct workspace_options *o, struct err *e)
@@ -155,10 +156,16 @@ int workspace_open(struct workspace *w, const char *path, const struct progress 
     if (!rc && fresh.conv)
         rc = workspace_converted_engine(&fresh, fresh.conv, &fresh.conv_engine, e);
     free(base);
-    if (rc) {
+    if (rc)
         drop_model(&fresh);
-        return rc;
+    if (rc == ERR_NOMEM && workspace_may_leave(w)) {
+        struct err why = {0};
+        snprintf(why.text, sizeof why.text, "%s", e ? e->text : "it does not fit the accelerator");
+        if (!workspace_leave_device(w, why.text, NULL))
+            return workspace_open(w, path, p, e);
     }
+    if (rc)
+        return rc;
     drop_model(w);
     *w = fresh;
     return OK;

@@ -3,6 +3,7 @@
 #include "sessions/workspace_device.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "sessions/workspace_private.h"
 
@@ -21,7 +22,13 @@ int workspace_device_reason(struct workspace *w, int rc, struct err *e)
     return err_set(e, ERR_DEVICE, "%s", why.text);
 }
 
-int workspace_leave_device(struct workspace *w, struct err *e)
+bool workspace_may_leave(const struct workspace *w)
+{
+    return (!w->opt.device || !strcmp(w->opt.device, "auto")) &&
+           strcmp(w->backend->ops->name, "cpu") != 0;
+}
+
+int workspace_leave_device(struct workspace *w, const char *why, struct err *e)
 {
     struct backend_options o = {.threads = w->opt.threads,
                                 .background = w->opt.background,
@@ -40,7 +47,7 @@ int workspace_leave_device(struct workspace *w, struct err *e)
         backend_close(fresh.backend);
         return rc;
     }
-    snprintf(fresh.backend->note, sizeof fresh.backend->note, "the accelerator was lost");
+    snprintf(fresh.backend->note, sizeof fresh.backend->note, "%s", why);
     engine_free(w->conv_engine);
     engine_free(w->base_engine);
     backend_close(w->backend);

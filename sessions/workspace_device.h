@@ -10,8 +10,10 @@ bool workspace_device_lost(struct workspace *w);
 /* Of a failed job: the device's own sentence and status where it is the reason; else rc, e as it is.
  * (Numbers from a lost device fail later as matrices that nobody can factor.) */
 int workspace_device_reason(struct workspace *w, int rc, struct err *e);
-/* Goes on with the CPU: model, statistics and conversion stay as they are, engines are made anew.
+/* True where "auto" chose an accelerator, so that another device may be chosen as well. */
+bool workspace_may_leave(const struct workspace *w);
+/* Goes on with the CPU and says why in the device line: model, statistics and conversion stay as they are, engines are made anew.
  * Nothing may still use the old engines (chats, timelines). On failure nothing has changed. */
-int workspace_leave_device(struct workspace *w, struct err *e);
+int workspace_leave_device(struct workspace *w, const char *why, struct err *e);
 
 #endif

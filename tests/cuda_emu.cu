@@ -296,6 +296,36 @@ static void test_shared(const char *path)
     backend_close(b);
 }
 
+/* A model that does not fit the device that "auto" found runs on the CPU, and the line says why;
+ * one that was asked for by name refuses. */
+static void test_too_small(const char *model)
+{
+    struct err e = {};
+    char text[512];
+    size_t memory = emu.memory;
+    emu.memory =
+        (4 << 20) + (40 << 10); /* the backend's own buffers, and less than the embeddings */
+    for (int named = 0; named < 2; named++) {
+        struct workspace *w = NULL;
+        struct workspace_options o = {};
+        o.device = named ? "cuda" : "auto";
+        o.threads = 1;
+        CHECK_OK(workspace_new(&w, &o, &e), e);
+        if (!w)
+            continue;
+        int rc = workspace_open(w, model, NULL, &e);
+        workspace_describe(w, text, sizeof text);
+        if (named)
+            CHECK(rc == ERR_NOMEM && !workspace_is_open(w) && strstr(e.text, "MiB free"), "%d: %s",
+                  rc, e.text);
+        else
+            CHECK(!rc && !strncmp(text, "cpu", 3) && strstr(text, "no memory for"), "%s", text);
+        workspace_free(w);
+    }
+    emu.memory = memory;
+    CHECK(emu.n_blocks == 0, "%d device allocations left", emu.n_blocks);
+}
+
 static int convert(struct workspace *w, struct err *e)
 {
     struct model_info info;
@@ -361,6 +391,7 @@ static void test_losses(void)
         fputc(i % 50 == 49 ? '\n' : 'a' + (int)(26 * test_uniform(&seed)), f);
     CHECK(f && !fclose(f) && !test_model_write_gguf(model, &spec), "%s", model);
     test_shared(model);
+    test_too_small(model);
     test_lost(model, text, 0, 1);
     test_lost(model, text, 0, 90);
     test_lost(model, text, 1, 30);

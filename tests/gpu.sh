@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU and the toolkit: builds with the CUDA backend, runs the operations'
-# parity on the device, once more under compute-sanitizer, and times a model on both devices.
-# usage: tests/gpu.sh [MODEL]     (nothing here has been run on a GPU yet)
+# parity on the device, once more under compute-sanitizer, and times decoding and a conversion by
+# phase of a model on both devices, beside llama.cpp's bench where it is installed.
+# usage: tests/gpu.sh [MODEL [TEXT]]     (nothing here has been run on a GPU yet)
 set -eu
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 build=build/gpu
@@ -17,9 +18,18 @@ if command -v compute-sanitizer >/dev/null; then
 else
     echo "skipped: compute-sanitizer is not installed"
 fi
-if (($#)); then
-    for device in cpu cuda; do
-        echo "== $device"
-        "$build/mlathe" bench "$1" --device "$device"
-    done
+(($#)) || exit 0
+out=$(mktemp -d)
+trap 'rm -rf -- "$out"' EXIT
+for device in cpu cuda; do
+    echo "== $device"
+    "$build/mlathe" bench "$1" --device "$device"
+    if (($# > 1)); then # its report has the seconds of calibration and of solving
+        XDG_CACHE_HOME=$out/$device "$build/mlathe" convert "$1" --kept 25% --calib "$2" \
+            --device "$device" -o "$out/$device.mla"
+    fi
+done
+if command -v llama-bench >/dev/null && [[ $1 == *.gguf ]]; then
+    echo "== llama.cpp"
+    llama-bench -m "$1"
 fi

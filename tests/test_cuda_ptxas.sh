@@ -30,10 +30,11 @@ for source in kernels/cuda*.cu; do
 done
 
 # Registers: a block of 128 threads with 168 or fewer leaves room for three blocks a processor, 64
-# or fewer for 1024 threads, enough to keep its memory busy; 255 is the most there is. Static shared memory; attention asks for its tiles at launch.
+# or fewer for 1024 threads, enough to keep its memory busy; 255 is the most there is. Attention asks
+# for three blocks by its launch bounds, and for two where values are wider than 512 numbers. Static shared memory; attention asks for its tiles at launch.
 awk '
     BEGIN {
-        registers["attn_kernel"] = 168; shared["attn_kernel"] = 1024
+        registers["attn_kernel"] = 200; shared["attn_kernel"] = 1024
         registers["join_kernel"] = 64
         registers["gemv_kernel"] = 128
         registers["absorb_kernel"] = 96; shared["absorb_kernel"] = 4096
