@@ -33,6 +33,26 @@ int err_nomem(struct err *e, size_t bytes, const char *what)
     return err_set(e, ERR_NOMEM, "out of memory: %zu bytes for %s", bytes, what);
 }
 
+/* What to do about it, where the number alone tells. */
+static const char *remedy(int code)
+{
+    switch (code) {
+    case ENOENT:
+    case ENOTDIR: return " (is the name right?)";
+    case EACCES:
+    case EPERM: return " (its permissions do not allow it)";
+    case ENOSPC:
+    case EDQUOT: return " (make room, or name another place)";
+    case EFBIG: return " (files may not grow that large here: see ulimit -f)";
+    case EEXIST: return " (something of that name is in the way)";
+    case EROFS: return " (name a place that can be written)";
+    case EISDIR: return " (name a file in it)";
+    case EMFILE:
+    case ENFILE: return " (close some programs, or raise ulimit -n)";
+    default: return "";
+    }
+}
+
 int err_errno(struct err *e, const char *fmt, ...)
 {
     int code = errno;
@@ -44,7 +64,7 @@ int err_errno(struct err *e, const char *fmt, ...)
     int n = vsnprintf(e->text, sizeof e->text, fmt, ap);
     va_end(ap);
     if (n >= 0 && (size_t)n < sizeof e->text)
-        snprintf(e->text + n, sizeof e->text - (size_t)n, ": %s", strerror(code));
+        snprintf(e->text + n, sizeof e->text - (size_t)n, ": %s%s", strerror(code), remedy(code));
     blank_controls(e->text);
     e->status = status;
     return status;

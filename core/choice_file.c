@@ -420,7 +420,9 @@ static int read_file(struct choice_set *s, const char *path, long limit, struct 
     else if (s->task == CHOICE_HELLASWAG)
         rc = read_six_lines(s, text, path, limit, e);
     else
-        rc = err_set(e, ERR_FORMAT, "%s: neither a JSON list nor JSON lines", path);
+        rc = err_set(e, ERR_FORMAT,
+                     "%s: neither a JSON list nor JSON lines: give the task's file as published",
+                     path);
     free(text);
     return rc;
 }

@@ -31,7 +31,7 @@ static int open_regular(const char *path, struct stat *st, struct err *e)
         return -1;
     }
     if (fstat(fd, st) || !S_ISREG(st->st_mode)) {
-        err_set(e, ERR_IO, "%s: not a regular file", path);
+        err_set(e, ERR_IO, "%s: not a regular file: give one that is", path);
         close(fd);
         return -1;
     }

@@ -262,7 +262,8 @@ static int parse(struct gguf *g, struct cursor *c)
 {
     const uint8_t *magic = cursor_take(c, 4, "the magic number");
     if (!magic || memcmp(magic, "GGUF", 4))
-        return err_set(c->e, ERR_FORMAT, "%s: not a GGUF file", c->where);
+        return err_set(c->e, ERR_FORMAT, "%s: not a GGUF file: give one, or a Hugging Face folder",
+                       c->where);
     uint32_t version = cursor_u32(c, "the version");
     if (!c->status && version != 2 && version != 3)
         return cursor_fail(c, ERR_UNSUPPORTED, "GGUF version %u (2 and 3 can be read)%s", version,

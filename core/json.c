@@ -15,9 +15,12 @@ int json_parse(cJSON **out, const char *text, size_t size, const char *where, st
     if (size > JSON_MAX_BYTES)
         return err_set(e, ERR_LIMIT, "%s: JSON of %zu bytes is too large", where, size);
     cJSON *value = cJSON_ParseWithLengthOpts(text, size, &end, false);
-    if (!value)
-        return err_set(e, ERR_FORMAT, "%s: not valid JSON near byte %td", where,
-                       end ? end - text : (ptrdiff_t)0);
+    if (!value) {
+        ptrdiff_t at = end ? end - text : 0;
+        bool cut = at + 1 >= (ptrdiff_t)size; /* cJSON points at the last byte it can */
+        return err_set(e, ERR_FORMAT, "%s: not valid JSON near byte %td%s", where, at,
+                       cut ? ", its end: cut short?" : ": correct it there");
+    }
     while (end < text + size && (!*end || strchr(" \t\r\n", *end))) /* headers are padded */
         end++;
     if (end < text + size) {

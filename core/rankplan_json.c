@@ -166,7 +166,8 @@ static int differs(const char *where, const char *field, const char *plan, const
                    struct err *e)
 {
     return err_set(e, ERR_MISMATCH,
-                   "%s: this plan is for another model: %s is \"%.80s\", the model's is \"%.80s\"",
+                   "%s: this plan is for another model: %s is \"%.80s\", the model's is \"%.80s\" "
+                   "(mlathe plan makes one for this)",
                    where, field, plan, model);
 }
 
@@ -286,7 +287,7 @@ static int read_layers(struct rankplan *p, const cJSON *root, const char *where,
         return err_set(
             e, ERR_MISMATCH,
             "%s: this plan is for another model: layers has %d entries, the model has %d "
-            "layers",
+            "layers (mlathe plan makes one for this)",
             where, n, p->model.n_layer);
     for (item = list->child; item; item = item->next, l++) {
         long long rank, rope;

@@ -316,8 +316,8 @@ static int open_folder(struct safetensors *s, const char *dir, struct err *e)
         rc = open_index(s, dir, index, e);
     else
         rc = err_set(e, ERR_IO,
-                     "%s: neither model.safetensors nor model.safetensors.index.json "
-                     "is there",
+                     "%s: neither model.safetensors nor model.safetensors.index.json is there: put "
+                     "the weights beside config.json",
                      dir);
     free(single);
     free(index);

@@ -374,8 +374,13 @@ static int write_new_folder(struct conversion *c, const char *dir, const char *b
         rc = write_folder(c, tmp, base_path, e);
     if (!rc)
         rc = file_rename(tmp, dir, e);
-    if (rc && tmp)
+    if (rc && tmp) {
+        char *said = e ? strstr(e->text, tmp) : NULL;
+        size_t n = strlen(dir), more = strlen(tmp) - n;
+        if (said) /* by the name that the user knows */
+            memmove(said + n, said + n + more, strlen(said + n + more) + 1);
         file_remove(tmp);
+    }
     free(parent);
     free(tmp);
     return rc;

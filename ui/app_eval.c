@@ -3,6 +3,7 @@
  */
 #include "ui/app_parts.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -253,11 +254,19 @@ bool eval_request(struct app *a, enum request r)
     case REQ_EVAL_FILE: ask_file(a); break;
     case REQ_EVAL_PROTOCOL:
         a->j.eval.protocol = a->j.eval.protocol == EVAL_HF ? EVAL_LLAMACPP : EVAL_HF;
+        app_message(a, ROLE_NORMAL, "perplexity by the protocol %s",
+                    a->j.eval.protocol == EVAL_HF ? "hf: windows side by side, all of them scored"
+                                                  : "llamacpp: the second half of each window");
         app_changed(a);
         break;
     case REQ_EVAL_CTX:
     case REQ_EVAL_COUNT: ask_number(a, r); break;
-    case REQ_EVAL_CURVE: v->kl_curve = !v->kl_curve; break;
+    case REQ_EVAL_CURVE:
+        v->kl_curve = !v->kl_curve;
+        app_message(a, ROLE_NORMAL,
+                    v->kl_curve ? "the curve shows KL from the original"
+                                : "the curve shows the loss of both");
+        break;
     case REQ_EVAL_WRITE: ask_write(a); break;
     case REQ_FOCUS: v->conversions = !v->conversions; break;
     case REQ_UP: move(a, -1); break;
@@ -271,9 +280,12 @@ bool eval_request(struct app *a, enum request r)
     return true;
 }
 
-static bool refuse(struct app *a, const char *why)
+static bool __attribute__((format(printf, 2, 3))) refuse(struct app *a, const char *fmt, ...)
 {
-    snprintf(a->ask.error, sizeof a->ask.error, "%.500s", why);
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(a->ask.error, sizeof a->ask.error, fmt, args);
+    va_end(args);
     return false;
 }
 
@@ -284,9 +296,9 @@ static bool answer_file(struct app *a, const char *text)
     bool csv_folder = s->what == EVAL_WHAT_TASK + CHOICE_MMLU, ok = false;
     enum choice_task task;
     if (!real)
-        refuse(a, "no such file");
+        refuse(a, "%s: no such file (Tab completes names)", path ? path : "");
     else if (file_is_dir(real) && !csv_folder)
-        refuse(a, "that is a folder");
+        refuse(a, "%s is a folder: name a file in it", real);
     else
         ok = true;
     if (ok && s->what == EVAL_WHAT_PPL) {
@@ -333,7 +345,7 @@ static bool answer_write(struct app *a, const char *text)
         if (!out || !dir)
             refuse(a, "out of memory");
         else if (dir[0] && file_mkdirs(dir, &e))
-            refuse(a, e.text);
+            refuse(a, "%s", e.text);
     }
     bool ok = out && !a->ask.error[0] && saver_put(a->saver, path, out, false);
     if (!ok && a->ask.error[0])

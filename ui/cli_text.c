@@ -100,7 +100,7 @@ int cli_detokenize(struct cli *c, struct err *e)
         rc = open_tokenizer(c, &w, &own, &t, e);
     for (size_t i = 0; i < ids.n && !rc; i++)
         if (ids.v[i] >= tokenizer_size(t))
-            rc = err_set(e, ERR_ARG, "id %d: the vocabulary has %d tokens", ids.v[i],
+            rc = err_set(e, ERR_ARG, "id %d: the vocabulary has %d tokens: ids are counted from 0", ids.v[i],
                          tokenizer_size(t));
     if (!rc)
         rc = tokenizer_decode(t, ids.v, ids.n, c->o.skip_special, &text, &n, e);
