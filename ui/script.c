@@ -125,6 +125,19 @@ static int cmd_size(struct player *p, const char *rest, struct err *e)
     return OK;
 }
 
+/* Until nothing waits to be saved, and what was put is on disk. */
+static bool wait_saved(struct player *p, double until)
+{
+    while (p->app.save_due_sec != 0 && p->app.lock >= 0) {
+        if (clock_now() > until)
+            return false;
+        wait_until(p, clock_now() + 0.02, false);
+    }
+    saver_flush(p->app.saver);
+    collect(p);
+    return true;
+}
+
 static int cmd_wait(struct player *p, const char *rest, struct err *e)
 {
     double sec = 120;
@@ -134,8 +147,12 @@ static int cmd_wait(struct player *p, const char *rest, struct err *e)
             return fail(p, e, "still busy");
         return OK;
     }
+    if (strncmp(rest, "saved", 5) == 0) {
+        sscanf(rest + 5, " %lf", &sec);
+        return wait_saved(p, clock_now() + sec) ? OK : fail(p, e, "still not saved");
+    }
     if (sscanf(rest, "%lf", &sec) != 1 || !(sec >= 0 && sec <= 3600))
-        return fail(p, e, "wait idle [SEC], or wait SEC");
+        return fail(p, e, "wait idle [SEC], wait saved [SEC], or wait SEC");
     wait_until(p, clock_now() + sec, false);
     return OK;
 }

@@ -8,6 +8,7 @@
  *   type TEXT          the rest of the line, key by key
  *   paste TEXT         the rest of the line as one paste; \n a newline, \x1b a byte
  *   wait idle [SEC]    until no job runs or waits (at most SEC seconds, 120 when left out)
+ *   wait saved [SEC]   until nothing waits to be saved, and all that was put is on disk
  *   wait SEC           so long
  *   shot NAME          prints "--- NAME 80x24", the rows of the screen, and "---"
  *   shot NAME roles    the same with a digit or letter a cell for its role, instead of the text

@@ -1,0 +1,268 @@
+/* Random keys on the real screens, with jobs starting and being cancelled on a tiny model, hostile
+ * pastes and every size of window; now and then the program is left and started again. Nothing may
+ * be drawn outside a frame, and memory and descriptors at the end are what they were after the
+ * warm-up. test_soak [MINUTES [SEED]]; tests/soak.sh runs it under the address sanitizer. */
+#include <dirent.h>
+#include <ftw.h>
+#include <malloc.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/file.h"
+#include "core/utf8.h"
+#include "sessions/clock.h"
+#include "tests/support.h"
+#include "tests/support_app.h"
+#include "tests/support_models.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+/* What was freed is kept for a while to catch its use: keep little, or memory could not be judged.
+ */
+const char *__asan_default_options(void);
+const char *__asan_default_options(void)
+{
+    return "quarantine_size_mb=4:malloc_context_size=8:detect_leaks=1";
+}
+#endif
+
+static uint64_t seed;
+
+static int pick(int n)
+{
+    return (int)(test_uniform(&seed) * n);
+}
+
+struct level {
+    double resident; /* bytes */
+    int descriptors;
+};
+
+/* Measured where every round stands alike: a fresh start, the model open, nothing running. */
+static struct level measure(void)
+{
+    struct level l = {0};
+    long pages = 0, resident = 0;
+    malloc_trim(0);
+    FILE *f = fopen("/proc/self/statm", "r");
+    CHECK(f && fscanf(f, "%ld %ld", &pages, &resident) == 2, "statm");
+    if (f)
+        fclose(f);
+    l.resident = (double)resident * (double)sysconf(_SC_PAGESIZE);
+    DIR *d = opendir("/proc/self/fd");
+    while (d && readdir(d))
+        l.descriptors++;
+    if (d)
+        closedir(d);
+    return l;
+}
+
+/* Every cell holds one character that may be shown, wide ones have their other half, and the cursor
+ * is on the screen. */
+static void check_frame(const struct screen *s)
+{
+    bool fine = s->cursor_row >= -1 && s->cursor_row < s->rows && s->cursor_col < s->cols;
+    for (int i = 0; i < s->rows * s->cols; i++) {
+        const struct cell *c = &s->cell[i];
+        size_t n = strnlen(c->text, sizeof c->text);
+        fine = fine && n < sizeof c->text && (n > 0) == (c->width > 0) && c->role < ROLE_COUNT &&
+               (unsigned char)c->text[0] != 127 && (!n || (unsigned char)c->text[0] >= 32) &&
+               utf8_valid(c->text, n) && (!s->ascii || (unsigned char)c->text[0] < 127);
+        if (c->width == 2)
+            fine = fine && i % s->cols + 1 < s->cols && c[1].width == 0;
+        else if (c->width == 0)
+            fine = fine && i % s->cols > 0 && c[-1].width == 2;
+    }
+    CHECK(fine, "a frame of %dx%d", s->cols, s->rows);
+}
+
+static const char *const answers[] = {
+    "~/calib.txt",
+    "50%",
+    "12%",
+    "64",
+    "8",
+    "8192x4 24GiB",
+    "~/a.json",
+    "~/out",
+    "256 tokens",
+    "kl 0.1 ~/calib.txt",
+    "nonsense",
+    "-1",
+    "99999999999999999999",
+    "~/data/models/tiny.gguf",
+    "24GiB,8192x16",
+    "~/b.csv",
+    "16",
+    "0",
+    "2-5",
+    "/set max_tokens 9",
+    "/system be \xe4\xb8\xad\xf0\x9f\xa6\x99",
+    "/regen",
+    "/undo",
+    "/clear",
+    "/save ~/chat.json",
+    "/load ~/chat.json",
+    "/export ~/chat.md",
+    "/stats",
+    "/help",
+    "/nothing",
+    "tell me",
+    "\xf0\x9f\x91\xa8\xe2\x80\x8d\xf0\x9f\x91\xa9 \xe2\x80\xae hidden \x1b[2J\x07 \xff\xfe",
+};
+
+static void type(struct app *a)
+{
+    const char *text = answers[pick((int)(sizeof answers / sizeof *answers))];
+    app_key(a, UI_CTRL('u'));
+    app_paste(a, text, strlen(text));
+    if (pick(4))
+        app_key(a, UI_ENTER);
+}
+
+static int random_key(const struct app *a)
+{
+    size_t n;
+    const struct binding *table = keys_table(&n);
+    enum context where = app_context(a);
+    for (int tries = 0; tries < 200; tries++) {
+        const struct binding *b = &table[pick((int)n)];
+        int key = b->key[pick(BINDING_KEYS)];
+        bool leaves = b->request == REQ_QUIT || b->request == REQ_SUSPEND;
+        if (key && (b->where & where) && !(leaves && pick(20)))
+            return key;
+    }
+    return UI_ESC;
+}
+
+static void press(struct app *a, struct screen *s)
+{
+    int kind = pick(100);
+    if (kind < 3)
+        screen_resize(s, 1 + pick(pick(2) ? 100 : 25), 1 + pick(pick(2) ? 400 : 90));
+    else if (kind < 4)
+        s->ascii = !s->ascii;
+    else if (kind < 12 && (app_context(a) & IN_TEXT))
+        type(a);
+    else if (kind < 18)
+        app_key(a, 32 + pick(pick(3) ? 95 : 0x2fff));
+    else if (kind < 19)
+        app_key(a, pick(UI_LAST + 10) | (pick(9) ? 0 : UI_ALT));
+    else
+        app_key(a, random_key(a));
+    if (pick(5) == 0) {
+        worker_drain(a->worker);
+        app_collect(a);
+    }
+    if (pick(60) == 0)
+        usleep((unsigned)pick(60000)); /* jobs get somewhere */
+    app_save(a, false);
+    app_draw(a, s);
+    check_frame(s);
+    a->suspend = false;
+}
+
+static int drop(const char *path, const struct stat *st, int kind, struct FTW *where)
+{
+    (void)st, (void)kind;
+    if (where->level > 0)
+        remove(path);
+    return 0;
+}
+
+/* The disk is not what is measured: what rounds leave there would be listed, longer and longer. */
+static void clear_disk(void)
+{
+    static const char *const folders[] = {"data/conversions", "data/plans", "data/chats",
+                                          "data/exports", "state"};
+    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
+        char path[400];
+        snprintf(path, sizeof path, "%s/%s", test_tmpdir(), folders[i]);
+        nftw(path, drop, 16, FTW_DEPTH | FTW_PHYS);
+    }
+}
+
+/* Leaves and starts again. */
+static void start_again(struct app *a, bool fresh)
+{
+    char path[400];
+    struct ui_options o = {.device = "cpu", .threads = 1, .rows = 24, .cols = 80};
+    struct err e = {0};
+    snprintf(path, sizeof path, "%s/data/models/tiny.gguf", test_tmpdir());
+    o.model = fresh ? path : NULL;
+    app_done(a);
+    if (fresh)
+        clear_disk();
+    CHECK_OK(app_init(a, &o, &e), e);
+    if (fresh)
+        test_app_settle(a);
+}
+
+static void prepare(void)
+{
+    struct test_model_spec spec = test_model_small();
+    char path[400], text[4000];
+    struct err e = {0};
+    size_t n = 0;
+    setenv("HOME", test_tmpdir(), 1);
+    setenv("MLATHE_HOME", test_tmpdir(), 1);
+    CHECK(chdir(test_tmpdir()) == 0, "folder");
+    CHECK_OK(file_mkdirs("data/models", &e), e);
+    snprintf(path, sizeof path, "%s/data/models/tiny.gguf", test_tmpdir());
+    CHECK(test_model_write_gguf(path, &spec) == 0);
+    while (n < sizeof text - 20)
+        n += (size_t)snprintf(text + n, 20, "%s ",
+                              pick(2)   ? "stone"
+                              : pick(2) ? "the"
+                                        : "river.\n");
+    CHECK_OK(file_save("calib.txt", text, n, &e), e);
+}
+
+int main(int argc, char **argv)
+{
+    double minutes = argc > 1 ? atof(argv[1]) : 0.1;
+    seed = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+    uint64_t first_seed = seed;
+    struct app a = {.lock = -1};
+    struct screen s;
+    struct err e = {0};
+    struct level warm = {0}, now = {0};
+    long keys = 0;
+    int rounds = 0;
+    prepare();
+    CHECK_OK(screen_init(&s, 24, 80, false, &e), e);
+    start_again(&a, true);
+    double start = clock_now(), end = start + 60 * minutes, slow = 0;
+    double round_sec = 60 * minutes / 20;
+    for (double next = start + round_sec; clock_now() < end && !test_failures;) {
+        double before = clock_now();
+        press(&a, &s);
+        double took = clock_now() - before;
+        slow = took > slow ? took : slow;
+        keys++;
+        if (a.quit)
+            start_again(&a, false);
+        if (clock_now() < next)
+            continue;
+        next = clock_now() + round_sec;
+        screen_resize(&s, 24, 80);
+        start_again(&a, true);
+        now = measure();
+        if (++rounds == 5) /* a quarter of the time: everything was used once */
+            warm = now;
+        if (minutes >= 1)
+            printf("%6.0f s  %8ld keys  %6.1f MiB  %d descriptors\n", clock_now() - start, keys,
+                   now.resident / 0x1p20, now.descriptors);
+        fflush(stdout);
+    }
+    app_done(&a);
+    screen_done(&s);
+    printf("seed %llu: %ld keys in %.0f s, slowest %.0f ms; warm %.1f MiB, end %.1f MiB\n",
+           (unsigned long long)first_seed, keys, clock_now() - start, 1e3 * slow,
+           warm.resident / 0x1p20, now.resident / 0x1p20);
+    if (minutes >= 1 && rounds > 5) { /* a few seconds are all warm-up */
+        CHECK(now.resident <= 1.05 * warm.resident, "memory grew");
+        CHECK(now.descriptors <= warm.descriptors, "%d descriptors, %d after the warm-up",
+              now.descriptors, warm.descriptors);
+    }
+    return test_end("soak");
+}
