@@ -27,17 +27,43 @@ static void test_table(void)
                 if (!key)
                     continue;
                 keys_name(key, false, name);
-                CHECK(keys_lookup(contexts[c], key) == table[i].request, "%s is shadowed in %x",
-                      name, contexts[c]);
+                CHECK(keys_lookup(NULL, contexts[c], key) == table[i].request,
+                      "%s is shadowed in %x", name, contexts[c]);
                 CHECK((contexts[c] & IN_TEXT) == 0 || !keys_is_text(key), "%s is text", name);
-                CHECK(keys_lookup(contexts[c], keys_parse(name)) == table[i].request,
+                CHECK(keys_lookup(NULL, contexts[c], keys_parse(name)) == table[i].request,
                       "%s cannot be read back", name);
             }
     }
+    for (int r = REQ_NONE + 1; r < REQ_COUNT; r++)
+        CHECK(keys_request_name((enum request)r), "request %d has no name", r);
     for (int r = 0; r < REQ_COUNT; r++)
         CHECK(bound[r], "request %d has no key", r);
     CHECK(keys_parse("nonsense") == 0 && keys_parse("") == 0, "unknown names");
     CHECK(keys_parse("é") == 0xe9 && keys_parse("Alt-Enter") == (UI_ENTER | UI_ALT), "names");
+}
+
+/* A user's own keys, from the settings file's words. */
+static void test_own_keys(void)
+{
+    struct keymap m = {0};
+    struct err e = {0};
+    CHECK_OK(keymap_set(&m, "calibrate", "K Ctrl-K", &e), e);
+    CHECK(keys_lookup(&m, IN_RANKS, 'K') == REQ_CALIBRATE, "the new key");
+    CHECK(keys_lookup(&m, IN_RANKS, UI_CTRL('k')) == REQ_CALIBRATE, "and the other");
+    CHECK(keys_lookup(&m, IN_RANKS, 'k') == REQ_NONE, "the old one is free");
+    CHECK_OK(keymap_set(&m, "auto", "b", &e), e);
+    CHECK(keys_lookup(&m, IN_RANKS, 'b') == REQ_AUTO, "own keys win over the table's");
+    CHECK_OK(keymap_set(&m, "help", "h", &e), e);
+    CHECK(keys_lookup(&m, IN_MODEL, 'h') == REQ_HELP, "a letter where nothing is typed");
+    CHECK(keys_lookup(&m, IN_PROMPT, 'h') == REQ_NONE, "a letter stays one in the prompt");
+    CHECK(keys_lookup(&m, IN_PROMPT, UI_F9) == REQ_HELP, "where the table's key is left");
+    static const char *const wrong[][2] = {{"calibrat", "k"},   {"auto", ""},      {"auto", "Blah"},
+                                           {"auto", "a b c d"}, {"auto", "Ctrl-"}, {"", "a"}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        e = (struct err){0};
+        CHECK(keymap_set(&m, wrong[i][0], wrong[i][1], &e) == ERR_FORMAT && e.text[0], "%s = %s",
+              wrong[i][0], wrong[i][1]);
+    }
 }
 
 static void settle(struct app *a)
@@ -114,6 +140,7 @@ static void test_dispatch(void)
 int main(void)
 {
     test_table();
+    test_own_keys();
     test_dispatch();
     return test_end("keys");
 }

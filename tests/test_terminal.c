@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "core/file.h"
 #include "tests/support.h"
 
 struct session {
@@ -131,6 +132,49 @@ static void test_signals(struct session *s)
     check_restored(s, "crash");
 }
 
+/* Parameters of ESC [ … m that choose a colour. */
+static int colours(const char *out)
+{
+    int n = 0;
+    for (const char *at = out; (at = strstr(at, "\033[")) != NULL; at++) {
+        size_t len = strspn(at + 2, "0123456789;");
+        if (at[2 + len] != 'm')
+            continue;
+        for (const char *c = at + 2; c < at + 2 + len; c += strcspn(c, ";m") + 1) {
+            int v = atoi(c);
+            n += (v >= 30 && v <= 38) || (v >= 40 && v <= 48) || v >= 90;
+        }
+    }
+    return n;
+}
+
+/* The settings file: a theme without colours, and a key of one's own. */
+static void test_own_settings(struct session *s)
+{
+    static const char mine[] = "theme = mono\nkey.leave = X\n";
+    struct err e = {0};
+    char path[400];
+    start(s, "xterm-256color");
+    CHECK(until(s, 0, "help"), "a screen");
+    keys(s, "\033OP"); /* F1 */
+    CHECK(until(s, 0, "None found"), "with colours");
+    keys(s, "q");
+    CHECK(WIFEXITED(end(s)) && colours(s->out) > 0, "colours are counted");
+    snprintf(path, sizeof path, "%s/config/settings", test_tmpdir());
+    CHECK(file_exists(path), "the file to edit");
+    CHECK_OK(file_save(path, mine, sizeof mine - 1, &e), e);
+    start(s, "xterm-256color");
+    CHECK(until(s, 0, "None found"), "without colours");
+    size_t from = s->n;
+    keys(s, "?");
+    CHECK(until(s, from, "X"), "the help shows the key");
+    keys(s, "X");
+    int status = end(s);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", status);
+    CHECK(colours(s->out) == 0, "mono chooses %d colours", colours(s->out));
+    CHECK(remove(path) == 0, "put back");
+}
+
 static void test_refusals(struct session *s)
 {
     static const char *const terms[] = {"dumb", "", "no-such-terminal"};
@@ -150,6 +194,7 @@ int main(void)
     struct session *s = mem_calloc(1, sizeof *s);
     test_keys_and_quit(s);
     test_signals(s);
+    test_own_settings(s);
     test_refusals(s);
     free(s);
     return test_end("terminal");

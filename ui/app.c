@@ -10,6 +10,7 @@
 
 #include "core/file.h"
 #include "sessions/clock.h"
+#include "ui/settings.h"
 
 #define SAVE_AFTER_SEC 0.4
 #define SAVE_STREAM_SEC 2.0
@@ -161,6 +162,8 @@ int app_init(struct app *a, const struct ui_options *o, struct err *e)
         rc = saver_new(&a->saver, saved, a->worker, e);
     if (rc)
         return rc;
+    if (o->note)
+        app_message(a, ROLE_WARN, "%s", o->note);
     open_first(a);
     return OK;
 }
@@ -173,8 +176,10 @@ static void found_done(struct app *a)
 
 void app_done(struct app *a)
 {
-    if (a->saver && a->worker)
+    if (a->saver && a->worker) {
+        convert_drop_queue(a);
         app_save(a, true);
+    }
     saver_free(a->saver); /* posts to the worker: goes first */
     worker_free(a->worker);
     shop_done(&a->shop);
@@ -373,6 +378,11 @@ void app_collect(struct app *a)
 
 /* ---- keys ---- */
 
+const struct keymap *app_keys(const struct app *a)
+{
+    return a->options.settings ? &a->options.settings->keys : NULL;
+}
+
 enum context app_context(const struct app *a)
 {
     if (a->ask.what)
@@ -430,6 +440,8 @@ static bool list_request(struct app *a, enum request r)
     case REQ_OPEN:
         if (*at < n)
             app_open(a, a->found.entry[*at].path, NULL);
+        else
+            app_message(a, ROLE_WARN, "no model was found here: p types a path, r looks again");
         break;
     case REQ_PATH: ask_open(a, r, "open model (path or name)", "", true); break;
     case REQ_SCAN: worker_submit(a->worker, &job_scan, scan_args()); break;
@@ -445,7 +457,7 @@ static bool convert_request(struct app *a, enum request r)
     int *top = &a->convert.top;
     switch (r) {
     case REQ_START: heal_drop(a); convert_start(a); return true;
-    case REQ_STOP: convert_stop(a); return true;
+    case REQ_STOP: return convert_stop(a);
     case REQ_UP: --*top; break;
     case REQ_DOWN: ++*top; break;
     case REQ_PAGE_UP: *top -= 10; break;
@@ -501,6 +513,8 @@ static bool leftover_request(struct app *a, enum request r)
         if (worker_count(a->worker, &job_calibrate)) {
             worker_cancel_kind(a->worker, &job_calibrate);
             app_message(a, ROLE_NORMAL, "stopping the calibration…");
+        } else {
+            app_message(a, ROLE_DIM, "nothing runs that Esc could stop");
         }
         return true;
     }
@@ -521,7 +535,7 @@ static bool leftover_request(struct app *a, enum request r)
 
 bool app_key(struct app *a, int key)
 {
-    enum request r = keys_lookup(app_context(a), key);
+    enum request r = keys_lookup(app_keys(a), app_context(a), key);
     a->leave_warned -= a->leave_warned > 0;
     a->message[0] = 0;
     if (r != REQ_NONE && global_request(a, r))

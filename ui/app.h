@@ -43,6 +43,8 @@ struct ranks_state {
     size_t n_past, at_past, cap_past;
     struct layer_curve *curve; /* [n_layer] */
     int layer, top;
+    int mark;                  /* 1 + the layer where a range begins, 0: no range */
+    bool linear;               /* spectra by value instead of decades */
     bool energy_pending;       /* allocate by energy when the spectra are complete */
     bool has_sensitivity, sensitivity_pending;
     struct sensitivity sensitivity; /* valid with has_sensitivity; may be of another rope width */
@@ -58,6 +60,8 @@ struct convert_state {
     struct layer_report *report;  /* [n_layer] */
     bool *reported;               /* [n_layer] */
     int n_layer, n_reported, top;
+    struct rankplan *queue;       /* [n_queue] plans that wait for the running one */
+    size_t n_queue, cap_queue;
     double started_sec, ended_sec;
     bool has_result;
     struct conversion_report result; /* valid with has_result: of the converted side in use */
@@ -76,6 +80,9 @@ struct chat_state {
     int scroll;                /* lines up from the end */
     size_t history_at;         /* n: not browsing */
     char *held;                /* what was typed before browsing */
+    char *needle;              /* searched for in the history; NULL: no search */
+    size_t needle_at;          /* found so far */
+    bool find_difference;      /* the next frame shows where the newest answers part */
 };
 
 struct eval_state {

@@ -139,8 +139,8 @@ bool ask_key(struct app *a, enum request r, int key)
         q->error[0] = 0;
         if (q->path)
             complete_path(a);
-    } else if (r == REQ_EDIT_UP || r == REQ_EDIT_DOWN) {
-        return true; /* one line, no history */
+        else
+            snprintf(q->error, sizeof q->error, "Tab completes paths; here a value is typed");
     } else if (edit_key(&q->text, r, key)) {
         q->error[0] = 0;
     } else {

@@ -32,6 +32,7 @@ void chat_done(struct chat_state *c)
     textbuf_done(&c->prompt);
     live_done(c);
     free(c->held);
+    free(c->needle);
     *c = (struct chat_state){0};
 }
 
@@ -396,8 +397,7 @@ static void cmd_quit(struct app *a, const char *rest)
 
 static void cmd_export(struct app *a, const char *rest)
 {
-    (void)rest;
-    app_message(a, ROLE_WARN, "/export is not in this version; /save FILE writes JSON");
+    chat_export(a, rest);
 }
 
 static const struct {
@@ -474,8 +474,10 @@ static void submit_prompt(struct app *a)
         textbuf_insert(b, "\n", 1);
         return;
     }
-    if (strspn(b->text, " \t\n") == b->n)
+    if (strspn(b->text, " \t\n") == b->n) {
+        app_message(a, ROLE_DIM, "type something first; /help lists keys and commands");
         return;
+    }
     bool slash = b->text[0] == '/' && b->text[1] != '/';
     if (!slash && !can_talk(a))
         return; /* what is typed stays */
@@ -537,12 +539,23 @@ bool chat_request(struct app *a, enum request r, int key)
 {
     struct chat_state *c = &a->chat;
     int page = a->options.rows > 12 ? a->options.rows - 8 : 4;
+    if (r != REQ_SEARCH_PAST)
+        text_set(&c->needle, NULL);
     switch (r) {
     case REQ_STOP:
         if (c->answering)
             worker_cancel_kind(a->worker, &job_chat);
-        else
+        else if (c->scroll)
             c->scroll = 0;
+        else
+            return false;
+        return true;
+    case REQ_SEARCH_PAST: chat_search_past(a); return true;
+    case REQ_DIFFERENCE: chat_to_difference(a); return true;
+    case REQ_REGEN: cmd_regen(a, ""); return true;
+    case REQ_EDIT:
+        cmd_edit(a, "");
+        c->in_transcript = c->prompt.n == 0;
         return true;
     case REQ_INTERRUPT: interrupt(a); return true;
     case REQ_MODE: toggle_mode(a); return true;

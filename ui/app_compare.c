@@ -57,6 +57,7 @@ static void swap(struct app *a)
     }
     r->other = was;
     r->has_other = true;
+    app_message(a, ROLE_NORMAL, "plans A and B are swapped");
     app_changed(a);
 }
 

@@ -22,10 +22,29 @@ static void end_run(struct convert_state *c)
     c->phase = CONVERT_NONE;
 }
 
+/* Plans that will not have their turn are kept as files. */
+void convert_drop_queue(struct app *a)
+{
+    struct convert_state *c = &a->convert;
+    size_t n = c->n_queue;
+    for (size_t i = 0; i < n; i++) {
+        free(plan_put_away(a, &c->queue[i]));
+        saver_flush(a->saver); /* the next one's name is free when this one's is taken */
+        rankplan_done(&c->queue[i]);
+    }
+    free(c->queue);
+    c->queue = NULL;
+    c->n_queue = c->cap_queue = 0;
+    if (n)
+        app_message(a, ROLE_NORMAL, "the %zu plan%s that waited: o on screen 2 loads %s", n,
+                    n > 1 ? "s" : "", n > 1 ? "them again" : "it again");
+}
+
 void convert_drop(struct app *a)
 {
     struct convert_state *c = &a->convert;
     end_run(c);
+    convert_drop_queue(a);
     if (c->has_result) {
         rankplan_done(&c->result_plan);
         conversion_report_done(&c->result);
@@ -60,21 +79,13 @@ static void submit(struct app *a)
     free(dir);
 }
 
-void convert_start(struct app *a)
+/* Takes plan over. */
+static void begin(struct app *a, struct rankplan *plan)
 {
     struct convert_state *c = &a->convert;
-    if (!a->ranks.has_plan) {
-        app_message(a, ROLE_WARN, "open a model that can be converted first (screen 1)");
-        return;
-    }
-    if (running(a)) {
-        app_message(a, ROLE_WARN, "a conversion is running: Esc on screen 3 stops it");
-        return;
-    }
     end_run(c);
-    int n = a->ranks.plan.model.n_layer;
-    if (rankplan_copy(&c->plan, &a->ranks.plan, NULL))
-        return;
+    int n = plan->model.n_layer;
+    c->plan = *plan;
     c->phase = CONVERT_WAITING;
     c->report = mem_calloc((size_t)n, sizeof *c->report);
     c->reported = mem_calloc((size_t)n, sizeof *c->reported);
@@ -90,17 +101,65 @@ void convert_start(struct app *a)
     }
     if (!c->calibrate_first)
         submit(a);
+}
+
+/* Behind the running one; the same plan does not wait twice. */
+static void enqueue(struct app *a, struct rankplan *plan)
+{
+    struct convert_state *c = &a->convert;
+    const struct rankplan *before = c->n_queue ? &c->queue[c->n_queue - 1] : &c->plan;
+    if (rankplan_equal(before, plan)) {
+        app_message(a, ROLE_WARN, "this plan is being converted already: Esc on screen 3 stops it");
+        rankplan_done(plan);
+    } else if (!mem_grow((void **)&c->queue, &c->cap_queue, c->n_queue + 1, sizeof *c->queue)) {
+        app_message(a, ROLE_BAD, "out of memory");
+        rankplan_done(plan);
+    } else {
+        c->queue[c->n_queue++] = *plan;
+        app_message(a, ROLE_GOOD, "%zu plan%s wait%s behind the running conversion (screen 3)",
+                    c->n_queue, c->n_queue > 1 ? "s" : "", c->n_queue > 1 ? "" : "s");
+    }
+}
+
+void convert_start(struct app *a)
+{
+    struct rankplan plan;
+    if (!a->ranks.has_plan) {
+        app_message(a, ROLE_WARN, "open a model that can be converted first (screen 1)");
+        return;
+    }
+    if (rankplan_copy(&plan, &a->ranks.plan, NULL)) {
+        app_message(a, ROLE_BAD, "out of memory");
+        return;
+    }
+    if (running(a)) {
+        enqueue(a, &plan);
+        return;
+    }
+    begin(a, &plan);
     app_go(a, SCREEN_CONVERT);
 }
 
-void convert_stop(struct app *a)
+static void begin_next(struct app *a)
+{
+    struct convert_state *c = &a->convert;
+    if (!c->n_queue)
+        return;
+    struct rankplan next = c->queue[0];
+    memmove(c->queue, c->queue + 1, --c->n_queue * sizeof *c->queue);
+    begin(a, &next);
+}
+
+bool convert_stop(struct app *a)
 {
     if (!running(a))
-        return;
+        return false;
     if (a->convert.calibrate_first)
         worker_cancel_kind(a->worker, &job_calibrate);
     worker_cancel_kind(a->worker, &job_convert);
     app_message(a, ROLE_NORMAL, "stopping…");
+    convert_drop_queue(a);
+    return true;
 }
 
 static void layer_event(struct convert_state *c, const struct layer_done *d)
@@ -143,7 +202,7 @@ void convert_event(struct app *a, struct event *v)
     app_changed(a);
 }
 
-void convert_job_done(struct app *a, const struct event *v)
+static void ended(struct app *a, const struct event *v)
 {
     struct convert_state *c = &a->convert;
     if (!running(a))
@@ -163,4 +222,11 @@ void convert_job_done(struct app *a, const struct event *v)
         snprintf(c->trouble, sizeof c->trouble, "%.500s", v->text ? v->text : "out of memory");
         app_message(a, ROLE_BAD, "not converted: %s", c->trouble);
     }
+}
+
+void convert_job_done(struct app *a, const struct event *v)
+{
+    ended(a, v);
+    if (!running(a))
+        begin_next(a);
 }

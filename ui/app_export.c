@@ -119,6 +119,8 @@ static void next_numbers(struct app *a)
     size_t n = a->export.at == STOCK_GGUF ? sizeof gguf_numbers / sizeof *gguf_numbers
                                           : sizeof folder_numbers / sizeof *folder_numbers;
     *i = (*i + 1) % (int)n;
+    app_message(a, ROLE_NORMAL, "numbers for %s: %s", stock_name((enum stock_engine)a->export.at),
+                dtype_traits(export_numbers(a, (enum stock_engine)a->export.at))->name);
 }
 
 bool export_request(struct app *a, enum request r)

@@ -140,6 +140,8 @@ static void pause_or_go_on(struct app *a)
         app_message(a, ROLE_WARN, "it cannot pause: nothing of it is saved");
     } else if (h->phase == HEAL_PAUSED) {
         submit(a, true);
+    } else {
+        app_message(a, ROLE_DIM, "no healing to pause: h begins one");
     }
 }
 

@@ -5,6 +5,8 @@
 
 #include "ui/app.h"
 
+const struct keymap *app_keys(const struct app *a); /* NULL: the table's */
+
 /* app_ask.c */
 void ask_open(struct app *a, enum request what, const char *label, const char *preset, bool path);
 bool ask_key(struct app *a, enum request r, int key);
@@ -21,6 +23,8 @@ void plan_drop(struct app *a);
 void plan_want_spectra(struct app *a);
 void plan_keep(struct app *a); /* writes the plan into the journal */
 int plan_step(const struct app *a);
+void plan_range(const struct app *a, int *first, int *last); /* the layers that a change is for */
+char *plan_put_away(struct app *a, const struct rankplan *p); /* into a file: its path, or NULL */
 int plan_curves(const struct app *a, bool *calibrated); /* layers whose spectrum fits the plan */
 bool plan_curve_fits(const struct app *a, int layer);
 char *plan_free_path(const char *dir, const char *name, const char *suffix);
@@ -81,11 +85,12 @@ const struct rankplan *export_plan(const struct app *a);
 
 /* app_convert.c */
 void convert_start(struct app *a);
-void convert_stop(struct app *a);
+bool convert_stop(struct app *a); /* false: nothing runs */
 void convert_event(struct app *a, struct event *v);
 void convert_job_done(struct app *a, const struct event *v);
 void convert_adopt(struct app *a, struct rankplan *plan, struct conversion_report *r);
 void convert_drop(struct app *a);
+void convert_drop_queue(struct app *a); /* plans that wait go to files */
 
 /* app_heal.c: healing the conversion in use, on screen 3 */
 bool heal_request(struct app *a, enum request r);
@@ -108,6 +113,11 @@ void chat_put_away(struct app *a); /* into a file, and starts a new one */
 const char *chat_said(const struct app *a, size_t turn, int side, size_t *n);
 /* Byte where two answers of a turn part, SIZE_MAX while they do not; *end: of the marked part. */
 size_t chat_parts_at(const struct app *a, size_t turn, int side, size_t *end);
+
+/* app_transcript.c: what can be done with what was said */
+void chat_export(struct app *a, const char *name); /* .md or .json */
+void chat_search_past(struct app *a);
+void chat_to_difference(struct app *a);
 
 /* views: one a screen */
 struct view_ops {

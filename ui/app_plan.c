@@ -151,17 +151,37 @@ static void step_past(struct app *a, int direction)
     }
 }
 
+void plan_range(const struct app *a, int *first, int *last)
+{
+    int at = a->ranks.layer, mark = a->ranks.mark ? a->ranks.mark - 1 : at;
+    *first = mark < at ? mark : at;
+    *last = mark < at ? at : mark;
+}
+
+/* The next multiple of the step in that direction. */
+static int stepped(const struct app *a, int old, int steps)
+{
+    int step = plan_step(a), max = rankplan_max_rank(&a->ranks.plan.model);
+    int rank = steps > 0 ? (old / step + steps) * step : ((old + step - 1) / step + steps) * step;
+    return rank < 1 ? (step > 1 && old > step ? step : 1) : rank > max ? max : rank;
+}
+
 static void change_rank(struct app *a, int steps)
 {
     struct ranks_state *r = &a->ranks;
-    int step = plan_step(a), max = rankplan_max_rank(&r->plan.model);
-    int old = r->plan.layer[r->layer].kv_lora_rank;
-    /* The next multiple of the step in that direction. */
-    int rank = steps > 0 ? (old / step + steps) * step : ((old + step - 1) / step + steps) * step;
-    rank = rank < 1 ? (step > 1 && old > step ? step : 1) : rank > max ? max : rank;
-    if (rank == old || !remember(a))
+    int first, last, changed = 0;
+    plan_range(a, &first, &last);
+    for (int l = first; l <= last; l++)
+        changed +=
+            stepped(a, r->plan.layer[l].kv_lora_rank, steps) != r->plan.layer[l].kv_lora_rank;
+    if (!changed) {
+        app_message(a, ROLE_DIM, steps < 0 ? "no rank is lower" : "no rank is higher: all is kept");
         return;
-    r->plan.layer[r->layer].kv_lora_rank = rank;
+    }
+    if (!remember(a))
+        return;
+    for (int l = first; l <= last; l++)
+        r->plan.layer[l].kv_lora_rank = stepped(a, r->plan.layer[l].kv_lora_rank, steps);
     r->plan.budget_kept = 0;
     r->plan.predicted_kl = NAN;
     r->energy_pending = false;
@@ -248,15 +268,20 @@ static void spend_by_energy(struct app *a)
 static void uniform(struct app *a)
 {
     struct ranks_state *r = &a->ranks;
-    int rank = r->plan.layer[r->layer].kv_lora_rank;
+    int rank = r->plan.layer[r->layer].kv_lora_rank, first = 0, last = r->plan.model.n_layer - 1;
     if (!remember(a))
         return;
-    for (int l = 0; l < r->plan.model.n_layer; l++)
+    if (r->mark)
+        plan_range(a, &first, &last);
+    for (int l = first; l <= last; l++)
         r->plan.layer[l].kv_lora_rank = rank;
     r->plan.budget_kept = 0;
     r->plan.predicted_kl = NAN;
     r->energy_pending = false;
-    app_message(a, ROLE_GOOD, "rank %d for all %d layers", rank, r->plan.model.n_layer);
+    if (r->mark)
+        app_message(a, ROLE_GOOD, "rank %d for layers %d to %d", rank, first, last);
+    else
+        app_message(a, ROLE_GOOD, "rank %d for all %d layers", rank, r->plan.model.n_layer);
     app_changed(a);
 }
 
@@ -349,6 +374,18 @@ static void choose_layer(struct app *a, enum request r)
     s->layer = s->layer < 0 ? 0 : s->layer >= n ? n - 1 : s->layer;
 }
 
+static void toggle_mark(struct app *a)
+{
+    struct ranks_state *r = &a->ranks;
+    r->mark = r->mark ? 0 : r->layer + 1;
+    app_message(a, ROLE_NORMAL,
+                r->mark
+                    ? "a range begins at layer %d: move to its other end; ranks and u change all "
+                      "of it, Esc lets go"
+                    : "no range any more",
+                r->layer);
+}
+
 static bool request(struct app *a, enum request r)
 {
     struct ranks_state *s = &a->ranks;
@@ -369,6 +406,16 @@ static bool request(struct app *a, enum request r)
     case REQ_AUTO:
         if (s->plan.layout != LAYOUT_OWN || !sensitivity_spend(a)) /* engines want one rank */
             spend(a, NULL);
+        return true;
+    case REQ_MARK: toggle_mark(a); return true;
+    case REQ_STOP:
+        if (!s->mark)
+            return false;
+        toggle_mark(a);
+        return true;
+    case REQ_SCALE:
+        s->linear = !s->linear;
+        app_message(a, ROLE_NORMAL, s->linear ? "spectra by value" : "spectra in decades");
         return true;
     case REQ_PROBE: sensitivity_measure(a); return true;
     case REQ_SEARCH: search_start(a); return true;
@@ -592,6 +639,23 @@ bool plan_answer(struct app *a, enum request what, const char *text)
     bool taken = answer(a, what, text);
     sensitivity_refresh(a);
     return taken;
+}
+
+char *plan_put_away(struct app *a, const struct rankplan *p)
+{
+    cJSON *json = NULL;
+    char *dir = path_join(a->paths.data, "plans");
+    char *path = dir ? plan_free_path(dir, p->model.name, ".plan.json") : NULL;
+    char *text = path && rankplan_to_json(p, &json, NULL) == OK ? json_text(json, true) : NULL;
+    bool put = text && a->lock >= 0 && saver_put(a->saver, path, text, true);
+    if (text && a->lock < 0)
+        free(text);
+    cJSON_Delete(json);
+    free(dir);
+    if (put)
+        return path;
+    free(path);
+    return NULL;
 }
 
 /* A plan of another model is put into a file instead of being dropped. */

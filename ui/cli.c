@@ -279,6 +279,7 @@ static const struct cli_command commands[] = {
 static const struct cli_option screen_options[] = {
     OPT_TEXT("--script", NULL, "FILE", "keystrokes to play without a terminal", script),
     OPT_TEXT("--size", NULL, "CxR", "screen size of a script (80x24)", size),
+    OPT_FLAG("--lines", "lines instead of screens, for screen readers and pipes", lines),
     OPT_FLAG("--version", "print the version", version),
     OPT_FLAG("--man", "print the man page", man),
     OPT_TEXT("--completion", NULL, "SHELL", "print the completion for bash, zsh or fish", shell),
@@ -293,7 +294,7 @@ static void help(FILE *to)
           "  mlathe inspect model.gguf                what a model is\n"
           "  mlathe convert --kept 50% -o converted   keep half of the KV cache\n"
           "  mlathe chat model.gguf converted         talk to both\n"
-          "\nmlathe [MODEL] [--script FILE [--size 80x24]] | mlathe COMMAND …\n\nCommands "
+          "\nmlathe [MODEL] [--lines | --script FILE [--size 80x24]] | mlathe COMMAND …\n\nCommands "
           "(mlathe COMMAND --help says more):\n",
           to);
     for (size_t i = 0; i < N_COMMANDS; i++)
@@ -411,13 +412,14 @@ static int run_screens(struct cli *c, int argc, char **argv, struct err *e)
     free(path);
     if (rc)
         return rc;
-    if (!c->o.script && (!isatty(STDIN_FILENO) || !isatty(STDOUT_FILENO))) {
+    if (!c->o.script && !c->o.lines && (!isatty(STDIN_FILENO) || !isatty(STDOUT_FILENO))) {
         list_commands(list, sizeof list);
         return cli_usage(e, "the screens need a terminal; without one there are the commands %s",
                          list);
     }
     o.model = c->n_args ? c->arg[0] : NULL;
     o.script = c->o.script;
+    o.lines = c->o.lines;
     o.device = c->o.device;
     o.threads = (int)c->o.threads;
     return ui_run(&o, e);

@@ -41,6 +41,8 @@ static const struct binding table[] = {
     {REQ_REDO, IN_RANKS, {'y'}, NULL, "redo it"},
     {REQ_HOLD, IN_RANKS, {'B'}, NULL, "hold this plan as B, to compare with; again: let go"},
     {REQ_SWAP, IN_RANKS, {'v'}, NULL, "swap plans A and B"},
+    {REQ_MARK, IN_RANKS, {' ', 'V'}, NULL, "mark a range of layers: changes count for all of it"},
+    {REQ_SCALE, IN_RANKS, {'L'}, NULL, "spectra in decades, or linear"},
     {REQ_WHATIF, IN_RANKS, {'x'}, NULL, "type context x batch and a memory: 8192x1 24GiB"},
 
     {REQ_START, IN_EVAL, {UI_ENTER, 'r'}, "run", "measure"},
@@ -64,8 +66,12 @@ static const struct binding table[] = {
      {UI_CTRL('t'), UI_F7},
      "free/forced",
      "free answers, or scoring the original's answer"},
+    {REQ_SEARCH_PAST, IN_PROMPT, {UI_CTRL('r')}, NULL, "search earlier inputs for what is typed"},
     {REQ_FOCUS, IN_PROMPT, {UI_TAB}, "transcript", "to the transcript; completes a /command"},
     {REQ_FOCUS, IN_TALK, {UI_TAB}, "prompt", "back to the prompt"},
+    {REQ_DIFFERENCE, IN_TALK, {'d'}, "difference", "to where the two newest answers part"},
+    {REQ_EDIT, IN_TALK, {'e'}, "edit", "take the last prompt back, to change and send it"},
+    {REQ_REGEN, IN_TALK, {'r'}, "again", "answer the last prompt once more"},
     {REQ_INTERRUPT,
      IN_PROMPT | IN_TALK,
      {UI_CTRL('c')},
@@ -88,8 +94,8 @@ static const struct binding table[] = {
     /* editing */
     {REQ_EDIT_LEFT, IN_TEXT, {UI_LEFT, UI_CTRL('b')}, NULL, "one character left"},
     {REQ_EDIT_RIGHT, IN_TEXT, {UI_RIGHT, UI_CTRL('f')}, NULL, "one character right"},
-    {REQ_EDIT_UP, IN_TEXT, {UI_UP, UI_CTRL('p')}, NULL, "a line up, or the input before"},
-    {REQ_EDIT_DOWN, IN_TEXT, {UI_DOWN, UI_CTRL('n')}, NULL, "a line down, or the input after"},
+    {REQ_EDIT_UP, IN_PROMPT, {UI_UP, UI_CTRL('p')}, NULL, "a line up, or the input before"},
+    {REQ_EDIT_DOWN, IN_PROMPT, {UI_DOWN, UI_CTRL('n')}, NULL, "a line down, or the input after"},
     {REQ_WORD_LEFT, IN_TEXT, {ALT('b'), UI_SHIFT_LEFT}, NULL, "one word left"},
     {REQ_WORD_RIGHT, IN_TEXT, {ALT('f'), UI_SHIFT_RIGHT}, NULL, "one word right"},
     {REQ_LINE_START, IN_TEXT, {UI_HOME, UI_CTRL('a')}, NULL, "to the start of the line"},
@@ -140,15 +146,151 @@ const struct binding *keys_table(size_t *n)
     return table;
 }
 
-enum request keys_lookup(enum context where, int key)
+static const char *const request_names[REQ_COUNT] = {
+    [REQ_MODEL] = "model",
+    [REQ_RANKS] = "ranks",
+    [REQ_CONVERT] = "convert",
+    [REQ_CHAT] = "chat",
+    [REQ_EVAL] = "evaluate",
+    [REQ_EXPORT] = "export",
+    [REQ_HELP] = "help",
+    [REQ_QUIT] = "leave",
+    [REQ_REDRAW] = "redraw",
+    [REQ_SUSPEND] = "suspend",
+    [REQ_FOCUS] = "focus",
+    [REQ_STOP] = "stop",
+    [REQ_UP] = "up",
+    [REQ_DOWN] = "down",
+    [REQ_PAGE_UP] = "page-up",
+    [REQ_PAGE_DOWN] = "page-down",
+    [REQ_FIRST] = "first",
+    [REQ_LAST] = "last",
+    [REQ_OPEN] = "open",
+    [REQ_PATH] = "path",
+    [REQ_SCAN] = "scan",
+    [REQ_LESS] = "rank-less",
+    [REQ_MORE] = "rank-more",
+    [REQ_LESS_FAST] = "rank-less-fast",
+    [REQ_MORE_FAST] = "rank-more-fast",
+    [REQ_AUTO] = "auto",
+    [REQ_ENERGY] = "energy",
+    [REQ_BUDGET] = "budget",
+    [REQ_UNIFORM] = "uniform",
+    [REQ_ROPE] = "rope",
+    [REQ_LAYOUT] = "layout",
+    [REQ_METHOD] = "method",
+    [REQ_WHATIF] = "what-if",
+    [REQ_MARK] = "mark",
+    [REQ_SCALE] = "scale",
+    [REQ_UNDO] = "undo",
+    [REQ_REDO] = "redo",
+    [REQ_PROBE] = "probe",
+    [REQ_SEARCH] = "search-rope",
+    [REQ_HOLD] = "hold",
+    [REQ_SWAP] = "swap",
+    [REQ_BUDGET_LESS] = "budget-less",
+    [REQ_BUDGET_MORE] = "budget-more",
+    [REQ_SAVE_PLAN] = "save-plan",
+    [REQ_LOAD_PLAN] = "load-plan",
+    [REQ_CALIBRATE] = "calibrate",
+    [REQ_HEAL] = "heal",
+    [REQ_PAUSE] = "pause",
+    [REQ_START] = "start",
+    [REQ_EVAL_WHAT] = "eval-what",
+    [REQ_EVAL_FILE] = "eval-file",
+    [REQ_EVAL_PROTOCOL] = "eval-protocol",
+    [REQ_EVAL_CTX] = "eval-window",
+    [REQ_EVAL_COUNT] = "eval-count",
+    [REQ_EVAL_CURVE] = "eval-curve",
+    [REQ_EVAL_WRITE] = "eval-write",
+    [REQ_EXPORT_TYPE] = "export-numbers",
+    [REQ_EXPORT_DRY] = "export-dry",
+    [REQ_EXPORT_PATH] = "export-write",
+    [REQ_SEND] = "send",
+    [REQ_NEWLINE] = "new-line",
+    [REQ_MODE] = "mode",
+    [REQ_INTERRUPT] = "interrupt",
+    [REQ_SEARCH_PAST] = "search-past",
+    [REQ_DIFFERENCE] = "difference",
+    [REQ_EDIT] = "edit",
+    [REQ_REGEN] = "regenerate",
+    [REQ_ACCEPT] = "accept",
+    [REQ_COMPLETE] = "complete",
+    [REQ_EDIT_LEFT] = "left",
+    [REQ_EDIT_RIGHT] = "right",
+    [REQ_EDIT_UP] = "line-up",
+    [REQ_EDIT_DOWN] = "line-down",
+    [REQ_WORD_LEFT] = "word-left",
+    [REQ_WORD_RIGHT] = "word-right",
+    [REQ_LINE_START] = "line-start",
+    [REQ_LINE_END] = "line-end",
+    [REQ_BACKSPACE] = "backspace",
+    [REQ_DELETE] = "delete",
+    [REQ_DELETE_WORD] = "delete-word",
+    [REQ_KILL_START] = "delete-to-start",
+    [REQ_KILL_END] = "delete-to-end",
+};
+
+const char *keys_request_name(enum request r)
+{
+    return request_names[r];
+}
+
+int keys_of(const struct keymap *m, const struct binding *b, int k)
+{
+    if (!m || !m->own[b->request])
+        return b->key[k];
+    int n = 0;
+    for (int i = 0; i < BINDING_KEYS; i++) {
+        int key = m->key[b->request][i];
+        if (key && !((b->where & IN_TEXT) && keys_is_text(key)) && n++ == k)
+            return key;
+    }
+    return n ? 0 : b->key[k]; /* none of them can be pressed here */
+}
+
+static enum request look(const struct keymap *m, bool own, enum context where, int key)
+{
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++)
+        for (int k = 0; (table[i].where & where) && k < BINDING_KEYS; k++)
+            if ((m && m->own[table[i].request]) == own && keys_of(m, &table[i], k) == key)
+                return table[i].request;
+    return REQ_NONE;
+}
+
+enum request keys_lookup(const struct keymap *m, enum context where, int key)
 {
     if (key == '\n' && where != IN_PROMPT)
         key = UI_ENTER;
-    for (size_t i = 0; key && i < sizeof table / sizeof *table; i++)
-        for (int k = 0; (table[i].where & where) && k < BINDING_KEYS; k++)
-            if (table[i].key[k] == key)
-                return table[i].request;
-    return REQ_NONE;
+    if (!key)
+        return REQ_NONE;
+    enum request r = look(m, true, where, key);
+    return r != REQ_NONE ? r : look(m, false, where, key);
+}
+
+int keymap_set(struct keymap *m, const char *name, const char *words, struct err *e)
+{
+    int r = REQ_NONE + 1, key[BINDING_KEYS] = {0}, n = 0;
+    while (r < REQ_COUNT && strcmp(request_names[r], name) != 0)
+        r++;
+    if (r == REQ_COUNT)
+        return err_set(e, ERR_FORMAT, "no action is called %s (the settings file lists them)", name);
+    for (const char *at = words; *(at += strspn(at, " \t"));) {
+        char word[32];
+        size_t len = strcspn(at, " \t");
+        snprintf(word, sizeof word, "%.*s", (int)(len < 31 ? len : 31), at);
+        if (n == BINDING_KEYS)
+            return err_set(e, ERR_FORMAT, "%s may have %d keys", name, BINDING_KEYS);
+        if (!(key[n++] = keys_parse(word)))
+            return err_set(e, ERR_FORMAT,
+                           "%s is no key (write q, Ctrl-K, Alt-Enter, F5, PgUp, Space)", word);
+        at += len;
+    }
+    if (!n)
+        return err_set(e, ERR_FORMAT, "%s needs a key (write q, Ctrl-K, Alt-Enter, F5)", name);
+    m->own[r] = true;
+    memcpy(m->key[r], key, sizeof key);
+    return OK;
 }
 
 static const struct {

@@ -31,13 +31,13 @@ enum request {
     REQ_UP, REQ_DOWN, REQ_PAGE_UP, REQ_PAGE_DOWN, REQ_FIRST, REQ_LAST,
     REQ_OPEN, REQ_PATH, REQ_SCAN,
     REQ_LESS, REQ_MORE, REQ_LESS_FAST, REQ_MORE_FAST, REQ_AUTO, REQ_ENERGY, REQ_BUDGET, REQ_UNIFORM, REQ_ROPE,
-    REQ_LAYOUT, REQ_METHOD, REQ_WHATIF, REQ_UNDO, REQ_REDO, REQ_PROBE, REQ_SEARCH, REQ_HOLD, REQ_SWAP, REQ_BUDGET_LESS,
+    REQ_LAYOUT, REQ_METHOD, REQ_WHATIF, REQ_MARK, REQ_SCALE, REQ_UNDO, REQ_REDO, REQ_PROBE, REQ_SEARCH, REQ_HOLD, REQ_SWAP, REQ_BUDGET_LESS,
     REQ_BUDGET_MORE, REQ_SAVE_PLAN, REQ_LOAD_PLAN,
     REQ_CALIBRATE, REQ_HEAL, REQ_PAUSE, REQ_START,
     REQ_EVAL_WHAT, REQ_EVAL_FILE, REQ_EVAL_PROTOCOL, REQ_EVAL_CTX, REQ_EVAL_COUNT, REQ_EVAL_CURVE,
     REQ_EVAL_WRITE,
     REQ_EXPORT_TYPE, REQ_EXPORT_DRY, REQ_EXPORT_PATH,
-    REQ_SEND, REQ_NEWLINE, REQ_MODE, REQ_INTERRUPT,
+    REQ_SEND, REQ_NEWLINE, REQ_MODE, REQ_INTERRUPT, REQ_SEARCH_PAST, REQ_DIFFERENCE, REQ_EDIT, REQ_REGEN,
     REQ_ACCEPT, REQ_COMPLETE,
     REQ_EDIT_LEFT, REQ_EDIT_RIGHT, REQ_EDIT_UP, REQ_EDIT_DOWN, REQ_WORD_LEFT, REQ_WORD_RIGHT,
     REQ_LINE_START, REQ_LINE_END, REQ_BACKSPACE, REQ_DELETE, REQ_DELETE_WORD, REQ_KILL_START,
@@ -55,7 +55,20 @@ struct binding {
 };
 /* In the order of hints and help; *n rows. */
 const struct binding *keys_table(size_t *n);
-enum request keys_lookup(enum context where, int key);
+
+/* A user's own keys (the settings file's key.NAME = KEY …): they take the place of the table's for a
+ * request. Zeroed: none. */
+struct keymap {
+    bool own[REQ_COUNT];
+    int key[REQ_COUNT][BINDING_KEYS];
+};
+/* m NULL: the table alone. A key of the user's own wins over the table's. */
+enum request keys_lookup(const struct keymap *m, enum context where, int key);
+/* The k-th key that counts for a row, 0: none. Where text is typed a key that is text never does. */
+int keys_of(const struct keymap *m, const struct binding *b, int k);
+/* "rank-less"; words: key names with blanks between. Refuses unknown names and keys. */
+const char *keys_request_name(enum request r);
+int keymap_set(struct keymap *m, const char *name, const char *words, struct err *e);
 /* "c", "Ctrl-L", "Shift-Left", "Alt-Enter" … both ways. keys_name writes ≤ 31 bytes; short form:
  * arrows as signs. keys_parse: 0 when unknown. */
 const char *keys_name(int key, bool brief, char text[32]);

@@ -40,6 +40,7 @@ struct screen {
     int rows, cols;
     struct cell *cell;            /* [rows][cols] */
     bool ascii;                   /* only ASCII may reach the terminal */
+    bool plain;                   /* read aloud: words, no plots */
     int cursor_row, cursor_col;   /* -1: hidden */
 };
 

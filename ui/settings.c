@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/file.h"
+#include "ui/markup.h"
 
 #define MAX_BYTES ((size_t)64 << 10)
 
@@ -18,7 +19,12 @@ static const char template[] =
     "#theme = dark\n"
     "\n"
     "# Borders and plots: auto (by the locale) or ascii.\n"
-    "#borders = auto\n";
+    "#borders = auto\n"
+    "\n"
+    "# Keys: key.ACTION = KEY KEY KEY (at most three) takes the place of the keys below. Keys are\n"
+    "# written q, Q, Ctrl-K, Alt-Enter, Shift-Left, F5, PgUp, Space. While text is typed, a "
+    "letter\n"
+    "# stays a letter.\n";
 
 static const char *const themes[THEME_COUNT + 1] = {"dark", "light", "mono", "contrast", NULL};
 static const char *const borders[] = {"auto", "ascii", NULL};
@@ -46,6 +52,15 @@ static void trim(const char *text, size_t n, char *out, size_t size)
     snprintf(out, size, "%.*s", (int)(n < size ? n : size - 1), text);
 }
 
+/* "key.ACTION = KEY …" */
+static int parse_keys(struct settings *s, const char *name, const char *words, const char *where,
+                      int line, struct err *e)
+{
+    struct err why = {0};
+    int rc = keymap_set(&s->keys, name + strlen("key."), words, &why);
+    return rc ? err_set(e, rc, "%s, line %d: %s", where, line, why.text) : OK;
+}
+
 static int parse_line(struct settings *s, const char *text, size_t n, const char *where, int line,
                       struct err *e)
 {
@@ -57,6 +72,8 @@ static int parse_line(struct settings *s, const char *text, size_t n, const char
     if (!equals)
         return err_set(e, ERR_FORMAT, "%s, line %d: \"name = value\" is wanted", where, line);
     trim(equals + 1, n - (size_t)(equals + 1 - text), value, sizeof value);
+    if (strncmp(name, "key.", 4) == 0)
+        return parse_keys(s, name, value, where, line, e);
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         char all[128] = "";
         if (strcmp(known[i].name, name) != 0)
@@ -71,7 +88,9 @@ static int parse_line(struct settings *s, const char *text, size_t n, const char
         }
         return err_set(e, ERR_FORMAT, "%s, line %d: %s is one of %s", where, line, name, all);
     }
-    return err_set(e, ERR_FORMAT, "%s, line %d: there is no setting of that name (theme, borders)",
+    return err_set(e, ERR_FORMAT,
+                   "%s, line %d: there is no setting of that name (theme, borders, "
+                   "key.…)",
                    where, line);
 }
 
@@ -92,6 +111,33 @@ char *settings_path(const char *config_dir)
     return path_join(config_dir, "settings");
 }
 
+/* The file that says everything in comments; fresh memory. */
+static char *complete(void)
+{
+    struct markup m = {0};
+    size_t n;
+    const struct binding *b = keys_table(&n);
+    bool said[REQ_COUNT] = {false};
+    markup_put(&m, template);
+    for (size_t i = 0; i < n; i++) {
+        char line[200], key[32];
+        if (said[b[i].request])
+            continue;
+        said[b[i].request] = true;
+        int at = snprintf(line, sizeof line, "#key.%s =", keys_request_name(b[i].request));
+        for (int k = 0; k < BINDING_KEYS && b[i].key[k]; k++)
+            at += snprintf(line + at, sizeof line - (size_t)at, " %s",
+                           keys_name(b[i].key[k], false, key));
+        snprintf(line + at, sizeof line - (size_t)at, "%*s# %s\n", at < 40 ? 40 - at : 1, "",
+                 b[i].help);
+        markup_put(&m, line);
+    }
+    if (!m.failed)
+        return m.text;
+    markup_done(&m);
+    return NULL;
+}
+
 int settings_load(struct settings *s, const char *config_dir, struct err *e)
 {
     char *path = settings_path(config_dir), *text = NULL;
@@ -105,7 +151,9 @@ int settings_load(struct settings *s, const char *config_dir, struct err *e)
         if (!rc)
             rc = settings_parse(s, text, path, e);
     } else if (file_mkdirs(config_dir, NULL) == OK) {
-        file_save(path, template, sizeof template - 1, NULL); /* a courtesy: may fail */
+        text = complete();
+        if (text) /* a courtesy: may fail */
+            file_save(path, text, strlen(text), NULL);
     }
     free(text);
     free(path);

@@ -3,12 +3,13 @@
 #ifndef MLATHE_UI_SETTINGS_H
 #define MLATHE_UI_SETTINGS_H
 
-#include "core/base.h"
+#include "ui/keys.h"
 
 enum theme { THEME_DARK, THEME_LIGHT, THEME_MONO, THEME_CONTRAST, THEME_COUNT };
 struct settings {
     enum theme theme;
     bool ascii; /* borders and plots in ASCII, whatever the locale says */
+    struct keymap keys;
 };
 /* The values of text; unknown names and values are refused with where (a path) and the line. What
  * was said before the refusal counts. */

@@ -12,7 +12,9 @@
 
 #include "core/file.h"
 #include "ui/app.h"
+#include "ui/lines.h"
 #include "ui/script.h"
+#include "ui/settings.h"
 #include "ui/term.h"
 #include "sessions/clock.h"
 
@@ -132,17 +134,13 @@ static int on_terminal(const struct ui_options *o, struct err *e)
     if (!a)
         return err_nomem(e, sizeof *a, "app");
     struct paths paths;
-    struct settings settings;
-    struct err wrong = {0};
     int rc = paths_init(&paths, e);
     char *log = rc ? NULL : path_join(paths.state, "mlathe.log");
     if (rc == OK && file_mkdirs(paths.state, NULL) == OK && log && stat(log, &st) == 0 &&
         st.st_size > LOG_MAX)
         rc = truncate(log, 0) ? OK : OK; /* a log that cannot be cut is only long */
     if (rc == OK)
-        settings_load(&settings, paths.config, &wrong); /* a wrong line is said, not fatal */
-    if (rc == OK)
-        rc = term_open(&l.term, log ? log : "/dev/null", &settings, e);
+        rc = term_open(&l.term, log ? log : "/dev/null", o->settings, e);
     if (rc == OK) {
         rc = app_init(a, o, e);
         if (rc == OK) {
@@ -150,8 +148,6 @@ static int on_terminal(const struct ui_options *o, struct err *e)
             rc = screen_init(&l.screen, rows, cols, term_ascii(l.term), e);
         }
         if (rc == OK) {
-            if (wrong.status)
-                app_message(a, ROLE_WARN, "%s", wrong.text);
             paint(&l);
             run(&l);
         }
@@ -168,7 +164,20 @@ static int on_terminal(const struct ui_options *o, struct err *e)
     return rc;
 }
 
-int ui_run(const struct ui_options *o, struct err *e)
+int ui_run(const struct ui_options *options, struct err *e)
 {
-    return o->script ? script_run(o, e) : on_terminal(o, e);
+    struct ui_options o = *options;
+    struct settings settings = {.theme = THEME_DARK};
+    struct err wrong = {0};
+    struct paths paths;
+    if (!o.settings) {
+        int rc = paths_init(&paths, e);
+        if (rc)
+            return rc;
+        settings_load(&settings, paths.config, &wrong); /* a wrong line is said, not fatal */
+        paths_done(&paths);
+        o.settings = &settings;
+        o.note = wrong.status ? wrong.text : o.note;
+    }
+    return o.lines ? lines_run(&o, e) : o.script ? script_run(&o, e) : on_terminal(&o, e);
 }

@@ -106,12 +106,13 @@ static void draw_hints(const struct app *a, struct screen *s, struct rect r)
             continue;
         if (b->request == REQ_STOP && !(where & (IN_ASK | IN_HELP)) && !a->status.active)
             continue;
-        keys_name(b->key[0], !s->ascii, key);
-        if (b->request == REQ_LESS)
+        int first = keys_of(app_keys(a), b, 0);
+        keys_name(first, !s->ascii, key);
+        if (first == UI_LEFT)
             snprintf(key, sizeof key, "←→");
-        else if (b->request == REQ_LESS_FAST)
+        else if (first == UI_SHIFT_LEFT)
             snprintf(key, sizeof key, "⇧←→");
-        else if (b->request == REQ_MODEL)
+        else if (first == UI_F1)
             snprintf(key, sizeof key, "F1-F6");
         struct rect room_left = {r.y, r.x, 1, r.w - tail};
         int next = hint(s, room_left, x, key, b->hint);
@@ -180,12 +181,13 @@ static void draw_foot(const struct app *a, struct screen *s, struct rect r)
     }
 }
 
-static int help_line(struct screen *s, struct rect in, int row, int top, const struct binding *b)
+static int help_line(const struct app *a, struct screen *s, struct rect in, int row, int top,
+                     const struct binding *b)
 {
     char keys[128] = "", key[32];
-    for (int k = 0; k < BINDING_KEYS && b->key[k]; k++) {
+    for (int k = 0, press; k < BINDING_KEYS && (press = keys_of(app_keys(a), b, k)); k++) {
         size_t n = strlen(keys);
-        keys_name(b->key[k], false, key);
+        keys_name(press, false, key);
         if (strstr(keys, key))
             continue;
         snprintf(keys + n, sizeof keys - n, "%s%s", n ? ", " : "", key);
@@ -217,10 +219,10 @@ void view_help(struct app *a, struct screen *s, struct rect body)
     a->help_top = a->help_top > most ? most : a->help_top < 0 ? 0 : a->help_top;
     for (size_t i = 0; i < n; i++)
         if (table[i].where & where)
-            row = help_line(s, in, row, a->help_top, &table[i]);
+            row = help_line(a, s, in, row, a->help_top, &table[i]);
     static const char *const slash[] = {
-        "", "/system TEXT  /set KEY VALUE  /regen  /edit  /undo  /clear",
-        "/save FILE  /load FILE  /stats  /help  /quit   (// starts a text with a slash)"};
+        "", "/system TEXT  /set KEY VALUE  /regen  /edit  /undo  /clear  /stats  /help  /quit",
+        "/save FILE  /load FILE  /export FILE.md or FILE.json  (// starts a text with a slash)"};
     for (int i = 0; chat && i < 3; i++, row++)
         if (row >= a->help_top && row < a->help_top + in.h)
             screen_put(s, in.y + row - a->help_top, in.x + 1, in.w - 2, ROLE_NORMAL, slash[i]);

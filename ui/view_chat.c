@@ -168,6 +168,24 @@ static void draw_text(struct app *a, struct screen *s, struct rect in, int side)
         screen_right(s, in.y + in.h, in.x - 1, in.w, ROLE_FOCUS, " ↓ more ");
 }
 
+/* Scrolls so that the place where the newest answers part stands in the middle. */
+static void find_difference(struct app *a, struct rect in)
+{
+    struct chat_state *c = &a->chat;
+    struct piece p;
+    size_t end, at = SIZE_MAX;
+    int side = 1, lines = 0, row = 0, col;
+    c->find_difference = false;
+    if (!piece_at(a, side, 0, &p) || (at = chat_parts_at(a, p.turn, side, &end)) == SIZE_MAX)
+        return;
+    struct text_line *line = piece_lines(&p, in.w, &lines);
+    if (line)
+        text_locate(p.text, line, lines, at, &row, &col);
+    int below = line ? lines - row - 1 : 0;
+    c->scroll = below > in.h / 2 ? below - in.h / 2 : 0;
+    free(line);
+}
+
 static void stats_text(const struct app *a, int side, int width, char text[160])
 {
     const struct chat_stats *t = &a->chat.stats[side];
@@ -214,6 +232,8 @@ static void draw_side(struct app *a, struct screen *s, struct rect r, int side)
             screen_put(s, in.y + 2, in.x, in.w, ROLE_WARN, a->chat_note);
         return;
     }
+    if (a->chat.find_difference)
+        find_difference(a, in);
     draw_text(a, s, in, side);
 }
 

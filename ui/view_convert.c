@@ -89,7 +89,8 @@ static void draw_running(const struct app *a, struct screen *s, struct rect in)
     if (in.h < 2)
         return;
     int bar = in.w - 44 > 10 ? in.w - 44 : in.w > 24 ? 10 : 0;
-    screen_bar(s, in.y + 1, in.x + 1, bar, ROLE_BAR, share);
+    if (!s->plain)
+        screen_bar(s, in.y + 1, in.x + 1, bar, ROLE_BAR, share);
     app_seconds(a, j->now_sec - c->started_sec, elapsed);
     if (share > 0.02 && mine)
         app_seconds(a, run * (1 - share) / share, left);
@@ -190,10 +191,15 @@ static void draw(struct app *a, struct screen *s, struct rect body)
         top.h = h;
         l.list = (struct rect){body.y + h, body.x, body.h - h, body.w};
     }
-    screen_box(s, top, ROLE_BORDER,
-               c->phase == CONVERT_NONE && c->has_result ? "convert: the conversion in use"
-               : first                                   ? "convert: calibrating first"
-                                                         : title[c->phase]);
+    char words[160];
+    int n = snprintf(words, sizeof words, "%s",
+                     c->phase == CONVERT_NONE && c->has_result ? "convert: the conversion in use"
+                     : first                                   ? "convert: calibrating first"
+                                                               : title[c->phase]);
+    for (size_t i = 0; i < c->n_queue && n < (int)sizeof words - 24; i++)
+        n += snprintf(words + n, sizeof words - (size_t)n, i ? ", %.0f%%" : "; then a plan of %.0f%%",
+                      100 * rankplan_kept(&c->queue[i]));
+    screen_box(s, top, ROLE_BORDER, words);
     struct rect in = layout_inside(top);
     if (runs)
         draw_running(a, s, in);

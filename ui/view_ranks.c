@@ -49,7 +49,9 @@ static void draw_layer(const struct app *a, struct screen *s, int y, struct rect
     int bar = in.w - COL_BAR - W_ENERGY - W_DAMAGE;
     if (selected)
         screen_fill(s, (struct rect){y, in.x, 1, in.w}, role);
-    screen_put(s, y, in.x, 1, role, selected ? "▶" : " ");
+    int first, last;
+    plan_range(a, &first, &last);
+    screen_put(s, y, in.x, 1, role, selected ? "▶" : l >= first && l <= last ? "│" : " ");
     screen_putf(s, y, in.x + COL_LAYER, in.w - COL_LAYER, role, "%3d", l);
     screen_putf(s, y, in.x + COL_RANK, in.w - COL_RANK, role, "%5d", p->kv_lora_rank);
     int apart = 0;
@@ -84,7 +86,11 @@ static void draw_list(struct app *a, struct screen *s, struct rect r)
 {
     struct ranks_state *k = &a->ranks;
     struct rect in = layout_inside(r);
-    screen_box(s, r, ROLE_FOCUS, "layers");
+    int first, last;
+    char title[48];
+    plan_range(a, &first, &last);
+    snprintf(title, sizeof title, first < last ? "layers: %d to %d marked" : "layers", first, last);
+    screen_box(s, r, ROLE_FOCUS, title);
     if (in.h < 1)
         return;
     int n = k->plan.model.n_layer, head = in.h > 2 ? 1 : 0;
@@ -116,23 +122,36 @@ static double *decades(const double *y, int n, double *lo)
     return v;
 }
 
+/* y relative to its first element. */
+static double *shares(const double *y, int n, double *lo)
+{
+    double *v = mem_calloc((size_t)n, sizeof *v);
+    for (int i = 0; v && i < n; i++)
+        v[i] = y[0] > 0 ? y[i] / y[0] : NAN;
+    *lo = 0;
+    return v;
+}
+
 struct curve {
     const double *y;
     int n, cut; /* cut: index of the first component dropped; -1: none */
+    bool linear;
 };
 
 /* Plot area with decades at the left, indices below, and the cut as a dotted line. */
 static void draw_plot(struct screen *s, struct rect in, const struct curve *c, bool fresh)
 {
     struct plot p;
-    double lo, *v = decades(c->y, c->n, &lo);
+    double lo, *v = (c->linear ? shares : decades)(c->y, c->n, &lo);
     struct rect area = {in.y, in.x + 5, in.h - 1, in.w - 6};
-    if (!v || area.h < 2 || area.w < 8 || plot_init(&p, area.h, area.w, s->ascii, NULL)) {
+    if (!v || s->plain || area.h < 2 || area.w < 8 || plot_init(&p, area.h, area.w, s->ascii, NULL)) {
         free(v);
         return;
     }
-    plot_curve(&p, v, c->n, lo, 0);
-    for (int d = 0; d >= (int)lo; d--) {
+    plot_curve(&p, v, c->n, lo, c->linear ? 1 : 0);
+    for (int i = 0; c->linear && i < 3; i++) /* 1, 0.5, 0 */
+        screen_putf(s, area.y + i * (area.h - 1) / 2, in.x, 5, ROLE_DIM, "%.1f", 1 - 0.5 * i);
+    for (int d = 0; !c->linear && d >= (int)lo; d--) {
         int row = (int)(-d / -lo * (area.h - 1) + 0.5);
         if (d % 2 == 0)
             screen_putf(s, area.y + row, in.x, 5, ROLE_DIM, "1e%d", d);
@@ -189,7 +208,7 @@ static void draw_joint(const struct app *a, struct screen *s, struct rect r)
         return;
     }
     int rank = k->plan.layer[k->layer].kv_lora_rank;
-    struct curve curve = {c->spectrum.joint, c->spectrum.n, rank};
+    struct curve curve = {c->spectrum.joint, c->spectrum.n, rank, k->linear};
     double energy = spectrum_energy(&c->spectrum, rank);
     struct rect plot = {in.y, in.x, in.h - 1, in.w};
     draw_plot(s, plot, &curve, fits);
@@ -223,8 +242,8 @@ static void draw_apart(const struct app *a, struct screen *s, struct rect r)
         return;
     bool fits = plan_curve_fits(a, k->layer);
     struct rect top = {r.y, r.x, r.h / 2, r.w}, low = {r.y + r.h / 2, r.x, r.h - r.h / 2, r.w};
-    struct curve key = {c->spectrum.key, c->spectrum.n_key, -1};
-    struct curve value = {c->spectrum.value, c->spectrum.n_value, -1};
+    struct curve key = {c->spectrum.key, c->spectrum.n_key, -1, k->linear};
+    struct curve value = {c->spectrum.value, c->spectrum.n_value, -1, k->linear};
     screen_box(s, top, ROLE_BORDER, "keys alone");
     screen_box(s, low, ROLE_BORDER, "values alone");
     if (key.n > 0)
