@@ -56,6 +56,16 @@ static int open_file(struct tokenizer *t, const char *path, struct err *e)
     return rc ? rc : tok_index_texts(t, e);
 }
 
+/* What the vocabulary's builders refuse knows of no file. */
+static void name_file(struct err *e, const char *path)
+{
+    char text[sizeof e->text];
+    if (!e || e->status == ERR_NOMEM || strstr(e->text, path))
+        return;
+    memcpy(text, e->text, sizeof text);
+    err_set(e, e->status, "%s: %s", path, text);
+}
+
 int tokenizer_open(struct tokenizer **out, const char *path, struct err *e)
 {
     struct tokenizer *t = mem_calloc(1, sizeof *t);
@@ -75,6 +85,7 @@ int tokenizer_open(struct tokenizer **out, const char *path, struct err *e)
     if (!rc)
         rc = tok_add_known_eos(t, e);
     if (rc) {
+        name_file(e, path);
         tokenizer_free(t);
         return rc;
     }

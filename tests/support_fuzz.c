@@ -20,6 +20,7 @@ void fuzz_judge(int rc, const struct err *e, const char *names)
         bad = bad || (unsigned char)*s < 32;
     if (bad) {
         printf("status %d without a proper message: \"%s\"\n", rc, e->text);
+        fflush(stdout);
         abort();
     }
 }

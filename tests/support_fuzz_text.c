@@ -29,6 +29,7 @@ const struct fuzz_target fuzz_targets[] = {
 static void broken(const char *what)
 {
     printf("%s\n", what);
+    fflush(stdout);
     abort();
 }
 
@@ -103,7 +104,11 @@ int fuzz_template(const uint8_t *data, size_t size)
         return rc;
     if (json_parse(&root, values, sizeof values - 1, "values", &e))
         broken("values");
-    cJSON_ArrayForEach(item, root) var[n++] = (struct jinja_var){item->string, item, n == 0};
+    cJSON_ArrayForEach(item, root)
+    {
+        var[n] = (struct jinja_var){item->string, item, n == 0};
+        n++;
+    }
     rc = jinja_render(j, var, n, &text, &e);
     if (rc == OK) {
         if (!utf8_valid(text.s, text.n) || text.s[text.n])
