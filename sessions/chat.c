@@ -20,7 +20,7 @@ static int timeline_new(struct chat *c, int s, struct err *e)
     if (!l->logits)
         return err_nomem(e, (size_t)l->vocab * sizeof *l->logits, "logits");
     int rc = infer_new(&l->timeline, g, c->settings.context, DTYPE_F16, e);
-    if (!rc && !c->settings.plain)
+    if (!rc && c->settings.draft)
         rc = draft_new(&l->draft, g, l->timeline, DTYPE_F16, e);
     return rc;
 }

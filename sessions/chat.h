@@ -15,7 +15,7 @@ struct chat_settings {
     int max_tokens; /* an answer; 0: until the context is full */
     int context;    /* tokens a timeline */
     enum chat_mode mode;
-    bool plain; /* token by token, though a model could guess ahead (draft.h): the same answers */
+    bool draft; /* guess ahead where a model can (draft.h): the same answers */
 };
 struct chat_stats { /* of one side, this turn unless said otherwise */
     int prompt_tokens, tokens;
@@ -23,7 +23,7 @@ struct chat_stats { /* of one side, this turn unless said otherwise */
     int context_used, context;
     size_t kv_bytes_used;
     long long drafted, accepted; /* tokens guessed ahead, and those that were right */
-    const char *stop; /* "", "eos", "length", "context", "cancelled" */
+    const char *stop;            /* "", "eos", "length", "context", "cancelled" */
 };
 struct chat_compare {
     int first_difference; /* token index of the answer where the sides part (forced mode: where

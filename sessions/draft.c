@@ -242,7 +242,7 @@ int draft_step(struct draft *d, struct infer *t, int32_t id, int limit, float *l
     int32_t ids[2] = {id, best(d->logits, limit)};
     d->n_held = 0;
     d->stepping = true;
-    rc = infer_prefill(t, ids, 2, INFER_ALL, d->logits, NULL, e);
+    rc = infer_few(t, ids, 2, d->logits, e);
     d->stepping = false;
     if (rc)
         return rc;

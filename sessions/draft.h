@@ -1,7 +1,9 @@
 /* draft: decoding with a model's prediction layer (core/mtp.h). Each step reads the chosen token
  * and a guess of the one after it in one pass; when the caller then chooses the guess, its logits
  * are there already. Choosing stays the caller's: whatever it does with the logits, greedy or
- * seeded, it gets the logits that decoding token by token gives it, and so the same text. */
+ * seeded, it gets those that decoding token by token gives it, bit by bit, and so the same text.
+ * Slower where a second row costs as much as the first (small models on a CPU), so it has to be
+ * asked for. */
 #ifndef MLATHE_SESSIONS_DRAFT_H
 #define MLATHE_SESSIONS_DRAFT_H
 

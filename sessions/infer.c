@@ -430,24 +430,30 @@ static bool long_rope(const struct infer *t)
     return hp->rope_original && t->n_ctx > hp->rope_original;
 }
 
-/* One block of rows of this timeline through all layers, from h in place. */
-static void run_layers(struct infer *t, int n)
+/* Rows of this timeline through all layers, from h in place, in n_seg segments of n rows. */
+static void run_layers(struct infer *t, int n_seg, int n)
 {
+    struct segment seg[INFER_FEW];
     scratch_new_batch(&t->scratch);
-    make_room(t, n);
+    make_room(t, n_seg * n);
     for (int l = 0; l < t->g->model->hp.n_layer; l++) {
-        struct segment s = {
-            .row = 0, .n = n, .past = t->pos, .cache = t->layer[l], .long_rope = long_rope(t)};
-        forward_layer(t->g, l, t->h, n, &s, 1, t->kv, &t->scratch, NULL);
+        for (int i = 0; i < n_seg; i++)
+            seg[i] = (struct segment){.row = i * n,
+                                      .n = n,
+                                      .past = t->pos + i * n,
+                                      .cache = t->layer[l],
+                                      .long_rope = long_rope(t)};
+        forward_layer(t->g, l, t->h, n_seg * n, seg, n_seg, t->kv, &t->scratch, NULL);
     }
-    t->pos += n;
+    t->pos += n_seg * n;
 }
 
-static void run_block(struct infer *t, const int32_t *ids, int n)
+static void run_block(struct infer *t, const int32_t *ids, int n_seg, int rows)
 {
     const struct engine *g = t->g;
+    int n = n_seg * rows;
     forward_embed(g, t->h, ids, n);
-    run_layers(t, n);
+    run_layers(t, n_seg, rows);
     if (!t->watch.rows)
         return;
     g->backend->ops->rms_norm(g->backend, t->scratch.x, t->h, g->final_norm,
@@ -469,7 +475,7 @@ int infer_rows(struct infer *t, const float *h, int n, float *logits, struct err
     if (rc)
         return rc;
     b->ops->store(b, t->h, DTYPE_F32, D, h, D, D, n);
-    run_layers(t, n);
+    run_layers(t, 1, n);
     if (logits)
         head_rows(t, n - 1, 1, logits);
     return b->ops->sync(b, e);
@@ -491,7 +497,7 @@ int infer_prefill(struct infer *t, const int32_t *ids, int n, enum infer_out wan
             rc = err_set(e, ERR_CANCELLED, "stopped");
             break;
         }
-        run_block(t, ids + i, rows);
+        run_block(t, ids + i, 1, rows);
         bool last = want == INFER_LAST && i + rows == n;
         float *to = want == INFER_ALL ? out + (size_t)i * V : out;
         int first = last ? rows - 1 : 0, wanted = want == INFER_ALL ? rows : last;
@@ -502,6 +508,25 @@ int infer_prefill(struct infer *t, const int32_t *ids, int n, enum infer_out wan
     }
     if (rc)
         infer_rewind(t, start);
+    return rc;
+}
+
+int infer_few(struct infer *t, const int32_t *ids, int n, float *logits, struct err *e)
+{
+    int rc = n > INFER_FEW ? err_set(e, ERR_ARG, "%d tokens at once", n) : check_room(t, n, e);
+    if (!rc)
+        rc = check_ids(t, ids, n, e);
+    if (!rc)
+        rc = reserve(t, n, true, e);
+    if (rc)
+        return rc;
+    run_block(t, ids, n, 1);
+    head_rows(t, 0, n, logits);
+    rc = t->g->backend->ops->sync(t->g->backend, e);
+    if (!rc)
+        rc = check_logits(t, logits, (size_t)n * (size_t)t->g->model->hp.vocab, e);
+    if (rc)
+        t->pos -= n;
     return rc;
 }
 

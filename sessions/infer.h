@@ -48,6 +48,10 @@ void infer_watch(struct infer *t, struct infer_watch watch);
  * last one, NULL when nobody wants them. */
 #define INFER_BLOCK 512 /* rows a prefill block */
 int infer_rows(struct infer *t, const float *h, int n, float *logits, struct err *e);
+/* A few tokens in one pass over the weights, each attending by itself, as steps would: the same
+ * logits [n][V] bit by bit as n steps give (on a backend whose rows do not depend on their number). */
+#define INFER_FEW 8
+int infer_few(struct infer *t, const int32_t *ids, int n, float *logits, struct err *e);
 /* One token → logits[V]. */
 int infer_step(struct infer *t, int32_t id, float *logits, struct err *e);
 /* One token for each of n timelines of the same engine in one pass: logits [n][V]. */

@@ -215,6 +215,26 @@ static void define_guesses(const struct subject *s, const int32_t *text, int n, 
     engine_free(g);
 }
 
+/* Tokens read together are, bit by bit, those read one after another: what makes guessing exact. */
+static void check_bits(const struct subject *s, const int32_t *text)
+{
+    struct err e = {0};
+    struct infer *one = NULL, *few = NULL;
+    size_t V = (size_t)s->m->hp.vocab;
+    float *a = calloc(4 * V, sizeof *a), *b = a + 2 * V;
+    CHECK_OK(infer_new(&one, s->g, TEXT, DTYPE_F16, &e), e);
+    CHECK_OK(infer_new(&few, s->g, TEXT, DTYPE_F16, &e), e);
+    for (int i = 0; i + 2 <= TEXT; i += 2) {
+        CHECK_OK(infer_few(few, text + i, 2, a, &e), e);
+        CHECK_OK(infer_step(one, text[i], b, &e), e);
+        CHECK_OK(infer_step(one, text[i + 1], b + V, &e), e);
+        CHECK(!memcmp(a, b, 2 * V * sizeof *a), "tokens %d and %d differ", i, i + 1);
+    }
+    free(a);
+    infer_free(one);
+    infer_free(few);
+}
+
 /* A text is read in two stretches and then given token by token, whatever is guessed: the guesses
  * are the defined ones. Later it is taken back and read again. */
 static void check_guesses(const struct subject *s, const int32_t *text)
@@ -305,6 +325,15 @@ static void check_model(const char *name, enum stock_engine to, bool fitted)
         compare(&s, 0.7, seed, TEXT + 2, NULL);
     compare(&s, 1.3, 9, PROMPT + 7, NULL);
     check_guesses(&s, text);
+    check_bits(&s, text);
+    engine_free(s.g);
+    backend_close(s.b);
+    opt.exact = false; /* the kernels that chats run on */
+    CHECK_OK(backend_open(&s.b, "cpu", &opt, &e), e);
+    CHECK_OK(engine_new(&s.g, s.m, s.b, NULL, &e), e);
+    check_bits(&s, text);
+    for (uint64_t seed = 0; seed < 4; seed++)
+        compare(&s, seed ? 0.9 : 0, seed, TEXT + 2, NULL);
     engine_free(s.g);
     backend_close(s.b);
     model_free(s.m);

@@ -111,7 +111,7 @@ static const struct cli_option generate_options[] = {
     OPT_INT("--predict", "-n", "tokens to make (128)", predict, 0, 1e7),
     OPT_SAMPLING,
     OPT_FLAG("--ignore-eos", "go on after an end-of-text token", ignore_eos),
-    OPT_FLAG("--plain", "token by token, though the model could guess ahead", plain),
+    OPT_FLAG("--draft", "guess ahead with the model's prediction layer: the same text, other speed", draft),
     OPT_KV,
     OPT_ORIGINAL,
     OPT_END};
@@ -174,7 +174,7 @@ static const struct cli_option chat_options[] = {
     OPT_INT("--ctx", NULL, "context of each side (4096)", context, 2, 1e7),
     OPT_SAMPLING,
     OPT_FLAG("--forced", "the converted model scores the original's answer", forced),
-    OPT_FLAG("--plain", "token by token, though the model could guess ahead", plain),
+    OPT_FLAG("--draft", "guess ahead with the model's prediction layer: the same text, other speed", draft),
     OPT_ORIGINAL,
     OPT_END};
 static const struct cli_option bench_options[] = {

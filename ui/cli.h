@@ -37,7 +37,7 @@ struct cli_options {
     bool original, store, markdown;
     const char *to, *dtype, *engine, *svg, *shell, *preset;
     long long narrow_rank;
-    bool dry_run, force, no_check, fold_biases, mtp, plain, lines, man;
+    bool dry_run, force, no_check, fold_biases, mtp, draft, lines, man;
 };
 struct cli {
     const struct cli_command *command;

@@ -200,7 +200,7 @@ static int new_chats(struct talk *k, struct err *e)
             .max_tokens = o->predict < 0 ? 512 : (int)o->predict,
             .context = context,
             .mode = o->forced ? CHAT_FORCED : CHAT_FREE,
-            .plain = o->plain};
+            .draft = o->draft};
         rc = chat_new(&k->chat[i], k->w[i], k->both ? 2 : 1, cli_side(k->c, k->w[i]), &s, e);
         const struct chatfmt *format = rc ? NULL : workspace_chatfmt(k->w[i], e);
         if (format && chatfmt_note(format))

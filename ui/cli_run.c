@@ -188,7 +188,7 @@ static int prepare(struct cli *c, struct generation *g, struct err *e)
         rc = sampler_new(&g->sampler, &so, vocab, e);
     if (!rc)
         rc = infer_new(&g->timeline, engine, (int)total, kv, e);
-    return rc || c->o.plain ? rc : draft_new(&g->draft, engine, g->timeline, kv, e);
+    return rc || !c->o.draft ? rc : draft_new(&g->draft, engine, g->timeline, kv, e);
 }
 
 static bool is_end(const struct generation *g, const struct model_hparams *hp, int32_t id)
