@@ -9,13 +9,15 @@
 #include "kernels/pool.h"
 
 enum {
-    ATTN_QUERIES = 128, /* query rows a tile, at most */
-    ATTN_KEYS = 64,     /* keys a tile */
-    ATTN_NEAR = 32,     /* keys a tile that is widened once and read twice: it fits L1 */
-    ATTN_SLICE = 32,    /* keys that all heads take together: the cache is read in its order */
-    ATTN_MIN_KEYS = 64, /* a split has at least these */
-    ATTN_FEW = 12,      /* rows of a KV head up to which keys are not turned around */
-    ATTN_DIRECT = 3,    /* and up to which they are widened at each use */
+    ATTN_QUERIES = 256,    /* query rows a tile, at most */
+    ATTN_LEAST = 64,       /* and at least, where rows are so wide that … */
+    ATTN_FLOATS = 1 << 16, /* … queries, scores and sums would leave the second level */
+    ATTN_KEYS = 64,        /* keys a tile */
+    ATTN_NEAR = 32,        /* keys a tile that is widened once and read twice: it fits L1 */
+    ATTN_SLICE = 32,       /* keys that all heads take together: the cache is read in its order */
+    ATTN_MIN_KEYS = 64,    /* a split has at least these */
+    ATTN_FEW = 12,         /* rows of a KV head up to which keys are not turned around */
+    ATTN_DIRECT = 3,       /* and up to which they are widened at each use */
 };
 
 struct attn {
@@ -123,8 +125,10 @@ static void soften(const struct attn *a, const struct tile *w, int i, int n, int
         w->top[i] = top;
     }
     w->sum[i] += a->b->isa.exp_sum(s + from, to - from, w->top[i]);
-    memset(s, 0, (size_t)from * sizeof *s);
-    memset(s + to, 0, (size_t)(count - to) * sizeof *s);
+    if (from)
+        memset(s, 0, (size_t)from * sizeof *s);
+    if (to < count)
+        memset(s + to, 0, (size_t)(count - to) * sizeof *s);
 }
 
 static float *out_row(const struct attn *a, int row, int g)
@@ -292,7 +296,10 @@ static void run(struct attn *a)
     struct pool *pool = a->b->base.pool;
     int keys = a->past + a->T, threads = pool_threads(pool);
     int rows = a->T * a->heads;
-    a->queries = rows < ATTN_QUERIES ? rows : ATTN_QUERIES;
+    a->queries = ATTN_FLOATS / (a->dk + a->dv + ATTN_KEYS);
+    a->queries = a->queries < ATTN_LEAST ? ATTN_LEAST : a->queries;
+    a->queries = a->queries < ATTN_QUERIES ? a->queries : ATTN_QUERIES;
+    a->queries = rows < a->queries ? rows : a->queries;
     a->tiles = (rows + a->queries - 1) / a->queries;
     bool few = rows <= ATTN_FEW;
     a->keys = few && a->v == a->k && rows > ATTN_DIRECT ? ATTN_NEAR : ATTN_KEYS;

@@ -258,14 +258,16 @@ static void gemm(int m, int n, int k, const float *a, int lda, enum dtype type, 
 
 INLINE void widen_row(enum dtype type, const uint16_t *src, float *dst, int n)
 {
-    for (int i = 0; i < n; i += 8) {
-        if (i % 32 == 0)
-            _mm_prefetch((const char *)(src + i) + AHEAD_BYTES, _MM_HINT_T1);
-        if (n - i >= 8)
-            _mm256_storeu_ps(dst + i, load_as(type, src, (size_t)i));
-        else
-            store(dst + i, load_part(type, src, (size_t)i, n - i), (size_t)(n - i));
+    int i = 0;
+    for (; i + 32 <= n; i += 32) {
+        _mm_prefetch((const char *)(src + i) + AHEAD_BYTES, _MM_HINT_T1);
+        for (int j = i; j < i + 32; j += 8)
+            _mm256_storeu_ps(dst + j, load_as(type, src, (size_t)j));
     }
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(dst + i, load_as(type, src, (size_t)i));
+    if (i < n)
+        store(dst + i, load_part(type, src, (size_t)i, n - i), (size_t)(n - i));
 }
 
 static void widen(enum dtype type, int rows, int n, const void *src, int ld, float *dst)
@@ -375,10 +377,9 @@ static float max(const float *x, int n)
     int i = 0;
     for (; i + 8 <= n; i += 8)
         top = _mm256_max_ps(_mm256_loadu_ps(x + i), top);
-    float t[8], best = -INFINITY;
-    _mm256_storeu_ps(t, top);
-    for (int l = 0; l < 8; l++)
-        best = t[l] > best ? t[l] : best;
+    __m128 h = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
+    h = _mm_max_ps(h, _mm_movehl_ps(h, h));
+    float best = _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)));
     for (; i < n; i++)
         best = x[i] > best ? x[i] : best;
     return best;
