@@ -117,8 +117,9 @@ static inline bool cpu_is_super(enum dtype type)
     return type == DTYPE_Q4_K || type == DTYPE_Q5_K || type == DTYPE_Q6_K;
 }
 
-/* The block types that have packed kernels. The others become Q8_0 on their way: that adds about as
- * much error as the int8 activations, so exact backends dequantise them as they are needed. */
+/* The block types that have packed kernels. The others become Q8_0 on their way: Q5_0 and IQ4_NL
+ * exactly; with the rest that adds about as much error as the int8 activations, so exact backends
+ * dequantise them as they are needed. */
 static inline bool cpu_can_pack(enum dtype type)
 {
     return type == DTYPE_Q8_0 || type == DTYPE_Q4_0 || type == DTYPE_Q4_1 || cpu_is_super(type);

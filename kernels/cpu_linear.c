@@ -102,9 +102,14 @@ static void pack_group(void *arg, int g, int thread)
         const unsigned char *src = (const unsigned char *)w->m.data + (size_t)row * p->row_bytes;
         if (p->scratch) {
             float *numbers = (float *)(void *)(p->scratch + (size_t)thread * p->scratch_bytes);
-            dtype_to_f32(w->m.dtype, src, numbers, cols);
-            dtype_from_f32(w->type, numbers, numbers + cols, cols);
-            src = (const unsigned char *)(numbers + cols);
+            unsigned char *recoded = (unsigned char *)(numbers + cols);
+            if (dtype_is_q8_0(w->m.dtype)) {
+                dtype_as_q8_0(w->m.dtype, src, recoded, cols);
+            } else {
+                dtype_to_f32(w->m.dtype, src, numbers, cols);
+                dtype_from_f32(w->type, numbers, recoded, cols);
+            }
+            src = recoded;
         }
         unsigned char *to = w->packed + (size_t)g * w->group_bytes;
         if (cpu_is_super(w->type))
@@ -142,7 +147,8 @@ int cpu_weight_load(struct backend *base, const struct matrix *m, struct weight 
         return err_nomem(e, sizeof *w, "a weight");
     w->m = *m;
     w->type = cpu_can_pack(m->dtype) ? m->dtype : DTYPE_Q8_0;
-    bool blocks = dtype_traits(m->dtype)->block > 1, can = cpu_can_pack(m->dtype) || !b->exact;
+    bool blocks = dtype_traits(m->dtype)->block > 1,
+         can = cpu_can_pack(m->dtype) || dtype_is_q8_0(m->dtype) || !b->exact;
     size_t bytes = 0, all = cpu_group_bytes(w->type, m->cols) * (size_t)groups_of(w);
     bool wanted = blocks && can && b->isa.matmul_q;
     w->crowded = wanted && b->copies && b->copied + all > b->copies;

@@ -24,6 +24,13 @@ struct dtype_super {
 };
 void dtype_open_super(enum dtype type, const uint8_t *b, struct dtype_super *s);
 
+/* dst = n numbers of Q5_0 or IQ4_NL as Q8_0, exactly: they are a scale times small integers. */
+static inline bool dtype_is_q8_0(enum dtype type)
+{
+    return type == DTYPE_Q5_0 || type == DTYPE_IQ4_NL;
+}
+void dtype_as_q8_0(enum dtype type, const uint8_t *src, uint8_t *dst, size_t n);
+
 /* And writers: x has the block's 256 numbers. */
 void dtype_write_q4_k(const float *x, uint8_t *b);
 void dtype_write_q6_k(const float *x, uint8_t *b);

@@ -181,6 +181,25 @@ void dtype_read_iq4_nl(const uint8_t *b, float *y)
     by_level(b + 2, half_at(b), iq4, y);
 }
 
+void dtype_as_q8_0(enum dtype type, const uint8_t *src, uint8_t *dst, size_t n)
+{
+    size_t head = type == DTYPE_Q5_0 ? 6 : 2;
+    for (size_t b = 0; b < n / 32; b++, src += head + 16, dst += 34) {
+        const uint8_t *nibbles = src + head;
+        int8_t q[32];
+        for (int i = 0; i < 16; i++) {
+            q[i] = (int8_t)(nibbles[i] & 15);
+            q[16 + i] = (int8_t)(nibbles[i] >> 4);
+        }
+        uint32_t high = type == DTYPE_Q5_0 ? bits_at(src + 2) : 0;
+        for (int i = 0; i < 32; i++)
+            q[i] =
+                type == DTYPE_Q5_0 ? (int8_t)(q[i] + (int8_t)(high >> i & 1) * 16 - 16) : iq4[q[i]];
+        memcpy(dst, src, 2);
+        memcpy(dst + 2, q, sizeof q);
+    }
+}
+
 /* IQ4_XS: d, eight scales of 6 bits (2 bytes of high pairs, 4 bytes of low nibbles), then runs of
  * 32 as IQ4_NL. */
 void dtype_read_iq4_xs(const uint8_t *b, float *y)

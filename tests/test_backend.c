@@ -126,8 +126,9 @@ static void test_linear(struct pair *p, enum dtype type, int rows, int cols, int
     double limit = INT8_NMSE;
     if (type > DTYPE_Q4_1) {
         dtype_to_f32(type, data, w, (size_t)rows * cols);
-        bool own = type == DTYPE_Q4_K || type == DTYPE_Q5_K || type == DTYPE_Q6_K;
-        limit = own ? INT8_NMSE : RECODED_NMSE; /* super-blocks are packed as they are */
+        bool own = type == DTYPE_Q4_K || type == DTYPE_Q5_K || type == DTYPE_Q6_K ||
+                   type == DTYPE_Q5_0 || type == DTYPE_IQ4_NL;
+        limit = own ? INT8_NMSE : RECODED_NMSE; /* packed without rounding */
         limit *= energy(w, (size_t)rows * cols) * T / energy(y[0][0], n[0]);
     }
     for (int i = 0; i < 2; i++) {
