@@ -119,9 +119,10 @@ static void draw_loss(const struct conversion_report *r, struct screen *s, int y
     if (layout > 0)
         snprintf(grid, sizeof grid, " + layout %.0f%%", 100 * layout / both);
     screen_putf(s, y, in.x + 1, in.w - 2, ROLE_NORMAL,
-                "lost %s of attention (rope %.0f%%%s, rank %.0f%%), most in layer %d: %s",
-                percent(error / r->n_layer, mean), 100 * (rope - layout) / both, grid,
-                100 * rank / both, worst, percent(r->layer[worst].error, most));
+                "lost %s%s (rope %.0f%%%s, rank %.0f%%), most in layer %d: %s",
+                percent(error / r->n_layer, mean), in.w < 90 ? "" : " of attention",
+                100 * (rope - layout) / both, grid, 100 * rank / both, worst,
+                percent(r->layer[worst].error, most));
 }
 
 static void draw_result(const struct app *a, struct screen *s, struct rect in)
