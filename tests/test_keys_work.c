@@ -87,12 +87,32 @@ static bool noticed(struct app *a, struct screen *s, enum context where, int key
     return taken && seen(a, s) != before;
 }
 
+/* Two results of the conversion in use: a key may have made another one. */
+static void measure(struct app *a)
+{
+    a->j.eval.what = EVAL_WHAT_PPL;
+    test_app_press(a, "F5 f");
+    textbuf_set(&a->ask.text, "~/calib.txt");
+    test_app_press(a, "Enter x Ctrl-U 6 4 Enter n Ctrl-U 2 Enter r");
+    test_app_settle(a);
+    test_app_press(a, "x Ctrl-U 3 2 Enter r");
+    test_app_settle(a);
+    CHECK(a->eval.list.n == 2, "%zu results: %s", a->eval.list.n, a->message);
+}
+
 static void walk(struct app *a, struct screen *s, bool everything)
 {
     size_t n;
     const struct binding *table = keys_table(&n);
     char name[32];
-    for (size_t c = 0; c < N_CONTEXTS; c++)
+    for (size_t c = 0; c < N_CONTEXTS; c++) {
+        if (everything && contexts[c] == IN_EVAL) {
+            stand(a, s, IN_EVAL, AT_FIRST);
+            measure(a);
+        }
+        /* Keys take turns back: enough must be left to scroll. */
+        for (int i = 0; everything && i < 12 && (contexts[c] & (IN_TALK | IN_PROMPT)); i++)
+            CHECK(journal_add_turn(&a->j, "many\nlines\nto scroll"), "memory");
         for (size_t i = 0; i < n; i++) {
             if (!(table[i].where & contexts[c]))
                 continue;
@@ -109,6 +129,7 @@ static void walk(struct app *a, struct screen *s, bool everything)
             CHECK(times || here || !everything, "%s does nothing in %x (%s)",
                   keys_name(table[i].key[0], false, name), contexts[c], table[i].help);
         }
+    }
 }
 
 static void fill_workspace(struct app *a)
@@ -127,14 +148,61 @@ static void fill_workspace(struct app *a)
         test_app_press(a, "Enter");
         test_app_settle(a);
     }
-    a->j.eval.what = EVAL_WHAT_PPL;
-    test_app_press(a, "F5 f");
-    textbuf_set(&a->ask.text, "~/calib.txt");
-    test_app_press(a, "Enter x Ctrl-U 6 4 Enter n Ctrl-U 2 Enter r");
+    measure(a);
+}
+
+/* A range of layers takes a change together, and undo takes it back at once. */
+static void test_range(struct app *a, struct screen *s)
+{
+    stand(a, s, IN_RANKS, AT_FIRST);
+    const struct plan_layer *l = a->ranks.plan.layer;
+    int was[3] = {l[0].kv_lora_rank, l[1].kv_lora_rank, l[2].kv_lora_rank};
+    test_app_press(a, "Home Space Down <");
+    l = a->ranks.plan.layer;
+    CHECK(l[0].kv_lora_rank < was[0] && l[1].kv_lora_rank < was[1] && l[2].kv_lora_rank == was[2],
+          "%d %d %d", l[0].kv_lora_rank, l[1].kv_lora_rank, l[2].kv_lora_rank);
+    test_app_press(a, "z Esc");
+    l = a->ranks.plan.layer;
+    CHECK(l[0].kv_lora_rank == was[0] && l[1].kv_lora_rank == was[1] && !a->ranks.mark, "undone");
+}
+
+/* A second plan waits for the first; both are converted. Stopped, a waiting plan is in a file. */
+static void test_queue(struct app *a, struct screen *s)
+{
+    char path[512];
+    size_t made = a->j.conversions.n;
+    stand(a, s, IN_RANKS, AT_FIRST);
+    test_app_press(a, "< c F2 < c");
+    CHECK(a->convert.n_queue == 1, "%zu plans wait: %s", a->convert.n_queue, a->message);
     test_app_settle(a);
-    test_app_press(a, "x Ctrl-U 3 2 Enter r");
+    CHECK(a->j.conversions.n == made + 2, "%zu conversions were made", a->j.conversions.n - made);
+    stand(a, s, IN_RANKS, AT_FIRST);
+    test_app_press(a, "> c F2 > c F3 Esc");
     test_app_settle(a);
-    CHECK(a->eval.list.n == 2, "%zu results: %s", a->eval.list.n, a->message);
+    snprintf(path, sizeof path, "%s/data/plans/%s-1.plan.json", test_tmpdir(),
+             a->ranks.plan.model.name);
+    CHECK(a->convert.n_queue == 0 && file_exists(path), "%s: %s", path, a->message);
+}
+
+static void test_transcript(struct app *a, struct screen *s)
+{
+    char path[512], *text = NULL;
+    struct err e = {0};
+    stand(a, s, IN_PROMPT, AT_FIRST);
+    textbuf_set(&a->chat.prompt, "a needle in the hay");
+    test_app_press(a, "Enter");
+    test_app_settle(a);
+    textbuf_set(&a->chat.prompt, "needle");
+    test_app_press(a, "Ctrl-R");
+    CHECK(!strcmp(a->chat.prompt.text, "a needle in the hay"), "%s", a->chat.prompt.text);
+    textbuf_set(&a->chat.prompt, "/export ~/chat.md");
+    test_app_press(a, "Enter");
+    saver_flush(a->saver);
+    snprintf(path, sizeof path, "%s/chat.md", test_tmpdir());
+    CHECK(file_read(path, 1 << 20, &text, NULL, &e) == OK &&
+              strstr(text, "> a needle in the hay") && strstr(text, "**Original**"),
+          "%s %s", e.text, text ? text : "");
+    free(text);
 }
 
 int main(void)
@@ -169,7 +237,10 @@ int main(void)
     a = test_app_start(path, "cpu");
     a->clock_off = true;
     fill_workspace(a);
+    test_range(a, &s);
+    test_transcript(a, &s);
     walk(a, &s, true);
+    test_queue(a, &s);
     test_app_leave(a);
     screen_done(&s);
     return test_end("keys_work");

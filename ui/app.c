@@ -444,7 +444,10 @@ static bool list_request(struct app *a, enum request r)
             app_message(a, ROLE_WARN, "no model was found here: p types a path, r looks again");
         break;
     case REQ_PATH: ask_open(a, r, "open model (path or name)", "", true); break;
-    case REQ_SCAN: worker_submit(a->worker, &job_scan, scan_args()); break;
+    case REQ_SCAN:
+        worker_submit(a->worker, &job_scan, scan_args());
+        app_message(a, ROLE_DIM, "looking for models again");
+        break;
     default: return false;
     }
     *at = *at >= n ? n - 1 : *at;
