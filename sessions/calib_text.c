@@ -205,19 +205,20 @@ int calib_text_files(struct calib_text *out, const struct tokenizer *t,
     return OK;
 }
 
-/* The ids a sequence starts from: half of them BOS or a text start, half a chat turn if there is
- * such a token. Without a tokenizer BOS, and ids that differ. */
-static int32_t first_id(const struct tokenizer *t, const struct model_hparams *hp, int i)
+/* The ids that sequences start from, and lose: a quarter each of text starts and chat turns where
+ * there are such tokens, else any token, so that what is written is about anything. */
+static int32_t first_id(const struct tokenizer *t, const struct model_hparams *hp, int limit, int i,
+                        uint64_t seed)
 {
-    if (!t)
-        return hp->bos >= 0 && i % 2 == 0 ? hp->bos : (int32_t)((i * 7919LL + 13) % hp->vocab);
-    int32_t turn = tokenizer_find(t, "<|im_start|>", 12);
-    int32_t end = tokenizer_find(t, "<|endoftext|>", 13);
-    if (i % 2 && turn >= 0)
+    int32_t turn = t ? tokenizer_find(t, "<|im_start|>", 12) : -1;
+    int32_t start = t ? tokenizer_find(t, "<|endoftext|>", 13) : hp->bos;
+    if (t && start < 0)
+        start = tokenizer_bos(t);
+    if (i % 4 == 0 && start >= 0)
+        return start;
+    if (i % 4 == 1 && turn >= 0)
         return turn;
-    if (end >= 0)
-        return end;
-    return tokenizer_bos(t) >= 0 ? tokenizer_bos(t) : 0;
+    return (int32_t)((((uint64_t)i + 1) * 7919 + seed * 104729) % (uint64_t)limit);
 }
 
 struct writer {
@@ -269,12 +270,14 @@ static int write_batch(const struct engine *g, const struct tokenizer *t, int n,
                        uint64_t seed, const struct written *done, int32_t *out, struct err *e)
 {
     struct writer w;
-    int vocab = engine_model(g)->hp.vocab, limit = t ? least(vocab, tokenizer_size(t)) : vocab;
+    const struct model_hparams *hp = &engine_model(g)->hp;
+    int vocab = hp->vocab, limit = t ? least(vocab, tokenizer_size(t)) : vocab;
+    int lead = length < hp->context; /* a window begins anywhere in a text, not at its mark */
     int32_t now[SELF_BATCH];
-    int rc = writer_init(&w, g, n, length, seed, e);
+    int rc = writer_init(&w, g, n, length + lead, seed, e);
     for (int i = 0; i < n; i++)
-        out[(size_t)i * (size_t)length] = now[i] = first_id(t, &engine_model(g)->hp, i);
-    for (int at = 1; at < length && !rc; at++) {
+        out[(size_t)i * (size_t)length] = now[i] = first_id(t, hp, limit, i, seed);
+    for (int at = 1 - lead; at < length && !rc; at++) {
         if (!go_on(done, n, at, length)) {
             rc = err_set(e, ERR_CANCELLED, "calibration stopped");
             break;
