@@ -62,6 +62,17 @@ static int try_width(const struct search *s, struct search_result *out, int R, s
     return OK;
 }
 
+/* From the best so far in one direction, as long as it gets better. */
+static int walk(const struct search *s, struct search_result *out, int step, struct err *e)
+{
+    int best = -1, rc = OK;
+    while (!rc && out->n && best != out->best) {
+        best = out->best;
+        rc = try_width(s, out, out->trial[best].rope_dim + step, e);
+    }
+    return rc;
+}
+
 int search_rope(struct search_result *out, const struct engine *base,
                 const struct conversion_input *in, const struct rankplan *plan, int even,
                 const struct probe_text *text, const struct progress *p, struct err *e)
@@ -75,8 +86,11 @@ int search_rope(struct search_result *out, const struct engine *base,
     if (text->windows < 1)
         return err_set(e, ERR_ARG, "the calibration text has nothing to hold back: give more text");
     s.even = even > most ? most : even;
-    for (int i = 1; i <= 6 && !rc; i++) /* quarters of a head, up to one and a half */
+    int usual = (even + d / 2) / d; /* a quarter of the cache, in quarters of a head */
+    for (int i = usual < 1 ? 1 : usual; i >= 1 && !rc && !out->n; i--)
         rc = try_width(&s, out, i * d / 4, e);
+    for (int side = 1; side >= -1 && !rc; side -= 2)
+        rc = walk(&s, out, side * d / 4, e);
     int centre = out->trial[out->best].rope_dim;
     for (int side = -1; side <= 1 && !rc && out->n; side += 2)
         rc = try_width(&s, out, centre + side * d / 8, e);

@@ -18,8 +18,8 @@ struct search_result {
     } trial[SEARCH_MAX];
     int best; /* index into trial */
 };
-/* Tries rope widths at `even` numbers a layer (r + R) with plan's method, layout and steps: coarse
- * ones, then the neighbours of the best. in: base, stats and pool. Cancelled, the best of what was
+/* Tries rope widths at `even` numbers a layer (r + R) with plan's method, layout and steps: from a
+ * quarter of them uphill in coarse steps, then the neighbours of the best. in: base, stats and pool. Cancelled, the best of what was
  * tried stands; ERR_CANCELLED only when nothing was. */
 int search_rope(struct search_result *out, const struct engine *base,
                 const struct conversion_input *in, const struct rankplan *plan, int even,
