@@ -153,7 +153,7 @@ static void eigenvectors(const float *x, bool fold, bool rounded, double *u)
         for (int i = 0; i < BLOCK * N; i++)
             row[i] = rounded ? tf32(from[i]) : from[i];
         memset(part, 0, sizeof part);
-        linalg_ssyrk_add(N, BLOCK, row, N, part, N);
+        linalg_ssyrk_add(NULL, N, BLOCK, row, N, part, N);
         for (int i = 0; i < N; i++)
             for (int j = i; j < N; j++) {
                 double sum = part[i * N + j];
