@@ -89,8 +89,10 @@ static int check_space(struct export_job *j, struct err *e)
 {
     char *dir = path_parent(j->o->path), needs[32], has[32];
     struct statvfs fs;
-    int rc = dir ? OK : err_nomem(e, strlen(j->o->path), "a path");
-    if (!rc && !file_is_dir(dir))
+    int rc = OK;
+    if (!dir)
+        return err_nomem(e, strlen(j->o->path), "a path");
+    if (!file_is_dir(dir))
         rc = err_set(e, ERR_IO, "%s: the folder %s is not there", j->o->path, dir);
     if (!rc && access(dir, W_OK | X_OK))
         rc = err_errno(e, "%s: cannot write into %s", j->o->path, dir);
