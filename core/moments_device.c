@@ -393,7 +393,8 @@ int moments_device_collect(struct moments_device *m, struct err *e)
     if (!host)
         return err_nomem(e, most * sizeof *host, "calibration statistics");
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        m->b->ops->get(m->b, host, all[i].from, all[i].n * sizeof *host);
+        if (all[i].n)
+            m->b->ops->get(m->b, host, all[i].from, all[i].n * sizeof *host);
         if (all[i].to)
             add_to(all[i].to, host, all[i].n);
         else if (all[i].from == m->m)

@@ -35,7 +35,7 @@ static inline float exp_f32(float x)
     union {
         int32_t bits;
         float scale;
-    } two = {.bits = (n + 127) * (1 << 23)};
+    } two = {.bits = (int32_t)((uint32_t)(n + 127) << 23)};
     return x < -87.0f ? 0.0f : p * two.scale;
 }
 

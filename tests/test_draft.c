@@ -46,9 +46,11 @@ static void make_export(const char *name, enum stock_engine to, bool fitted, con
     static const enum stock_engine refuse[] = {STOCK_SGLANG, STOCK_GGUF};
     for (size_t i = 0; i < 2; i++) {
         x.to = refuse[i];
-        CHECK(workspace_export(w, &x, NULL, &r, &e) == ERR_UNSUPPORTED &&
+        struct export_report refused = {0};
+        CHECK(workspace_export(w, &x, NULL, &refused, &e) == ERR_UNSUPPORTED &&
                   (strstr(e.text, "--mtp") || strstr(e.text, "--fold-biases")),
               "%s", e.text);
+        export_report_done(&refused);
     }
     export_report_done(&r);
     rankplan_done(&plan);
