@@ -33,8 +33,8 @@ const uint8_t *cursor_take(struct cursor *c, size_t n, const char *what)
     if (c->status)
         return NULL;
     if (n > c->size - c->at) {
-        cursor_fail(c, ERR_FORMAT, "%s needs %zu bytes, but only %zu of %zu are left (cut short?)", what, n,
-                    c->size - c->at, c->size);
+        cursor_fail(c, ERR_FORMAT, "%s needs %zu bytes, but only %zu of %zu are left (cut short?)",
+                    what, n, c->size - c->at, c->size);
         return NULL;
     }
     const uint8_t *p = c->data + c->at;
@@ -64,8 +64,8 @@ size_t cursor_count(struct cursor *c, size_t min_bytes, const char *what)
 {
     uint64_t n = cursor_u64(c, what);
     if (n > cursor_left(c) / min_bytes) {
-        cursor_fail(c, ERR_FORMAT, "%s of %llu does not fit into the %zu bytes left (cut short?)", what,
-                    (unsigned long long)n, cursor_left(c));
+        cursor_fail(c, ERR_FORMAT, "%s of %llu does not fit into the %zu bytes left (cut short?)",
+                    what, (unsigned long long)n, cursor_left(c));
         return 0;
     }
     return (size_t)n;

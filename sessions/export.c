@@ -427,7 +427,8 @@ int workspace_export(struct workspace *w, const struct export_options *options,
     struct export_options o = *options;
     *out = (struct export_report){0};
     if (!workspace_conversion(w, &plan, &result, e))
-        return err_set(e, ERR_ARG, "nothing is converted yet: export takes a folder that convert wrote");
+        return err_set(e, ERR_ARG,
+                       "nothing is converted yet: export takes a folder that convert wrote");
     char *path = without_slashes(o.path);
     o.path = path;
     struct export_job j = {.model = workspace_model(w, SIDE_CONVERTED),

@@ -28,7 +28,8 @@
 #define TAPE_BYTES ((size_t)1 << 30)
 #define MATCHES_TO_KEEP 1e-9 /* a KL this much better counts as progress */
 
-double heal_rate(double kl, long long tokens)
+/* The rate for a loss of this size (method: section 9) and a budget. */
+static double rate_for(double kl, long long tokens)
 {
     /* 1e-4 at .2 and 1e-3 at 1, a power law between and below, for ten thousand tokens. What a
      * larger rate spoils first, a longer run wins back and more: at KL .37, 3e-4 was best for
@@ -305,9 +306,9 @@ static double rate_now(const struct heal *h)
     double left = 0.5 + 0.5 * cos(3.14159265358979 * used(h));
     if (!(base > 0)) /* by the size of the loss, smaller as it falls */
         base =
-            heal_rate(h->s.loss_weight > 0 ? fmin(h->s.kl_before, h->s.loss_avg / h->s.loss_weight)
-                                           : h->s.kl_before,
-                      expected_tokens(&h->o));
+            rate_for(h->s.loss_weight > 0 ? fmin(h->s.kl_before, h->s.loss_avg / h->s.loss_weight)
+                                          : h->s.kl_before,
+                     expected_tokens(&h->o));
     return base * warm * left * h->s.scale;
 }
 

@@ -66,7 +66,5 @@ void heal_report_done(struct heal_report *r);
 char *heal_unfinished(const char *dir);
 /* Removes an unfinished run's checkpoint; the best that it reached stays. */
 void heal_forget(const char *dir);
-/* The rate for a loss of this size (method: section 9) and a budget. */
-double heal_rate(double kl, long long tokens);
 
 #endif

@@ -17,10 +17,8 @@
 static int second_pass(struct workspace *w, const struct rankplan *plan, double **c,
                        const struct progress *p, struct err *e)
 {
-    struct conversion_input in = {.base = w->base,
-                                  .stats = w->stats,
-                                  .pool = w->backend->pool,
-                                  .device = w->backend};
+    struct conversion_input in = {
+        .base = w->base, .stats = w->stats, .pool = w->backend->pool, .device = w->backend};
     struct rankplan narrow = {0};
     struct conversion *partial = NULL;
     struct engine *g = NULL;

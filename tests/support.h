@@ -42,5 +42,7 @@ double test_normal(uint64_t *state);
 double test_rel_error(const float *a, const float *b, size_t n);
 /* |a-b|² / |b|². */
 double test_nmse(const float *a, const float *b, size_t n);
+/* The largest difference, relative to the largest |b|. */
+double test_gap(const double *a, const double *b, size_t n);
 
 #endif

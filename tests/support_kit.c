@@ -108,3 +108,13 @@ double test_nmse(const float *a, const float *b, size_t n)
     }
     return gap / (sum + 1e-300);
 }
+
+double test_gap(const double *a, const double *b, size_t n)
+{
+    double gap = 0, top = 0;
+    for (size_t i = 0; i < n; i++) {
+        gap = fmax(gap, fabs(a[i] - b[i]));
+        top = fmax(top, fabs(b[i]));
+    }
+    return gap / top;
+}

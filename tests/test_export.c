@@ -325,8 +325,8 @@ static void check_families(void)
     }
 }
 
-/* Biases for engines without: the export is exactly the folded model, and what folding cost is told;
- * queries can be narrowed on top. */
+/* Biases for engines without: the export is exactly the folded model, and what folding cost is
+ * told; queries can be narrowed on top. */
 static void check_folded(enum stock_engine engine, int narrow)
 {
     struct err e = {0};

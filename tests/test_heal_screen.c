@@ -1,13 +1,10 @@
 /* Healing on screen 3, driven by keys on a tiny model: the question and its refusals, the run,
  * pause and going on, stop, undo. What the screens say is looked for, not compared as a whole:
  * figures come and go with the method. */
-#include <fcntl.h>
-#include <unistd.h>
-
 #include "core/file.h"
 #include "tests/support.h"
 #include "tests/support_models.h"
-#include "ui/ui.h"
+#include "tests/support_screens.h"
 
 static const char script[] = "clock off\n"
                              "wait idle\n"
@@ -86,7 +83,7 @@ int main(void)
 {
     struct err e = {0};
     struct test_model_spec spec = test_model_small();
-    char path[600], model[600], keys[600], out[600], *text = NULL;
+    char path[600], model[600], keys[600];
     snprintf(path, sizeof path, "%s/home", test_tmpdir());
     setenv("HOME", path, 1);
     setenv("MLATHE_HOME", path, 1);
@@ -94,21 +91,10 @@ int main(void)
     snprintf(path, sizeof path, "%s/home/text.txt", test_tmpdir());
     snprintf(model, sizeof model, "%s/tiny.gguf", test_tmpdir());
     snprintf(keys, sizeof keys, "%s/heal.keys", test_tmpdir());
-    snprintf(out, sizeof out, "%s/out", test_tmpdir());
     write_text(path);
     CHECK(test_model_write_gguf(model, &spec) == 0, "no model");
     CHECK_OK(file_save(keys, script, strlen(script), &e), e);
-    struct ui_options o = {.model = model, .device = "cpu", .threads = 1, .script = keys};
-    fflush(stdout);
-    int saved = dup(STDOUT_FILENO), to = open(out, O_RDWR | O_CREAT | O_TRUNC, 0600);
-    dup2(to, STDOUT_FILENO);
-    int rc = ui_run(&o, &e);
-    fflush(stdout);
-    dup2(saved, STDOUT_FILENO);
-    close(saved);
-    close(to);
-    CHECK(rc == 0, "%s", e.text);
-    CHECK_OK(file_read(out, 8 << 20, &text, NULL, &e), e);
+    char *text = screens_play(keys, model);
     if (text) {
         shot_says(text, "none", "nothing to heal yet");
         shot_says(text, "refused", "say 10 (minutes), 50000 tokens, or kl 0.3");

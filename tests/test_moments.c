@@ -81,16 +81,6 @@ static void naive_head(const struct input *in, int h, double *cko, double *cv, d
     }
 }
 
-static double worst(const double *a, const double *b, int n)
-{
-    double gap = 0, top = 0;
-    for (int i = 0; i < n; i++) {
-        gap = fmax(gap, fabs(a[i] - b[i]));
-        top = fmax(top, fabs(b[i]));
-    }
-    return gap / top;
-}
-
 /* ψ of head h for query a and key n of the first window. */
 static void features(const struct input *in, const struct moments *m, int h, int a, int n,
                      double *out)
@@ -136,7 +126,7 @@ static void check_phase(const struct input *in, const struct moments *m, int h, 
     }
     CHECK(moments_features(&m->shape) == F, "%d features", moments_features(&m->shape));
     /* keys with weights below 1e-5 are left out, sums are fp32 */
-    CHECK(worst(got, want, F * F) < 1e-3, "phase of head %d: %g", h, worst(got, want, F * F));
+    CHECK(test_gap(got, want, F * F) < 1e-3, "phase of head %d: %g", h, test_gap(got, want, F * F));
 }
 
 static void check_moments(const struct input *in, const struct moments *m)
@@ -146,21 +136,22 @@ static void check_moments(const struct input *in, const struct moments *m)
     for (int row = 0; row < W * T; row++)
         for (int i = 0; i < N * N; i++)
             c[i] += z_at(in, row, i / N) * z_at(in, row, i % N) / (W * T);
-    CHECK(worst(m->c, c, N * N) < 1e-5, "E[zz']"); /* fp32 block sums */
+    CHECK(test_gap(m->c, c, N * N) < 1e-5, "E[zz']"); /* fp32 block sums */
     for (int h = 0; h < H; h++) {
         double cvi = 0, mh[d * d] = {0};
         memset(cko, 0, N * N * sizeof *cko);
         memset(cv, 0, N * N * sizeof *cv);
         naive_head(in, h, cko, cv, &cvi);
         moments_unpack(m->cko, N, h, full);
-        CHECK(worst(full, cko, N * N) < 1e-4, "CKo of head %d: %g", h, worst(full, cko, N * N));
+        CHECK(test_gap(full, cko, N * N) < 1e-4, "CKo of head %d: %g", h,
+              test_gap(full, cko, N * N));
         moments_unpack(m->cv, N, h, full);
-        CHECK(worst(full, cv, N * N) < 1e-5, "CV of head %d", h);
+        CHECK(test_gap(full, cv, N * N) < 1e-5, "CV of head %d", h);
         CHECK(fabs(m->cvi[h] - cvi) < 1e-5 * cvi, "CVi of head %d: %g, %g", h, m->cvi[h], cvi);
         for (int row = 0; row < W * T; row++)
             for (int i = 0; i < d * d; i++)
                 mh[i] += (double)in->q[row][h * d + i / d] * in->q[row][h * d + i % d] / (W * T);
-        CHECK(worst(m->m + h * d * d, mh, d * d) < 1e-5, "M of head %d", h);
+        CHECK(test_gap(m->m + h * d * d, mh, d * d) < 1e-5, "M of head %d", h);
         check_phase(in, m, h, 4);
     }
     free(full);

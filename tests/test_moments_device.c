@@ -56,25 +56,15 @@ static double gap(const float *a, const float *b, size_t n)
     return most / top;
 }
 
-static double gap_double(const double *a, const double *b, size_t n)
-{
-    double most = 0, top = 0;
-    for (size_t i = 0; i < n; i++) {
-        most = fmax(most, fabs(a[i] - b[i]));
-        top = fmax(top, fabs(b[i]));
-    }
-    return most / top;
-}
-
 static void compare(const struct moments *got, const struct moments *want, const char *name)
 {
     const struct moments_shape *s = &want->shape;
     size_t w = (size_t)moments_width(s), all = (size_t)moments_groups(s) * (w * (w + 1) / 2);
-    double error[] = {gap_double(got->c, want->c, w * w),
-                      gap_double(got->m, want->m, H * d * d),
+    double error[] = {test_gap(got->c, want->c, w * w),
+                      test_gap(got->m, want->m, H * d * d),
                       gap(got->cko, want->cko, all),
                       gap(got->cv, want->cv, all),
-                      gap_double(got->cvi, want->cvi, H),
+                      test_gap(got->cvi, want->cvi, H),
                       s->affine ? gap(got->key, want->key, G * d * (G * d + 1) / 2) : 0};
     static const char *const part[] = {"c", "m", "cko", "cv", "cvi", "key"};
     CHECK(got->tokens == want->tokens, "%s: %g tokens", name, got->tokens);

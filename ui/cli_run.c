@@ -18,7 +18,8 @@ static int check_ids(const struct ids *ids, int vocab, struct err *e)
         return err_set(e, ERR_ARG, "no tokens: give at least one");
     for (size_t i = 0; i < ids->n; i++)
         if (ids->v[i] < 0 || ids->v[i] >= vocab)
-            return err_set(e, ERR_ARG, "id %d: the model has %d tokens: ids are counted from 0", ids->v[i], vocab);
+            return err_set(e, ERR_ARG, "id %d: the model has %d tokens: ids are counted from 0",
+                           ids->v[i], vocab);
     return OK;
 }
 

@@ -274,7 +274,8 @@ int keymap_set(struct keymap *m, const char *name, const char *words, struct err
     while (r < REQ_COUNT && strcmp(request_names[r], name) != 0)
         r++;
     if (r == REQ_COUNT)
-        return err_set(e, ERR_FORMAT, "no action is called %s (the settings file lists them)", name);
+        return err_set(e, ERR_FORMAT, "no action is called %s (the settings file lists them)",
+                       name);
     for (const char *at = words; *(at += strspn(at, " \t"));) {
         char word[32];
         size_t len = strcspn(at, " \t");
