@@ -28,6 +28,8 @@ struct chat_stats { /* of one side, this turn unless said otherwise */
 struct chat_compare {
     int first_difference; /* token index of the answer where the sides part (forced mode: where
                            * the converted side's best token is another one); -1: none so far */
+    double margin;        /* there, in the original's eyes: probability of the token it took, less
+                           * that of the converted side's; near 0: it was a tie. NAN: none yet */
     double kl_mean;       /* over compared tokens (the same context on both sides) */
     double agreement;     /* share of compared tokens with the same top-1 */
     int compared;

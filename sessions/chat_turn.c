@@ -143,6 +143,17 @@ static int advance(struct turn_run *r, int s, int32_t id, struct err *e)
     return rc;
 }
 
+/* Notes that the sides part at token `at` of the answer, where they take a and b. */
+static void part(struct turn_run *r, int at, int32_t a, int32_t b)
+{
+    const struct chat_line *l = r->c->line;
+    if (r->compare.first_difference >= 0)
+        return;
+    r->compare.first_difference = at;
+    r->compare.margin = exp(-metrics_nll(l[0].logits, l[0].vocab, a)) -
+                        exp(-metrics_nll(l[0].logits, l[0].vocab, b));
+}
+
 static void compare(struct turn_run *r)
 {
     const struct chat_line *l = r->c->line;
@@ -152,8 +163,8 @@ static void compare(struct turn_run *r)
     r->agreed += m.top_p == m.top_q;
     r->compare.kl_mean = r->kl_sum / r->compare.compared;
     r->compare.agreement = (double)r->agreed / r->compare.compared;
-    if (r->forced && m.top_p != m.top_q && r->compare.first_difference < 0)
-        r->compare.first_difference = r->compare.compared - 1;
+    if (r->forced && m.top_p != m.top_q)
+        part(r, r->compare.compared - 1, m.top_p, m.top_q);
 }
 
 /* How much probability the converted side lost on the original's token. */
@@ -187,7 +198,7 @@ static void send_stats(struct turn_run *r)
 /* One token on every live side. A side that ends (token −1) parts from one that goes on. */
 static int round_of_tokens(struct turn_run *r, struct err *e)
 {
-    int32_t id[2] = {-1, -1};
+    int32_t id[2] = {-1, -1}, taken[2] = {-1, -1}; /* id: −1 at an end */
     double lost = 0;
     int rc = OK, limit = workspace_vocab_limit(r->c->w);
     if (r->same)
@@ -200,14 +211,14 @@ static int round_of_tokens(struct turn_run *r, struct err *e)
                     ? id[0]
                     : sampler_next(r->sampler[s], r->c->line[s].logits, limit);
         r->decode_sec[s] += clock_now() - start;
+        taken[s] = id[s];
         if (id[s] >= 0 && tokenizer_is_eos(r->tokenizer, id[s]))
             id[s] = -1;
     }
     if (r->forced && id[0] >= 0)
         lost = probability_lost(r, id[0]);
     if (r->live[0] && r->live[1] && !r->forced && id[0] != id[1]) {
-        if (r->compare.first_difference < 0)
-            r->compare.first_difference = r->stats[0].tokens;
+        part(r, r->stats[0].tokens, taken[0], taken[1]);
         r->same = false;
     }
     for (int s = 0; s < 2 && !rc; s++) {
@@ -263,6 +274,7 @@ static int begin(struct turn_run *r, const char *prompt, struct err *e)
     if (!(r->turn.prompt = mem_strdup(prompt)))
         return err_nomem(e, strlen(prompt), "the prompt");
     r->compare.first_difference = -1;
+    r->compare.margin = NAN;
     r->forced = c->settings.mode == CHAT_FORCED && c->active[0] && c->active[1];
     int rc = OK;
     for (int s = 0; s < 2 && !rc; s++) {

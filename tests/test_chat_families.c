@@ -160,12 +160,18 @@ static void talk(struct workspace *w, size_t family)
         CHECK_OK(chat_turn(c, t ? "And then?" : "Hello, who are you?", &sink, &e), e);
         const int32_t *a = chat_answer_ids(c, t, 0, &n), *b = chat_answer_ids(c, t, 1, &m);
         bool same = n == m && (!n || !memcmp(a, b, (size_t)n * sizeof *a));
-        CHECK(same && seen.first_difference == -1, "%s turn %d: the sides part at %d", name, t,
-              seen.first_difference);
-        /* The caches hold halves: what lies in them differs by rounding, the answers do not. */
+        /* The caches hold halves, and what lies in them differs by rounding: only where the
+         * original itself wavers may that choose another token. */
+        bool tie = seen.first_difference >= 0 && seen.margin < 0.01;
+        CHECK(tie || (same && seen.first_difference == -1),
+              "%s turn %d: the sides part at %d by %g", name, t, seen.first_difference,
+              seen.margin);
         CHECK(seen.compared > 0 && seen.kl_mean < 1e-3, "%s: KL %g over %d", name, seen.kl_mean,
               seen.compared);
-        printf("%-16s turn %d: %2d tokens, KL %.1e\n", name, t, n, seen.kl_mean);
+        printf("%-16s turn %d: %2d tokens, KL %.1e%s\n", name, t, n, seen.kl_mean,
+               tie ? ", a tie" : "");
+        if (tie) /* what they were asked next was another conversation */
+            break;
     }
     CHECK_OK(chat_system(c, "Be brief.", &e), e);
     int rc = chat_turn(c, "Once more", &sink, &e);

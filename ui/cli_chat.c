@@ -61,6 +61,7 @@ static void add_compare(cJSON *o, const struct chat_compare *m)
 {
     cJSON *v = cJSON_AddObjectToObject(o, "compare");
     cJSON_AddNumberToObject(v, "first_difference", m->first_difference);
+    cli_json_add(v, "margin", m->margin);
     cli_json_add(v, "kl_mean", m->compared ? m->kl_mean : NAN);
     cli_json_add(v, "agreement", m->compared ? m->agreement : NAN);
     cJSON_AddNumberToObject(v, "compared", m->compared);
