@@ -56,9 +56,10 @@ struct cpu_isa {
     void (*add)(float *y, const float *x, size_t n);
     /* The packed formats; NULL where weights are used as the file has them. */
     void (*quantise)(const float *x, int n, int8_t *q, float *scale, float *sum);
-    /* y[T][8 rows of the group] (ldy apart), rows beyond the matrix are not written. */
-    void (*matmul_q)(const struct weight *w, int group, const struct cpu_quants *x, int t0, int T,
-                     float *y, int ldy, bool add);
+    /* y[T][8 rows of each group from ≤ g < to] (ldy apart); rows beyond the matrix are not written.
+     * Every number is the same, bit for bit, whatever the T and the range it is computed in. */
+    void (*matmul_q)(const struct weight *w, int from, int to, const struct cpu_quants *x, int t0,
+                     int T, float *y, int ldy, bool add);
     void (*matmul_f)(const struct weight *w, int group, const float *x, int T, float *y, int ldy,
                      bool add);
     /* dst[cols][ld] columns 0 … 7 = the rows of a group. */

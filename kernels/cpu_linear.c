@@ -264,10 +264,9 @@ static void run_quants(const struct linear *l, int i, int from, int to)
     const struct weight *w = l->w[i];
     for (int t = 0; t < l->T; t += LINEAR_TOKENS) {
         int nt = l->T - t < LINEAR_TOKENS ? l->T - t : LINEAR_TOKENS;
-        for (int g = from; g < to; g++)
-            l->b->isa.matmul_q(w, g, &l->quants, t, nt,
-                               l->y[i] + (size_t)t * w->m.rows + (size_t)g * CPU_GROUP, w->m.rows,
-                               l->add);
+        l->b->isa.matmul_q(w, from, to, &l->quants, t, nt,
+                           l->y[i] + (size_t)t * w->m.rows + (size_t)from * CPU_GROUP, w->m.rows,
+                           l->add);
     }
 }
 

@@ -173,8 +173,8 @@ INLINE void tile_q(const struct group *g, const struct cpu_quants *x, int t, int
     }
 }
 
-static void matmul_q(const struct weight *w, int index, const struct cpu_quants *x, int t0, int T,
-                     float *y, int ldy, bool plus)
+INLINE void group_q(const struct weight *w, int index, const struct cpu_quants *x, int t0, int T,
+                    float *y, int ldy, bool plus)
 {
     struct group g = open_group(w, index);
     int t = 0;
@@ -184,6 +184,22 @@ static void matmul_q(const struct weight *w, int index, const struct cpu_quants 
         tile_q(&g, x, t0 + t, 2, y + (size_t)t * ldy, ldy, plus);
     if (t < T)
         tile_q(&g, x, t0 + t, 1, y + (size_t)t * ldy, ldy, plus);
+}
+
+#ifdef CPU_VNNI
+#include "kernels/cpu_quant_pair.h"
+#endif
+
+static void matmul_q(const struct weight *w, int from, int to, const struct cpu_quants *x, int t0,
+                     int T, float *y, int ldy, bool plus)
+{
+    int g = from;
+#ifdef CPU_VNNI
+    for (; pairs_q(w) && T >= PAIR_TOKENS && g + 2 <= to; g += 2, y += 2 * CPU_GROUP)
+        pair_q(w, g, x, t0, T, y, ldy, plus);
+#endif
+    for (; g < to; g++, y += CPU_GROUP)
+        group_q(w, g, x, t0, T, y, ldy, plus);
 }
 
 #ifndef CPU_VNNI

@@ -167,6 +167,29 @@ static void test_linears(struct pair *p)
         }
 }
 
+/* Packed weights give each row of activations the same numbers, bit by bit, alone and among others:
+ * passes over guessed tokens rely on it. */
+static void test_alone(struct pair *p)
+{
+    enum { ROWS = 45, COLS = 256, T = 21 };
+    float *w = numbers(p, ROWS * COLS, 0.05), *x = numbers(p, T * COLS, 1);
+    for (int type = DTYPE_BF16 + 1; type < DTYPE_COUNT && !p->exact; type++) {
+        void *data = as_type((enum dtype)type, w, ROWS * COLS);
+        struct weight *weight = load(p->b, data, (enum dtype)type, ROWS, COLS);
+        float *all = nans(T * ROWS), *one = nans(ROWS);
+        p->b->ops->linear(p->b, 1, (const struct weight *const *)&weight, &all, x, T, false);
+        for (int t = 0; t < T; t++) {
+            p->b->ops->linear(p->b, 1, (const struct weight *const *)&weight, &one,
+                              x + (size_t)t * COLS, 1, false);
+            CHECK(!memcmp(one, all + (size_t)t * ROWS, sizeof *one * ROWS), "%s: %s, row %d alone",
+                  p->name, dtype_traits((enum dtype)type)->name, t);
+        }
+        p->b->ops->weight_free(p->b, weight);
+        free(data), free(all), free(one);
+    }
+    free(w), free(x);
+}
+
 /* A file may place a tensor at an odd address. */
 static void test_odd_address(struct pair *p)
 {
@@ -431,6 +454,7 @@ static void test_backend(const char *name, struct backend_options opt)
         strcat(p.name, opt.exact ? ", exact" : "");
         printf("%s\n", p.name);
         test_linears(&p);
+        test_alone(&p);
         test_odd_address(&p);
         test_embed(&p);
         test_attention(&p);
