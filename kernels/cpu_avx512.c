@@ -1,7 +1,7 @@
-/* Kernels for AVX-512 (F, BW, DQ, VL, VNNI): the products and what attention does between them in
- * vectors of 16, bytes multiplied in one instruction. The rest stays as AVX2 has it. Products keep
- * 24 sums in registers: 3 rows × 8 rows for dot products, 6 × 64 outer products otherwise. Every
- * row of a result is summed in an order that does not depend on the number of rows. */
+/* Kernels for AVX-512 (F, BW, DQ, VL): the fp32 products and what attention does between them in
+ * vectors of 16. The rest stays as AVX2 has it. Products keep 24 sums in registers: 3 rows × 8 rows
+ * for dot products, 6 × 64 outer products otherwise. Every row of a result is summed in an order
+ * that does not depend on the number of rows. */
 #ifdef __x86_64__
 #include <immintrin.h>
 #include <math.h>
@@ -245,8 +245,8 @@ static float max(const float *x, int n)
 {
     __m512 top = _mm512_set1_ps(-INFINITY);
     for (int i = 0; i < n; i += 16)
-        top = _mm512_mask_max_ps(top, first16(n - i),
-                                 _mm512_maskz_loadu_ps(first16(n - i), x + i), top);
+        top = _mm512_mask_max_ps(top, first16(n - i), _mm512_maskz_loadu_ps(first16(n - i), x + i),
+                                 top);
     return _mm512_reduce_max_ps(top);
 }
 
@@ -267,25 +267,9 @@ static void scale(float *y, const float *x, int n, float factor)
     __m512 f = _mm512_set1_ps(factor);
     for (int i = 0; i < n; i += 16) {
         __mmask16 mask = first16(n - i);
-        _mm512_mask_storeu_ps(y + i, mask,
-                              _mm512_mul_ps(f, _mm512_maskz_loadu_ps(mask, x + i)));
+        _mm512_mask_storeu_ps(y + i, mask, _mm512_mul_ps(f, _mm512_maskz_loadu_ps(mask, x + i)));
     }
 }
-
-/* --- packed weights --- */
-
-INLINE __m256 load(const float *p, size_t left)
-{
-    return _mm256_maskz_loadu_ps((__mmask8)(left >= 8 ? 255 : (1u << left) - 1), p);
-}
-
-INLINE void store(float *p, __m256 v, size_t left)
-{
-    _mm256_mask_storeu_ps(p, (__mmask8)(left >= 8 ? 255 : (1u << left) - 1), v);
-}
-
-#define CPU_VNNI
-#include "kernels/cpu_quant.h"
 
 void cpu_avx512_use(struct cpu_isa *isa)
 {
@@ -296,6 +280,6 @@ void cpu_avx512_use(struct cpu_isa *isa)
     isa->max = max;
     isa->exp_sum = exp_sum;
     isa->scale = scale;
-    isa->matmul_q = matmul_q;
+    cpu_avx512_use_packed(isa);
 }
 #endif
