@@ -93,23 +93,11 @@ static void cpu_describe(const struct backend *base, char *text, size_t size)
 {
     int threads = pool_threads(base->pool);
     const struct cpu *b = (const struct cpu *)base;
-    int n = snprintf(text, size, "cpu, %d thread%s, %s", threads, threads == 1 ? "" : "s",
-                     b->isa.name);
+    int n =
+        snprintf(text, size, "cpu, %d thread%s, %s", threads, threads == 1 ? "" : "s", b->isa.name);
     if (b->in_place && n > 0 && (size_t)n < size) /* slower: the packed kernels need a copy */
         snprintf(text + n, size - (size_t)n, ", %d weights read from the file for want of memory",
                  b->in_place);
-}
-
-static void *cpu_alloc(struct backend *b, size_t bytes)
-{
-    (void)b;
-    return mem_aligned(bytes, 1);
-}
-
-static void cpu_free(struct backend *b, void *p)
-{
-    (void)b;
-    free(p);
 }
 
 static void cpu_copy(struct backend *b, void *dst, const void *src, size_t bytes)

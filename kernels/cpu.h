@@ -11,22 +11,26 @@
 enum {
     CPU_GROUP = 8,  /* rows of a packed group */
     CPU_BLOCK = 32, /* numbers a quantised block */
-    CPU_PANEL = 16, /* rows dequantised at a time for the fp32 product */
+    CPU_PANEL = 32, /* rows dequantised at a time for the fp32 product */
     CPU_FEW = 12,   /* rows of activations up to which numbers are converted at each use */
 };
 
+struct cpu_slab;
 struct weight {
     struct matrix m;       /* data is not read again once packed as its own type */
     enum dtype type;       /* of the packed blocks */
     unsigned char *packed; /* NULL: rows are read from m.data */
+    struct cpu_slab *slab; /* whose memory that is */
     size_t group_bytes, bytes;
     bool crowded; /* not packed for want of room */
 };
 
-/* T rows of activations as int8: x ≈ scale·q by blocks of 32; sum = scale·Σq of a block. */
+/* T rows of activations as int8: x ≈ scale·q by blocks of 32; sum = scale·Σq of a block, half = Σq
+ * of its halves. */
 struct cpu_quants {
     int8_t *q;          /* [T][cols] */
     float *scale, *sum; /* [T][cols/32] */
+    int16_t *half;      /* [T][cols/16] */
     int cols;
 };
 
@@ -55,13 +59,13 @@ struct cpu_isa {
     void (*glu)(float *y, const float *gate, const float *up, enum glu_act act, size_t n);
     void (*add)(float *y, const float *x, size_t n);
     /* The packed formats; NULL where weights are used as the file has them. */
-    void (*quantise)(const float *x, int n, int8_t *q, float *scale, float *sum);
-    /* y[T][8 rows of each group from ≤ g < to] (ldy apart); rows beyond the matrix are not written.
-     * Every number is the same, bit for bit, whatever the T and the range it is computed in. */
-    void (*matmul_q)(const struct weight *w, int from, int to, const struct cpu_quants *x, int t0,
-                     int T, float *y, int ldy, bool add);
-    void (*matmul_f)(const struct weight *w, int group, const float *x, int T, float *y, int ldy,
-                     bool add);
+    void (*quantise)(const float *x, int n, int8_t *q, float *scale, float *sum, int16_t *half);
+    /* y[T][8·groups] (ldy apart) = the rows of groups first … first+groups−1; rows beyond the
+     * matrix are not written. */
+    void (*matmul_q)(const struct weight *w, int first, int groups, const struct cpu_quants *x,
+                     int t0, int T, float *y, int ldy, bool add);
+    void (*matmul_f)(const struct weight *w, int first, int groups, const float *x, int T, float *y,
+                     int ldy, bool add);
     /* dst[cols][ld] columns 0 … 7 = the rows of a group. */
     void (*unpack)(const struct weight *w, int group, float *dst, int ld);
 };
@@ -69,8 +73,9 @@ struct cpu_isa {
 extern const struct cpu_isa cpu_scalar;
 #ifdef __x86_64__
 extern const struct cpu_isa cpu_avx2;
-/* Replaces the kernels of AVX2 that AVX-512 does better. */
+/* Replaces the kernels of AVX2 that AVX-512 does better; the second: those of packed weights. */
 void cpu_avx512_use(struct cpu_isa *isa);
+void cpu_avx512_use_packed(struct cpu_isa *isa);
 #endif
 
 struct cpu {
@@ -79,11 +84,18 @@ struct cpu {
     bool exact;
     size_t copied, copies; /* bytes of packed weights; the most there may be, 0: any */
     int in_place;          /* weights that stayed in the file for that */
+    struct cpu_slab *slab; /* where the next weight goes */
     struct err fault;      /* latched until sync */
     void *scratch, *shared;
     size_t scratch_bytes, shared_bytes;
 };
 
+/* Backend memory, zeroed (cpu_memory.c). */
+void *cpu_alloc(struct backend *b, size_t bytes);
+void cpu_free(struct backend *b, void *p);
+/* Memory of one weight, given back with the slab it is from (NULL: nothing). */
+void *cpu_slab_take(struct cpu *b, size_t bytes, struct cpu_slab **from);
+void cpu_slab_give(struct cpu *b, struct cpu_slab *s);
 /* size bytes for each thread, thread i at + i·size rounded up to 64: NULL latches a fault. Both
  * grow and stay, so that a token allocates nothing. */
 void *cpu_scratch(struct cpu *b, size_t *size);

@@ -466,7 +466,8 @@ static void add(float *y, const float *x, size_t n)
 
 /* --- packed weights --- */
 
-static void quantise(const float *x, int n, int8_t *q, float *scale_out, float *sum_out)
+static void quantise(const float *x, int n, int8_t *q, float *scale_out, float *sum_out,
+                     int16_t *half)
 {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -489,12 +490,13 @@ static void quantise(const float *x, int n, int8_t *q, float *scale_out, float *
         all = _mm256_permutevar8x32_epi32(all, order);
         _mm256_storeu_si256((__m256i *)(void *)q, all);
         __m256i pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(ones8, all), ones16);
-        __m128i s =
-            _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-        s = _mm_add_epi32(s, _mm_unpackhi_epi64(s, s));
-        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 1));
+        pairs = _mm256_add_epi32(pairs, _mm256_unpackhi_epi64(pairs, pairs));
+        pairs = _mm256_add_epi32(pairs, _mm256_shuffle_epi32(pairs, 1));
+        int one = _mm256_cvtsi256_si32(pairs), two = _mm256_extract_epi32(pairs, 4);
+        half[i / CPU_BLOCK * 2] = (int16_t)one;
+        half[i / CPU_BLOCK * 2 + 1] = (int16_t)two;
         scale_out[i / CPU_BLOCK] = amax / 127;
-        sum_out[i / CPU_BLOCK] = amax / 127 * (float)_mm_cvtsi128_si32(s);
+        sum_out[i / CPU_BLOCK] = amax / 127 * (float)(one + two);
     }
 }
 

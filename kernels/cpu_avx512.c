@@ -1,28 +1,285 @@
-/* What AVX-512 (VL, VNNI) does better than AVX2: products of bytes in one instruction. */
+/* Kernels for AVX-512 (F, BW, DQ, VL): the fp32 products and what attention does between them in
+ * vectors of 16. The rest stays as AVX2 has it. Products keep 24 sums in registers: 3 rows × 8 rows
+ * for dot products, 6 × 64 outer products otherwise. Every row of a result is summed in an order
+ * that does not depend on the number of rows. */
 #ifdef __x86_64__
 #include <immintrin.h>
+#include <math.h>
 #include <string.h>
 
 #include "kernels/cpu.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
-INLINE __m256 load(const float *p, size_t left)
+/* Bytes: few rows against a long matrix wait for memory, and what is far ahead must be asked for.
+ */
+enum { AHEAD_ROWS = 3, AHEAD_BYTES = 24576 };
+
+INLINE __mmask16 first16(int n)
 {
-    return _mm256_maskz_loadu_ps((__mmask8)(left >= 8 ? 255 : (1u << left) - 1), p);
+    return (__mmask16)(n >= 16 ? 0xffff : (1u << n) - 1);
 }
 
-INLINE void store(float *p, __m256 v, size_t left)
+/* Numbers at … at+15 of b that the mask names as fp32, zeros for the others. */
+INLINE __m512 load_as(enum dtype type, const void *b, size_t at, __mmask16 mask)
 {
-    _mm256_mask_storeu_ps(p, (__mmask8)(left >= 8 ? 255 : (1u << left) - 1), v);
+    if (type == DTYPE_F32)
+        return _mm512_maskz_loadu_ps(mask, (const float *)b + at);
+    __m256i h = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)b + at);
+    if (type == DTYPE_F16)
+        return _mm512_cvtph_ps(h);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
-#define CPU_VNNI
-#include "kernels/cpu_quant.h"
+/* The sums of eight vectors. */
+INLINE __m256 sum16x8(const __m512 *v)
+{
+    __m512 pair[4], four[2];
+    for (int i = 0; i < 4; i++)
+        pair[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]),
+                                _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+    for (int i = 0; i < 2; i++)
+        four[i] = _mm512_add_ps(_mm512_shuffle_ps(pair[2 * i], pair[2 * i + 1], 0x44),
+                                _mm512_shuffle_ps(pair[2 * i], pair[2 * i + 1], 0xee));
+    __m512 s = _mm512_add_ps(_mm512_shuffle_f32x4(four[0], four[1], 0x88),
+                             _mm512_shuffle_f32x4(four[0], four[1], 0xdd));
+    s = _mm512_add_ps(_mm512_shuffle_f32x4(s, s, 0x08), _mm512_shuffle_f32x4(s, s, 0x0d));
+    return _mm512_castps512_ps256(s);
+}
+
+/* Asks for the line where vector l of a row begins, every second time for 2-byte numbers. */
+INLINE void ask(const void *b, size_t at, int l, enum dtype type)
+{
+    const size_t size = type == DTYPE_F32 ? 4 : 2;
+    if ((size_t)l * size % 64 == 0)
+        _mm_prefetch((const char *)b + at * size + AHEAD_BYTES, _MM_HINT_T1);
+}
+
+/* --- c[m][n] = a · bᵀ --- */
+
+INLINE void dots_tile(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                      int ldb, float *c, int ldc, bool add, bool far)
+{
+    __m512 s[3][8];
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < 8; j++)
+            s[i][j] = _mm512_setzero_ps();
+    for (int l = 0; l < k; l += 16) {
+        __mmask16 mask = first16(k - l);
+        __m512 x[3];
+        for (int i = 0; i < m; i++)
+            x[i] = _mm512_maskz_loadu_ps(mask, a + (size_t)i * lda + l);
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) {
+            if (j >= n)
+                break;
+            size_t at = (size_t)j * ldb + l;
+            if (far)
+                ask(b, at, l, type);
+            __m512 y = load_as(type, b, at, mask);
+            for (int i = 0; i < m; i++)
+                s[i][j] = _mm512_fmadd_ps(x[i], y, s[i][j]);
+        }
+    }
+    __mmask8 mask = (__mmask8)first16(n);
+    for (int i = 0; i < m; i++) {
+        float *y = c + (size_t)i * ldc;
+        __m256 v = sum16x8(s[i]);
+        if (add)
+            v = _mm256_add_ps(v, _mm256_maskz_loadu_ps(mask, y));
+        _mm256_mask_storeu_ps(y, mask, v);
+    }
+}
+
+/* m rows, a constant, against all of b. */
+INLINE void dots_rows(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                      int ldb, float *c, int ldc, bool add, bool far)
+{
+    size_t step = (size_t)ldb * (type == DTYPE_F32 ? 4 : 2);
+    int j = 0;
+    for (; j + 8 <= n; j += 8)
+        dots_tile(m, 8, k, a, lda, type, (const char *)b + (size_t)j * step, ldb, c + j, ldc, add,
+                  far);
+    if (j < n)
+        dots_tile(m, n - j, k, a, lda, type, (const char *)b + (size_t)j * step, ldb, c + j, ldc,
+                  add, far);
+}
+
+INLINE void dots_as(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                    int ldb, float *c, int ldc, bool add)
+{
+    bool far = m <= AHEAD_ROWS && type != DTYPE_F32;
+    for (int i = 0; i < m; i += 3, a += 3 * (size_t)lda, c += 3 * (size_t)ldc)
+        switch (m - i) {
+        case 1: dots_rows(1, n, k, a, lda, type, b, ldb, c, ldc, add, far); break;
+        case 2: dots_rows(2, n, k, a, lda, type, b, ldb, c, ldc, add, far); break;
+        default: dots_rows(3, n, k, a, lda, type, b, ldb, c, ldc, add, far);
+        }
+}
+
+static void dots(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                 int ldb, float *c, int ldc, bool add)
+{
+    switch (type) {
+    case DTYPE_F16: dots_as(m, n, k, a, lda, DTYPE_F16, b, ldb, c, ldc, add); break;
+    case DTYPE_BF16: dots_as(m, n, k, a, lda, DTYPE_BF16, b, ldb, c, ldc, add); break;
+    default: dots_as(m, n, k, a, lda, DTYPE_F32, b, ldb, c, ldc, add);
+    }
+}
+
+/* --- c[m][n] = a · b --- */
+
+/* nv vectors of columns, of the last one those that the mask names. */
+INLINE void gemm_tile(int m, int nv, __mmask16 last, int k, const float *a, int lda,
+                      enum dtype type, const void *b, int ldb, float *c, int ldc, bool add)
+{
+    bool far = m <= AHEAD_ROWS && type != DTYPE_F32;
+    __m512 s[6][4];
+    for (int i = 0; i < m; i++)
+        for (int v = 0; v < nv; v++)
+            s[i][v] = add ? _mm512_maskz_loadu_ps(v == nv - 1 ? last : 0xffff,
+                                                  c + (size_t)i * ldc + 16 * v)
+                          : _mm512_setzero_ps();
+    for (int l = 0; l < k; l++) {
+        __m512 y[4];
+        for (int v = 0; v < nv; v++) {
+            size_t at = (size_t)l * ldb + 16 * v;
+            if (far)
+                ask(b, at, 16 * v, type);
+            y[v] = load_as(type, b, at, v == nv - 1 ? last : 0xffff);
+        }
+        for (int i = 0; i < m; i++) {
+            __m512 x = _mm512_set1_ps(a[(size_t)i * lda + l]);
+            for (int v = 0; v < nv; v++)
+                s[i][v] = _mm512_fmadd_ps(x, y[v], s[i][v]);
+        }
+    }
+    for (int i = 0; i < m; i++)
+        for (int v = 0; v < nv; v++)
+            _mm512_mask_storeu_ps(c + (size_t)i * ldc + 16 * v, v == nv - 1 ? last : 0xffff,
+                                  s[i][v]);
+}
+
+/* m rows, a constant, all columns: wide tiles first. */
+INLINE void gemm_rows(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                      int ldb, float *c, int ldc, bool add)
+{
+    size_t size = type == DTYPE_F32 ? 4 : 2;
+    int j = 0;
+    for (; j + 64 <= n; j += 64)
+        gemm_tile(m, 4, 0xffff, k, a, lda, type, (const char *)b + j * size, ldb, c + j, ldc, add);
+    for (; j + 32 <= n; j += 32)
+        gemm_tile(m, 2, 0xffff, k, a, lda, type, (const char *)b + j * size, ldb, c + j, ldc, add);
+    for (; j < n; j += 16)
+        gemm_tile(m, 1, first16(n - j), k, a, lda, type, (const char *)b + j * size, ldb, c + j,
+                  ldc, add);
+}
+
+INLINE void gemm_as(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                    int ldb, float *c, int ldc, bool add)
+{
+    for (int i = 0; i < m; i += 6, a += 6 * (size_t)lda, c += 6 * (size_t)ldc)
+        switch (m - i) {
+        case 1: gemm_rows(1, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+        case 2: gemm_rows(2, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+        case 3: gemm_rows(3, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+        case 4: gemm_rows(4, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+        case 5: gemm_rows(5, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+        default: gemm_rows(6, n, k, a, lda, type, b, ldb, c, ldc, add);
+        }
+}
+
+static void gemm(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                 int ldb, float *c, int ldc, bool add)
+{
+    switch (type) {
+    case DTYPE_F16: gemm_as(m, n, k, a, lda, DTYPE_F16, b, ldb, c, ldc, add); break;
+    case DTYPE_BF16: gemm_as(m, n, k, a, lda, DTYPE_BF16, b, ldb, c, ldc, add); break;
+    default: gemm_as(m, n, k, a, lda, DTYPE_F32, b, ldb, c, ldc, add);
+    }
+}
+
+/* --- rows of numbers --- */
+
+INLINE void widen_row(enum dtype type, const void *src, float *dst, int n)
+{
+    for (int i = 0; i < n; i += 16) {
+        ask(src, (size_t)i, i, type);
+        _mm512_mask_storeu_ps(dst + i, first16(n - i),
+                              load_as(type, src, (size_t)i, first16(n - i)));
+    }
+}
+
+static void widen(enum dtype type, int rows, int n, const void *src, int ld, float *dst)
+{
+    const uint16_t *p = src;
+    for (int i = 0; i < rows; i++, p += ld, dst += n)
+        if (type == DTYPE_F16)
+            widen_row(DTYPE_F16, p, dst, n);
+        else
+            widen_row(DTYPE_BF16, p, dst, n);
+}
+
+/* eˣ to about 2 ulp: 2ⁿ times the Taylor polynomial on |r| ≤ ln2/2, whose next term is below
+ * 6e-9. Below −87 the result is 0, above 88 it saturates. */
+INLINE __m512 exp16(__m512 x)
+{
+    __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_LT_OQ);
+    __m512 z = _mm512_min_ps(_mm512_set1_ps(88.0f), x); /* in this order a NaN survives */
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(z, _mm512_set1_ps(1.44269504f)),
+                                    _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), z);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.0f / 5040);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 720));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    return _mm512_mask_mov_ps(_mm512_scalef_ps(p, n), tiny, _mm512_setzero_ps());
+}
+
+static float max(const float *x, int n)
+{
+    __m512 top = _mm512_set1_ps(-INFINITY);
+    for (int i = 0; i < n; i += 16)
+        top = _mm512_mask_max_ps(top, first16(n - i), _mm512_maskz_loadu_ps(first16(n - i), x + i),
+                                 top);
+    return _mm512_reduce_max_ps(top);
+}
+
+static float exp_sum(float *x, int n, float top)
+{
+    __m512 sum = _mm512_setzero_ps(), shift = _mm512_set1_ps(top);
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 mask = first16(n - i);
+        __m512 y = exp16(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + i), shift));
+        _mm512_mask_storeu_ps(x + i, mask, y);
+        sum = _mm512_mask_add_ps(sum, mask, sum, y);
+    }
+    return _mm512_reduce_add_ps(sum);
+}
+
+static void scale(float *y, const float *x, int n, float factor)
+{
+    __m512 f = _mm512_set1_ps(factor);
+    for (int i = 0; i < n; i += 16) {
+        __mmask16 mask = first16(n - i);
+        _mm512_mask_storeu_ps(y + i, mask, _mm512_mul_ps(f, _mm512_maskz_loadu_ps(mask, x + i)));
+    }
+}
 
 void cpu_avx512_use(struct cpu_isa *isa)
 {
     isa->name = "AVX-512 VNNI";
-    isa->matmul_q = matmul_q;
+    isa->dots = dots;
+    isa->gemm = gemm;
+    isa->widen = widen;
+    isa->max = max;
+    isa->exp_sum = exp_sum;
+    isa->scale = scale;
+    cpu_avx512_use_packed(isa);
 }
 #endif

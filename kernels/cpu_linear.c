@@ -131,7 +131,7 @@ static int pack(struct cpu *b, struct weight *w, size_t *bytes, struct err *e)
     }
     w->group_bytes = cpu_group_bytes(w->type, w->m.cols);
     *bytes = w->group_bytes * (size_t)groups_of(w);
-    w->packed = aligned_alloc(64, (*bytes + 64) & ~(size_t)63);
+    w->packed = cpu_slab_take(b, *bytes, &w->slab);
     if (!w->packed)
         return err_nomem(e, *bytes, "a repacked weight");
     pool_for(b->base.pool, groups_of(w), pack_group, &p);
@@ -172,7 +172,7 @@ void cpu_weight_free(struct backend *base, struct weight *w)
         return;
     b->copied -= w->bytes;
     b->in_place -= w->crowded;
-    free(w->packed);
+    cpu_slab_give(b, w->slab);
     free(w);
 }
 
@@ -264,7 +264,7 @@ static void run_quants(const struct linear *l, int i, int from, int to)
     const struct weight *w = l->w[i];
     for (int t = 0; t < l->T; t += LINEAR_TOKENS) {
         int nt = l->T - t < LINEAR_TOKENS ? l->T - t : LINEAR_TOKENS;
-        l->b->isa.matmul_q(w, from, to, &l->quants, t, nt,
+        l->b->isa.matmul_q(w, from, to - from, &l->quants, t, nt,
                            l->y[i] + (size_t)t * w->m.rows + (size_t)from * CPU_GROUP, w->m.rows,
                            l->add);
     }
@@ -276,8 +276,8 @@ static void run_packed(const struct linear *l, int i, int from, int to, float *p
     const struct weight *w = l->w[i];
     int cols = w->m.cols, rows = w->m.rows;
     if (l->T <= LINEAR_FEW) {
-        for (int g = from; g < to; g++)
-            l->b->isa.matmul_f(w, g, l->x, l->T, l->y[i] + (size_t)g * CPU_GROUP, rows, l->add);
+        l->b->isa.matmul_f(w, from, to - from, l->x, l->T, l->y[i] + (size_t)from * CPU_GROUP, rows,
+                           l->add);
         return;
     }
     for (int g = from; g < to; g += CPU_PANEL / CPU_GROUP) {
@@ -343,7 +343,8 @@ static void quantise_task(void *arg, int i, int thread)
     int nb = x->cols / CPU_BLOCK, to = (i + 1) * q->step < q->l->T ? (i + 1) * q->step : q->l->T;
     for (int t = i * q->step; t < to; t++)
         q->l->b->isa.quantise(q->l->x + (size_t)t * x->cols, x->cols, x->q + (size_t)t * x->cols,
-                              x->scale + (size_t)t * nb, x->sum + (size_t)t * nb);
+                              x->scale + (size_t)t * nb, x->sum + (size_t)t * nb,
+                              x->half + (size_t)t * nb * 2);
 }
 
 static bool quantise(struct linear *l)
@@ -351,12 +352,13 @@ static bool quantise(struct linear *l)
     int cols = l->w[0]->m.cols;
     size_t all = (size_t)l->T * cols, blocks = all / CPU_BLOCK;
     size_t q_bytes = (all + 63) & ~(size_t)63;
-    char *p = cpu_shared(l->b, q_bytes + 2 * blocks * sizeof(float));
+    char *p = cpu_shared(l->b, q_bytes + blocks * (2 * sizeof(float) + 2 * sizeof(int16_t)));
     if (!p)
         return false;
     l->quants = (struct cpu_quants){.q = (int8_t *)p,
                                     .scale = (float *)(void *)(p + q_bytes),
                                     .sum = (float *)(void *)(p + q_bytes) + blocks,
+                                    .half = (int16_t *)(void *)(p + q_bytes) + 4 * blocks,
                                     .cols = cols};
     struct quantise job = {l, l->T < 8 ? l->T : (l->T + 15) / 16};
     pool_for(l->b->base.pool, (l->T + job.step - 1) / job.step, quantise_task, &job);
@@ -382,8 +384,8 @@ void cpu_linear(struct backend *base, int n, const struct weight *const *w, floa
         return;
     int tasks = LINEAR_TASKS * pool_threads(base->pool);
     l.chunk = (groups + tasks - 1) / tasks;
-    if (T > LINEAR_FEW)
-        l.chunk += l.chunk & 1; /* whole panels */
+    int whole_panels = T > LINEAR_FEW ? CPU_PANEL / CPU_GROUP : 2; /* or pairs of groups */
+    l.chunk = (l.chunk + whole_panels - 1) / whole_panels * whole_panels;
     pool_for(base->pool, (groups + l.chunk - 1) / l.chunk, linear_task, &l);
 }
 

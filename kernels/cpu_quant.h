@@ -1,17 +1,12 @@
-/* Products with packed weights, compiled once for AVX2 and once with VNNI (CPU_VNNI): included by
- * cpu_avx2.c and cpu_avx512.c only, which define INLINE.
+/* Products with packed weights for AVX2: included by cpu_avx2.c only, which defines INLINE.
  *
  * A weight of block b is d·u + m with u unsigned: Q4_1 as stored, Q4_0 with m = −8d, and Q8_0 as
- * d·s with s signed (VNNI: u = s + 128, m = −128d). So Σ w·x ≈ d·(scale·Σ u·q) + m·sum. */
+ * d·s with s signed. So Σ w·x ≈ d·(scale·Σ u·q) + m·sum. */
 #ifndef MLATHE_KERNELS_CPU_QUANT_H
 #define MLATHE_KERNELS_CPU_QUANT_H
 
 enum {
-#ifdef CPU_VNNI
-    QUANT_TOKENS = 8, /* tokens whose sums stay in registers */
-#else
-    QUANT_TOKENS = 4,
-#endif
+    QUANT_TOKENS = 4,   /* tokens whose sums stay in registers */
     QUANT_AHEAD = 4096, /* bytes */
 };
 
@@ -67,20 +62,11 @@ INLINE void store_rows(float *y, __m256 v, int rows, bool plus)
 /* Σ u·q of one block for 8 rows: low nibbles are numbers 0 … 15, high nibbles 16 … 31. */
 INLINE __m256i block_q4(const __m256i *u, const int8_t *q)
 {
-#ifdef CPU_VNNI
-    __m256i s = _mm256_setzero_si256(), t = s;
-    for (int j = 0; j < 4; j++) {
-        s = _mm256_dpbusd_epi32(s, u[j], spread(q + 4 * j));
-        t = _mm256_dpbusd_epi32(t, u[4 + j], spread(q + 16 + 4 * j));
-    }
-    return _mm256_add_epi32(s, t);
-#else
     /* 8 terms of at most 2·15·127 = 3810 stay below 2¹⁵. */
     __m256i s = _mm256_maddubs_epi16(u[0], spread(q));
     for (int j = 1; j < 8; j++)
         s = _mm256_add_epi16(s, _mm256_maddubs_epi16(u[j], spread(q + 4 * j)));
     return _mm256_madd_epi16(s, _mm256_set1_epi16(1));
-#endif
 }
 
 INLINE void tile_q4(const struct group *g, const struct cpu_quants *x, int t, int nt, bool q4_1,
@@ -127,20 +113,12 @@ INLINE void tile_q8(const struct group *g, const struct cpu_quants *x, int t, in
             s[i] = _mm256_setzero_si256();
         for (int j = 0; j < 8; j++) {
             __m256i w = bytes32(p + g->head + 32 * j);
-#ifdef CPU_VNNI
-            w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-#else
             __m256i size = _mm256_abs_epi8(w);
-#endif
             for (int i = 0; i < nt; i++) {
                 size_t at = (size_t)(t + i) * g->blocks + b;
                 __m256i q = spread(x->q + at * CPU_BLOCK + 4 * j);
-#ifdef CPU_VNNI
-                s[i] = _mm256_dpbusd_epi32(s[i], w, q);
-#else
                 __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(q, w));
                 s[i] = _mm256_add_epi32(s[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-#endif
             }
         }
         __m256 d = halves(p);
@@ -148,10 +126,6 @@ INLINE void tile_q8(const struct group *g, const struct cpu_quants *x, int t, in
             size_t at = (size_t)(t + i) * g->blocks + b;
             __m256 ds = _mm256_mul_ps(d, _mm256_broadcast_ss(x->scale + at));
             acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s[i]), ds, acc[i]);
-#ifdef CPU_VNNI
-            __m256 m = _mm256_mul_ps(d, _mm256_set1_ps(-128));
-            acc[i] = _mm256_fmadd_ps(m, _mm256_broadcast_ss(x->sum + at), acc[i]);
-#endif
         }
     }
     for (int i = 0; i < nt; i++)
@@ -173,36 +147,26 @@ INLINE void tile_q(const struct group *g, const struct cpu_quants *x, int t, int
     }
 }
 
-INLINE void group_q(const struct weight *w, int index, const struct cpu_quants *x, int t0, int T,
-                    float *y, int ldy, bool plus)
+static void group_q(const struct group *g, const struct cpu_quants *x, int t0, int T, float *y,
+                    int ldy, bool plus)
 {
-    struct group g = open_group(w, index);
     int t = 0;
     for (; t + QUANT_TOKENS <= T; t += QUANT_TOKENS)
-        tile_q(&g, x, t0 + t, QUANT_TOKENS, y + (size_t)t * ldy, ldy, plus);
+        tile_q(g, x, t0 + t, QUANT_TOKENS, y + (size_t)t * ldy, ldy, plus);
     for (; t + 2 <= T; t += 2)
-        tile_q(&g, x, t0 + t, 2, y + (size_t)t * ldy, ldy, plus);
+        tile_q(g, x, t0 + t, 2, y + (size_t)t * ldy, ldy, plus);
     if (t < T)
-        tile_q(&g, x, t0 + t, 1, y + (size_t)t * ldy, ldy, plus);
+        tile_q(g, x, t0 + t, 1, y + (size_t)t * ldy, ldy, plus);
 }
 
-#ifdef CPU_VNNI
-#include "kernels/cpu_quant_pair.h"
-#endif
-
-static void matmul_q(const struct weight *w, int from, int to, const struct cpu_quants *x, int t0,
-                     int T, float *y, int ldy, bool plus)
+static void matmul_q(const struct weight *w, int first, int groups, const struct cpu_quants *x,
+                     int t0, int T, float *y, int ldy, bool plus)
 {
-    int g = from;
-#ifdef CPU_VNNI
-    for (; pairs_q(w) && T >= PAIR_TOKENS && g + 2 <= to; g += 2, y += 2 * CPU_GROUP)
-        pair_q(w, g, x, t0, T, y, ldy, plus);
-#endif
-    for (; g < to; g++, y += CPU_GROUP)
-        group_q(w, g, x, t0, T, y, ldy, plus);
+    for (int i = 0; i < groups; i++) {
+        struct group g = open_group(w, first + i);
+        group_q(&g, x, t0, T, y + i * CPU_GROUP, ldy, plus);
+    }
 }
-
-#ifndef CPU_VNNI
 
 /* --- the same weights as fp32 --- */
 
@@ -264,25 +228,33 @@ INLINE void tile_fs(const struct group *g, const float *x, int nt, float *y, int
         tile_f(g, x, nt, false, y, ldy, plus);
 }
 
-static void matmul_f(const struct weight *w, int index, const float *x, int T, float *y, int ldy,
-                     bool plus)
+static void group_f(const struct group *g, const float *x, int cols, int T, float *y, int ldy,
+                    bool plus)
 {
-    struct group g = open_group(w, index);
-    for (int t = 0; t < T && cpu_is_super(g.type); t++, y += ldy, x += w->m.cols)
-        switch (g.type) {
-        case DTYPE_Q4_K: tile_fk(&g, x, DTYPE_Q4_K, y, plus); break;
-        case DTYPE_Q5_K: tile_fk(&g, x, DTYPE_Q5_K, y, plus); break;
-        default: tile_fk(&g, x, DTYPE_Q6_K, y, plus);
+    for (int t = 0; t < T && cpu_is_super(g->type); t++, y += ldy, x += cols)
+        switch (g->type) {
+        case DTYPE_Q4_K: tile_fk(g, x, DTYPE_Q4_K, y, plus); break;
+        case DTYPE_Q5_K: tile_fk(g, x, DTYPE_Q5_K, y, plus); break;
+        default: tile_fk(g, x, DTYPE_Q6_K, y, plus);
         }
-    for (int t = 0; t < T && !cpu_is_super(g.type);
+    for (int t = 0; t < T && !cpu_is_super(g->type);
          t += QUANT_TOKENS, y += (size_t)QUANT_TOKENS * ldy) {
-        const float *q = x + (size_t)t * w->m.cols;
+        const float *q = x + (size_t)t * cols;
         switch (T - t) {
-        case 1: tile_fs(&g, q, 1, y, ldy, plus); break;
-        case 2: tile_fs(&g, q, 2, y, ldy, plus); break;
-        case 3: tile_fs(&g, q, 3, y, ldy, plus); break;
-        default: tile_fs(&g, q, QUANT_TOKENS, y, ldy, plus);
+        case 1: tile_fs(g, q, 1, y, ldy, plus); break;
+        case 2: tile_fs(g, q, 2, y, ldy, plus); break;
+        case 3: tile_fs(g, q, 3, y, ldy, plus); break;
+        default: tile_fs(g, q, QUANT_TOKENS, y, ldy, plus);
         }
+    }
+}
+
+static void matmul_f(const struct weight *w, int first, int groups, const float *x, int T, float *y,
+                     int ldy, bool plus)
+{
+    for (int i = 0; i < groups; i++) {
+        struct group g = open_group(w, first + i);
+        group_f(&g, x, w->m.cols, T, y + i * CPU_GROUP, ldy, plus);
     }
 }
 
@@ -309,5 +281,4 @@ static void unpack(const struct weight *w, int index, float *dst, int ld)
     }
 }
 
-#endif
 #endif

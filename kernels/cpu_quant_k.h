@@ -1,5 +1,5 @@
-/* Products with packed super-blocks (Q4_K, Q5_K, Q6_K), compiled once for AVX2 and once with VNNI:
- * included by cpu_quant.h only.
+/* Products with packed super-blocks (Q4_K, Q5_K, Q6_K), for AVX2: included by
+ * cpu_quant.h only.
  *
  * A super-block is 256 numbers of 8 rows: d (and the minimum's, F16), then 8 blocks of 32 with
  * their own small integers: scale and minimum, or for Q6_K the scales of both halves; then quants:
@@ -55,24 +55,14 @@ INLINE void open_k(const unsigned char *quants, enum dtype type, __m256i u[8])
 /* Σ u·q of 16 numbers: 4 terms of at most 2·32·127 = 8128 stay below 2¹⁵. */
 INLINE __m256i half_block(const __m256i *u, const int8_t *q, bool sign)
 {
-#ifdef CPU_VNNI
-    __m256i s = _mm256_setzero_si256();
-#else
     __m256i s = _mm256_setzero_si256(), pairs;
-#endif
     for (int j = 0; j < 4; j++) {
         __m256i size = sign ? _mm256_abs_epi8(u[j]) : u[j], x = spread(q + 4 * j);
         x = sign ? _mm256_sign_epi8(x, u[j]) : x;
-#ifdef CPU_VNNI
-        s = _mm256_dpbusd_epi32(s, size, x);
-    }
-    return s;
-#else
         pairs = _mm256_maddubs_epi16(size, x);
         s = _mm256_add_epi16(s, pairs);
     }
     return _mm256_madd_epi16(s, _mm256_set1_epi16(1));
-#endif
 }
 
 INLINE void tile_k(const struct group *g, const struct cpu_quants *x, int t, int nt,
@@ -110,8 +100,6 @@ INLINE void tile_k(const struct group *g, const struct cpu_quants *x, int t, int
     for (int i = 0; i < nt; i++)
         store_rows(y + (size_t)i * ldy, acc[i], g->rows, plus);
 }
-
-#ifndef CPU_VNNI
 
 /* --- the same weights as fp32 --- */
 
@@ -171,5 +159,4 @@ INLINE void unpack_k(const struct group *g, enum dtype type, float *dst, int ld)
     }
 }
 
-#endif
 #endif
