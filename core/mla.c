@@ -548,7 +548,7 @@ static int fill_spectrum(struct solve *s, const struct mla_options *o, struct sp
         total += fmax(s->val[i], 0);
     double unit = s->m->residual > 0 ? 1 / s->m->residual : total > 0 ? 1 / total : 1;
     out->calibrated = s->m->cko != NULL;
-    out->sink = out->calibrated && s->m->sink > 0 ? s->m->sink : NAN; /* no device adds it up */
+    out->sink = out->calibrated && s->m->sink > 0 ? s->m->sink : NAN; /* 0: older files */
     out->rope_dim = o->rope_dim;
     for (int i = 0; i < s->w && i < n; i++) {
         double share = 0;

@@ -28,6 +28,7 @@ struct moments_device {
     float *cos, *sin; /* host [rows][rope_dim/2] */
     /* backend */
     double *c, *key_total, *m, *cko, *cv, *share; /* packed triangles; share [H][rows] */
+    float *sink; /* [H] Σ of what attention parks on first tokens: a figure for the screen, fp32 */
     float *L, *ones, *y, *qr, *kr, *P, *U, *M, *o, *Lv, *Lo, *v_dot, *o_dot, *key, *z, *block;
 };
 
@@ -36,7 +37,7 @@ struct part {
     void **at;
     size_t bytes;
 };
-enum { PARTS = 22 };
+enum { PARTS = 23 };
 
 static int parts_of(struct moments_device *m, struct part part[PARTS])
 {
@@ -51,6 +52,7 @@ static int parts_of(struct moments_device *m, struct part part[PARTS])
         {(void **)&m->cko, g * each},
         {(void **)&m->cv, g * each},
         {(void **)&m->share, H * rows * sizeof(double)},
+        {(void **)&m->sink, H * f},
         {(void **)&m->L, H * d * d * f},
         {(void **)&m->ones, rows * f},
         {(void **)&m->y, rows * w * f},
@@ -216,6 +218,17 @@ static void add_head(const struct moments_device *m, int h, const float *q, cons
                                      .step_b = t * (size_t)kd,
                                      .step_c = TT});
     m->op->softmax(m->b, m->P, windows, T, s->window, (float)s->softcap);
+    product(m, (struct algebra_gemm){.m = 1, /* the first column of each sequence's weights */
+                                     .n = 1,
+                                     .k = rows,
+                                     .count = 1,
+                                     .beta = 1,
+                                     .a = m->ones,
+                                     .b = m->P,
+                                     .c = m->sink + h,
+                                     .lda = rows,
+                                     .ldb = T,
+                                     .ldc = 1});
     product(m, (struct algebra_gemm){.m = T,
                                      .n = d,
                                      .k = T,
@@ -402,6 +415,10 @@ int moments_device_collect(struct moments_device *m, struct err *e)
         for (size_t j = 0; all[i].from == m->share && j < all[i].n; j++)
             a->cvi[j / rows] += host[j];
     }
+    float *sink = (float *)host;
+    m->b->ops->get(m->b, sink, m->sink, H * sizeof *sink);
+    for (size_t h = 0; h < H; h++)
+        a->sink[h] += (double)sink[h];
     free(host);
     a->tokens += m->tokens;
     m->tokens = 0;

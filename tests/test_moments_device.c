@@ -65,10 +65,12 @@ static void compare(const struct moments *got, const struct moments *want, const
                       gap(got->cko, want->cko, all),
                       gap(got->cv, want->cv, all),
                       test_gap(got->cvi, want->cvi, H),
-                      s->affine ? gap(got->key, want->key, G * d * (G * d + 1) / 2) : 0};
-    static const char *const part[] = {"c", "m", "cko", "cv", "cvi", "key"};
+                      s->affine ? gap(got->key, want->key, G * d * (G * d + 1) / 2) : 0,
+                      fabs(got->sink / want->sink - 1)};
+    static const char *const part[] = {"c", "m", "cko", "cv", "cvi", "key", "sink"};
+    CHECK(want->sink > 0, "%s: attention on the first token", name);
     CHECK(got->tokens == want->tokens, "%s: %g tokens", name, got->tokens);
-    for (int i = 0; i < 6; i++)
+    for (int i = 0; i < 7; i++)
         CHECK(error[i] <= MEAN_ERROR, "%s: %s is off by %.2g", name, part[i], error[i]);
 }
 
