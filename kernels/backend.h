@@ -15,6 +15,7 @@
 struct algebra_ops;
 struct backend;
 struct pool;
+struct step;   /* a recorded step; opaque */
 struct weight; /* a matrix made ready by one backend; opaque */
 
 /* A weight as the file has it: rows = out, cols = in, data borrowed. */
@@ -29,8 +30,8 @@ struct backend_options {
     int device;      /* accelerator index */
     bool background; /* helper threads at nice +10 (the screens) */
     bool exact;      /* fp32 activations: never quantise them to int8 */
-    size_t copies;   /* bytes that copies of weights may take, 0: any; beyond it they are used as the
-                      * file has them, more slowly */
+    size_t copies; /* bytes that copies of weights may take, 0: any; beyond it they are used as the
+                    * file has them, more slowly */
     const char *isa; /* "scalar", "avx2", "avx512": the most to use, for tests; NULL: all */
 };
 
@@ -60,6 +61,25 @@ struct attn_mla_args {
 };
 
 enum glu_act { GLU_SILU, GLU_GELU_TANH };
+
+/* Vectors on their way from projections to where attention reads them: n numbers of each of heads
+ * heads, of which R from at on rotate, pairs (at + j, at + j + R/2). Row t, head h lies at src +
+ * t·ld_src + h·stride_src and goes to dst + (row + t)·ld_dst + h·stride_dst, numbers of type. */
+struct place_part {
+    const float *src;
+    void *dst; /* may be src where type is F32 and nothing moves */
+    enum dtype type;
+    int ld_src, stride_src, ld_dst, stride_dst;
+    int heads, n, at, R;
+    int cached; /* 1: row is past; else 0 */
+};
+enum { PLACE_PARTS = 3 };
+struct place_args {
+    struct place_part part[PLACE_PARTS];
+    int parts, T, past;
+    const float *cos, *sin; /* host, [T][pairs]; every part's R is 2·pairs or 0 */
+    int pairs;
+};
 
 struct backend_ops {
     const char *name;
@@ -102,8 +122,8 @@ struct backend_ops {
      * expand: out[T][H·Vd] = lat_h · vu_hᵀ with lat[T][H·r]. */
     void (*mla_absorb)(struct backend *b, float *q_lat, const float *q, int ld, int stride,
                        const struct weight *kv_b, int H, int P, int Vd, int r, int T);
-    void (*mla_expand)(struct backend *b, float *out, const float *lat,
-                       const struct weight *kv_b, int H, int P, int Vd, int r, int T);
+    void (*mla_expand)(struct backend *b, float *out, const float *lat, const struct weight *kv_b,
+                       int H, int P, int Vd, int r, int T);
     /* y[n] = act(gate) · up; y may be gate. */
     void (*glu)(struct backend *b, float *y, const float *gate, const float *up, enum glu_act act,
                 size_t n);
@@ -121,14 +141,28 @@ struct backend_ops {
                       int n);
     void (*add_rows)(struct backend *b, float *y, const int32_t *rows, const float *x,
                      const float *factor, int T, int n);
+
+    /* What some backends do in one go; NULL: rope and store, linear and glu. */
+    void (*place)(struct backend *b, const struct place_args *a);
+    /* gate[T][F] = act(x · w_gateᵀ) · (x · w_upᵀ); up is room for as many. */
+    void (*glu_linear)(struct backend *b, float *gate, float *up, const struct weight *w_gate,
+                       const struct weight *w_up, enum glu_act act, const float *x, int T);
+    /* A step that comes again and again: the operations from step_begin to step_end, the same with
+     * the same pointers and sizes each time; only ids, tables and past differ. A backend may record
+     * them and do them all at the end. *slot: NULL at first, then the backend's. step_end false:
+     * nothing of it was done, call the operations again. step_free when a pointer changes, or at
+     * the end. NULL: nothing to call. */
+    void (*step_begin)(struct backend *b, struct step **slot);
+    bool (*step_end)(struct backend *b);
+    void (*step_free)(struct backend *b, struct step *s);
 };
 
 /* First member of every backend's own struct. */
 struct backend {
     const struct backend_ops *ops;
-    struct pool *pool; /* host threads for conversion work; never NULL */
+    struct pool *pool;                 /* host threads for conversion work; never NULL */
     const struct algebra_ops *algebra; /* the conversion's algebra; NULL: the host does it */
-    char note[256];    /* why "auto" did not take an accelerator; empty: there was none to try */
+    char note[256]; /* why "auto" did not take an accelerator; empty: there was none to try */
 };
 
 /* The static table, NULL-terminated: "cpu", "ref" (and "cuda" when built in). */

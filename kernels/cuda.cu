@@ -6,7 +6,8 @@
  * machines that have neither.
  *
  * The conversion's second moments and large eigenproblems are in cuda_algebra.cu and
- * cuda_solver.cu; without cuBLAS they stay on the host. One stream, no graphs. */
+ * cuda_solver.cu; without cuBLAS they stay on the host. One stream; decoding steps are graphs
+ * (cuda_step.cu). */
 #include "kernels/cuda_quant.h"
 
 #include <stdio.h>
@@ -43,6 +44,8 @@ static void make_current(struct cuda *c)
 
 const void *cuda_carry(struct cuda *c, const void *host, size_t bytes)
 {
+    if (c->step)
+        return cuda_step_carry(c, host, bytes);
     size_t room = (bytes + 255) & ~(size_t)255;
     if (room > CUDA_RING) {
         err_set(&c->fault, ERR_LIMIT, "cuda:%d: a table of %zu bytes is too large", c->device,
@@ -80,6 +83,7 @@ void *cuda_scratch(struct cuda *c, size_t bytes)
 {
     if (bytes <= c->scratch_bytes)
         return c->scratch;
+    cuda_step_spoil(c, "scratch grows");
     cudaFree(c->scratch); /* waits for what uses it */
     c->scratch = NULL;
     c->scratch_bytes = 0;
@@ -95,6 +99,7 @@ static void *cuda_alloc(struct backend *b, size_t bytes)
     struct cuda *c = cuda_of(b);
     void *p = NULL;
     make_current(c);
+    cuda_step_spoil(c, "memory is asked for");
     if (cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) {
         cudaGetLastError();
         return NULL;
@@ -105,7 +110,7 @@ static void *cuda_alloc(struct backend *b, size_t bytes)
 
 static void cuda_free(struct backend *b, void *p)
 {
-    (void)b;
+    cuda_step_spoil(cuda_of(b), "memory is freed");
     cudaFree(p);
 }
 
@@ -113,6 +118,7 @@ static void cuda_put(struct backend *b, void *dst, const void *src, size_t bytes
 {
     struct cuda *c = cuda_of(b);
     make_current(c);
+    cuda_step_spoil(c, "numbers go up");
     cuda_ok(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, c->stream), "upload");
     /* src is the caller's again when this returns. */
     cuda_ok(c, cudaStreamSynchronize(c->stream), "upload");
@@ -121,9 +127,15 @@ static void cuda_put(struct backend *b, void *dst, const void *src, size_t bytes
 static void cuda_get(struct backend *b, void *dst, const void *src, size_t bytes)
 {
     struct cuda *c = cuda_of(b);
+    bool small = bytes <= CUDA_SMALL; /* a step's logits: pinned, they come at the link's speed */
     make_current(c);
-    cuda_ok(c, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, c->stream), "download");
-    cuda_ok(c, cudaStreamSynchronize(c->stream), "download");
+    cuda_step_spoil(c, "numbers come down");
+    cuda_ok(
+        c,
+        cudaMemcpyAsync(small ? c->small_host : dst, src, bytes, cudaMemcpyDeviceToHost, c->stream),
+        "download");
+    if (cuda_ok(c, cudaStreamSynchronize(c->stream), "download") && small)
+        memcpy(dst, c->small_host, bytes);
 }
 
 static int cuda_sync(struct backend *b, struct err *e)
@@ -147,6 +159,8 @@ static void cuda_close(struct backend *b)
     cudaFree(c->ring);
     if (c->ring_host)
         cudaFreeHost(c->ring_host);
+    if (c->small_host)
+        cudaFreeHost(c->small_host);
     cuda_weights_close(c);
     cuda_solver_close(&c->solver);
     cuda_blas_close(&c->blas);
@@ -193,11 +207,14 @@ static int find_device(struct cuda *c, struct err *e)
 
 static int start_device(struct cuda *c, struct err *e)
 {
-    void *ring = NULL, *host = NULL;
+    void *ring = NULL, *host = NULL, *small = NULL;
     cudaError_t rc = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
     if (rc == cudaSuccess)
         rc = cudaMallocHost(&host, CUDA_RING);
     c->ring_host = (unsigned char *)host;
+    if (rc == cudaSuccess)
+        rc = cudaMallocHost(&small, CUDA_SMALL);
+    c->small_host = (unsigned char *)small;
     if (rc == cudaSuccess)
         rc = cudaMalloc(&ring, CUDA_RING);
     c->ring = (unsigned char *)ring;
@@ -245,8 +262,10 @@ static void cuda_describe(const struct backend *b, char *text, size_t size)
                      (double)free_bytes / 1073741824, (double)all / 1073741824,
                      c->blas.handle ? "" : ", without cuBLAS");
     if (c->streamed.weights && n > 0 && (size_t)n < size)
-        snprintf(text + n, size - (size_t)n, ", streams %.1f GiB of weights",
-                 (double)c->streamed.weights / 1073741824);
+        n += snprintf(text + n, size - (size_t)n, ", streams %.1f GiB of weights",
+                      (double)c->streamed.weights / 1073741824);
+    else if (c->no_steps && n > 0 && (size_t)n < size)
+        snprintf(text + n, size - (size_t)n, ", no graphs: %s", c->no_steps);
 }
 
 extern "C" const struct backend_ops cuda_backend_ops = {
@@ -278,4 +297,9 @@ extern "C" const struct backend_ops cuda_backend_ops = {
     .softcap = cuda_softcap,
     .take_rows = cuda_take_rows,
     .add_rows = cuda_add_rows,
+    .place = cuda_place,
+    .glu_linear = cuda_glu_linear,
+    .step_begin = cuda_step_begin,
+    .step_end = cuda_step_end,
+    .step_free = cuda_step_free,
 };

@@ -4,6 +4,7 @@
 #define MLATHE_KERNELS_CUDA_H
 
 #include <pthread.h>
+#include <type_traits>
 
 extern "C" {
 #include "kernels/algebra.h"
@@ -12,7 +13,7 @@ extern "C" {
 #ifdef CUDA_EMULATE
 #include "kernels/cuda_emu.h"
 #define LAUNCH(kernel, grid, threads, bytes, stream, ...)                                          \
-    ((void)(stream), emu_launch(grid, threads, bytes, [&] { kernel(__VA_ARGS__); }))
+    ((void)(stream), emu_launch(grid, threads, bytes, [=] { kernel(__VA_ARGS__); }))
 #define SHARED(type, name, n) type *const name = (type *)emu_shared(__LINE__, (n) * sizeof(type))
 #define SHARED_DYNAMIC(type, name) type *const name = (type *)emu_shared(-2, emu.dynamic)
 static inline float cuda_half(uint16_t h)
@@ -28,6 +29,12 @@ static inline float cuda_bits(uint32_t u)
     float f;
     memcpy(&f, &u, sizeof f);
     return f;
+}
+static inline uint32_t cuda_word(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    return u;
 }
 #else
 #include <cuda_fp16.h>
@@ -50,6 +57,10 @@ static __device__ __forceinline__ float cuda_bits(uint32_t u)
 {
     return __uint_as_float(u);
 }
+static __device__ __forceinline__ uint32_t cuda_word(float f)
+{
+    return __float_as_uint(f);
+}
 #endif
 
 enum {
@@ -57,6 +68,7 @@ enum {
     CUDA_FEW = 8,         /* rows of activations up to which weights are dequantised at each use */
     CUDA_RING = 4 << 20,  /* bytes of the ring that carries ids and tables to the device */
     CUDA_PANEL = 1 << 24, /* numbers of a weight that are fp32 at a time in prefill */
+    CUDA_SMALL = 1 << 20, /* bytes up to which a copy to the host goes through pinned memory */
 };
 
 struct weight {
@@ -108,7 +120,10 @@ struct cuda {
     struct cuda_ring streamed;
     unsigned char *ring, *ring_host; /* device and pinned, CUDA_RING bytes */
     size_t ring_at;
-    void *scratch; /* attention's parts, or a panel of a weight */
+    unsigned char *small_host; /* pinned, CUDA_SMALL bytes */
+    struct step *step;         /* between step_begin and step_end */
+    const char *no_steps;      /* why steps are launched one by one; NULL: they are not */
+    void *scratch;             /* attention's parts, or a panel of a weight */
     size_t scratch_bytes;
     struct err fault; /* latched until sync */
 };
@@ -119,6 +134,34 @@ bool cuda_ok(struct cuda *c, cudaError_t rc, const char *what);
 const void *cuda_carry(struct cuda *c, const void *host, size_t bytes);
 /* Device scratch, good until the next call; NULL latches a fault. */
 void *cuda_scratch(struct cuda *c, size_t bytes);
+
+/* A launch within a step (cuda_step.cu): adds what was asked for to the step's check; true: do not
+ * launch, the graph will. */
+void cuda_step_note(struct cuda *c, const void *p, size_t n);
+bool cuda_step_repeats(const struct cuda *c);
+/* What no graph can hold happens within a step. */
+void cuda_step_spoil(struct cuda *c, const char *why);
+/* Host bytes in the step's own memory on the device; NULL: there is no step. */
+const void *cuda_step_carry(struct cuda *c, const void *host, size_t bytes);
+void cuda_step_begin(struct backend *b, struct step **slot);
+bool cuda_step_end(struct backend *b);
+void cuda_step_free(struct backend *b, struct step *s);
+
+/* Launches a kernel; what goes wrong latches. All of the backend's launches go this way. */
+template <class... P>
+static inline void cuda_launch(struct cuda *c, const char *what, void (*kernel)(P...), dim3 grid,
+                               unsigned threads, size_t bytes, std::type_identity_t<P>... args)
+{
+    if (c->step) {
+        cuda_step_note(c, &kernel, sizeof kernel);
+        cuda_step_note(c, &grid, sizeof grid);
+        (cuda_step_note(c, &args, sizeof args), ...);
+        if (cuda_step_repeats(c))
+            return;
+    }
+    LAUNCH(kernel, grid, threads, bytes, c->stream, args...);
+    cuda_ok(c, cudaGetLastError(), what);
+}
 
 /* ERR_NOMEM: what was wanted, and what there is. */
 int cuda_no_memory(struct cuda *c, size_t bytes, const char *what, struct err *e);
@@ -151,6 +194,11 @@ int cuda_eigh(struct backend *b, int n, double *a, double *w, struct err *e);
 void cuda_embed(struct backend *b, float *y, const struct weight *w, const int32_t *ids, int T);
 void cuda_linear(struct backend *b, int n, const struct weight *const *w, float *const *y,
                  const float *x, int T, bool add);
+/* linear for up to CUDA_FEW rows, and glu_linear (false: not for these weights). */
+void cuda_gemv(struct cuda *c, int n, const struct weight *const *w, float *const *y,
+               const float *x, int T, bool add);
+bool cuda_gemv_glu(struct cuda *c, const struct weight *gate, const struct weight *up,
+                   enum glu_act act, const float *x, int T, float *y);
 void cuda_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, int stride,
                      const struct weight *kv_b, int H, int P, int Vd, int r, int T);
 void cuda_mla_expand(struct backend *b, float *out, const float *lat, const struct weight *kv_b,
@@ -167,6 +215,9 @@ void cuda_store(struct backend *b, void *dst, enum dtype kv, int ld_dst, const f
                 int ld_src, int n, int T);
 void cuda_glu(struct backend *b, float *y, const float *gate, const float *up, enum glu_act act,
               size_t n);
+void cuda_glu_linear(struct backend *b, float *gate, float *up, const struct weight *w_gate,
+                     const struct weight *w_up, enum glu_act act, const float *x, int T);
+void cuda_place(struct backend *b, const struct place_args *a);
 void cuda_add(struct backend *b, float *y, const float *x, size_t n);
 void cuda_add_bias(struct backend *b, float *y, const float *bias, int T, int n);
 void cuda_scale(struct backend *b, float *y, float factor, size_t n);

@@ -49,9 +49,9 @@ static __global__ void __launch_bounds__(CUDA_THREADS) fold_kernel(double *total
 static void cuda_fold(struct backend *b, double *total, float *from, int n)
 {
     struct cuda *c = (struct cuda *)b;
-    LAUNCH(fold_kernel, dim3(blocks_for((size_t)n * (size_t)n, CUDA_THREADS)), CUDA_THREADS, 0,
-           c->stream, total, from, n);
-    cuda_ok(c, cudaGetLastError(), "adding moments");
+    cuda_launch(c, "adding moments", fold_kernel,
+                dim3(blocks_for((size_t)n * (size_t)n, CUDA_THREADS)), CUDA_THREADS, 0, total, from,
+                n);
 }
 
 static __device__ __forceinline__ float warp_max(float v)
@@ -91,9 +91,8 @@ static void cuda_softmax(struct backend *b, float *P, int count, int T, int wind
 {
     struct cuda *c = (struct cuda *)b;
     size_t rows = (size_t)count * (size_t)T;
-    LAUNCH(softmax_kernel, dim3(blocks_for(rows, WARPS)), CUDA_THREADS, 0, c->stream, P, rows, T,
-           window, softcap);
-    cuda_ok(c, cudaGetLastError(), "attention weights");
+    cuda_launch(c, "attention weights", softmax_kernel, dim3(blocks_for(rows, WARPS)), CUDA_THREADS,
+                0, P, rows, T, window, softcap);
 }
 
 /* A warp a row. */
@@ -115,9 +114,8 @@ static void cuda_row_dots(struct backend *b, float *out, const float *x, int ldx
                           int ldy, int n, int rows)
 {
     struct cuda *c = (struct cuda *)b;
-    LAUNCH(dots_kernel, dim3(blocks_for((size_t)rows, WARPS)), CUDA_THREADS, 0, c->stream, out, x,
-           (size_t)ldx, y, (size_t)ldy, n, rows);
-    cuda_ok(c, cudaGetLastError(), "inner products of rows");
+    cuda_launch(c, "inner products of rows", dots_kernel, dim3(blocks_for((size_t)rows, WARPS)),
+                CUDA_THREADS, 0, out, x, (size_t)ldx, y, (size_t)ldy, n, rows);
 }
 
 /* A thread a key: neighbours read neighbouring columns of P and U. */
@@ -141,9 +139,9 @@ static __global__ void __launch_bounds__(CUDA_THREADS) keys_kernel(struct algebr
 static void cuda_keys(struct backend *b, const struct algebra_keys *a)
 {
     struct cuda *c = (struct cuda *)b;
-    LAUNCH(keys_kernel, dim3(blocks_for((size_t)a->count * (size_t)a->T, CUDA_THREADS)),
-           CUDA_THREADS, 0, c->stream, *a);
-    cuda_ok(c, cudaGetLastError(), "weights of keys");
+    cuda_launch(c, "weights of keys", keys_kernel,
+                dim3(blocks_for((size_t)a->count * (size_t)a->T, CUDA_THREADS)), CUDA_THREADS, 0,
+                *a);
 }
 
 static __global__ void __launch_bounds__(CUDA_THREADS)
@@ -159,9 +157,8 @@ static void cuda_weigh_rows(struct backend *b, float *out, const float *y, const
 {
     struct cuda *c = (struct cuda *)b;
     size_t all = (size_t)rows * (size_t)n;
-    LAUNCH(weigh_kernel, dim3(blocks_for(all, CUDA_THREADS)), CUDA_THREADS, 0, c->stream, out, y,
-           weight, n, all);
-    cuda_ok(c, cudaGetLastError(), "weighing rows");
+    cuda_launch(c, "weighing rows", weigh_kernel, dim3(blocks_for(all, CUDA_THREADS)), CUDA_THREADS,
+                0, out, y, weight, n, all);
 }
 
 /* Which problems the device solves: cuda_solver.cu. */

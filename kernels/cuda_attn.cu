@@ -1,26 +1,18 @@
-/* The CUDA backend's attention: one kernel for GQA and for absorbed MLA, whose latent rows are read
- * once and used as keys and as values. Softmax is taken online; keys are split over blocks when
- * queries alone do not fill the device, and a second kernel joins the parts. Refuses heads wider
- * than MOST_DIMS and rows that do not fit shared memory (a latched fault).
+/* The CUDA backend's attention: GQA and absorbed MLA, whose latent rows are read once and used as
+ * keys and as values. Softmax is taken online; keys are split over blocks when queries alone do not
+ * fill the device, and join adds the parts. F16 caches go to the tensor cores (cuda_attn_mma.cu);
+ * what is here takes F32 ones, as calibration has them, and values of more than 512 numbers.
+ * Refuses heads wider than MOST_DIMS and rows that do not fit shared memory (a latched fault).
  *
  * A block takes ROWS queries of one KV head, (token, head of the group) in order, and KEYS cache
  * rows at a time: all of a group's heads read a key once from memory, and so do the tokens of a
- * prefill. Roofline: the cache's bytes; Llama-3-8B at 8k context has 32 MiB a layer in F16 (10 µs
- * on an H100), its MLA with r + R = 576 9.4 MB (2.8 µs). The inner products run in fp32 from shared
- * memory, two loads for each FMA, so with 64 heads arithmetic is the bound (about 80 µs a layer at
- * 4k, estimated): tensor cores (mma.sync) are the next step and not done. None of it measured. */
-#include "kernels/cuda_quant.h"
+ * prefill. The inner products run in fp32 from shared memory, two loads for each FMA, some 3
+ * TFLOP/s of an H100's 67, which is the bound here: calibration of Llama-3-8B (32,768 tokens in
+ * windows of 256) has 2.2e12 FLOP of it, 0.7 s next to 1.3 s of products. join: 4·(dv + 2) bytes a
+ * part from L2, 1 to 2 µs. None of it measured. */
+#include "kernels/cuda_attn.h"
 
-enum { ROWS = 8, KEYS = 16, MOST_DIMS = 8 * CUDA_THREADS };
-
-struct attn_args {
-    float *out;          /* [T][H][dv] */
-    const float *q, *q2; /* [T][H][dq], [T][H][dk − dq] */
-    const void *k, *v;   /* rows of ldk numbers, head g from g·dk; v NULL: the first dv of k */
-    float *part;         /* [rows][splits][2 + dv]: maximum, sum, weighted values; or NULL */
-    int T, past, H, G, dq, dk, dv, ldk, splits, window;
-    float scale, softcap;
-};
+enum { ROWS = 8, KEYS = 16, LEAST = 4, MOST_DIMS = 8 * CUDA_THREADS };
 
 static __device__ __forceinline__ float cache_number(const void *p, bool half, size_t i)
 {
@@ -41,19 +33,6 @@ static __device__ __forceinline__ float row_sum(float v)
     return v;
 }
 
-/* The keys that some query of the block sees, and of those the ones of its split. */
-static __device__ __forceinline__ void key_range(const struct attn_args &a, int row0, int rows,
-                                                 int *from, int *to)
-{
-    int per = a.H / a.G, last = row0 + ROWS < rows ? row0 + ROWS - 1 : rows - 1;
-    int first = a.past + row0 / per + 1 - a.window;
-    *from = a.window && first > 0 ? first : 0;
-    *to = a.past + last / per + 1;
-    int tiles = (*to - *from + KEYS - 1) / KEYS, share = (tiles + a.splits - 1) / a.splits;
-    *from += (int)blockIdx.z * share * KEYS;
-    *to = *from + share * KEYS < *to ? *from + share * KEYS : *to;
-}
-
 /* tile[key][0 … n) = n numbers of each cache row from `from` on, zeros from `to` on. */
 template <bool half>
 static __device__ __forceinline__ void load_keys(float *tile, int pitch, const void *cache,
@@ -69,7 +48,7 @@ static __device__ __forceinline__ void load_keys(float *tile, int pitch, const v
 /* N: numbers of the output a thread has, for each of the ROWS queries. */
 template <bool half, int N>
 static __global__ void __launch_bounds__(CUDA_THREADS, N == 8 ? 2 : 3)
-    attn_kernel(struct attn_args a)
+    attn_kernel(const __grid_constant__ struct attn_args a)
 {
     SHARED_DYNAMIC(float, shared);
     SHARED(float, p, ROWS *KEYS);
@@ -80,17 +59,13 @@ static __global__ void __launch_bounds__(CUDA_THREADS, N == 8 ? 2 : 3)
     const int vpitch = a.v ? a.dv | 1 : pitch, tid = (int)threadIdx.x;
     const int g = (int)blockIdx.y, row0 = (int)blockIdx.x * ROWS, row = tid / KEYS,
               key = tid % KEYS;
+    const int past = attn_past(a), pos = past + (row0 + row) / per; /* of this thread's query */
     int from, to;
-    key_range(a, row0, rows, &from, &to);
+    attn_range<KEYS>(a, past, row0, ROWS, LEAST, &from, &to);
     for (int e = tid; e < ROWS * a.dk; e += CUDA_THREADS) {
         int i = row0 + e / a.dk, j = e % a.dk;
-        size_t at = (size_t)(i / per) * a.H + g * per + i % per;
-        float x = 0;
-        if (i < rows)
-            x = j < a.dq ? a.q[at * a.dq + j] : a.q2[at * (a.dk - a.dq) + j - a.dq];
-        q[e / a.dk * pitch + j] = x;
+        q[e / a.dk * pitch + j] = i < rows ? attn_query(a, g, i, j) : 0;
     }
-    const int pos = a.past + (row0 + row) / per; /* of this thread's query */
     float top = -INFINITY, sum = 0, acc[ROWS][N] = {};
     for (; from < to; from += KEYS) {
         load_keys<half>(k, pitch, a.k, (size_t)a.ldk, (size_t)g * a.dk, a.dk, from, to);
@@ -149,23 +124,58 @@ static __global__ void __launch_bounds__(CUDA_THREADS, N == 8 ? 2 : 3)
     }
 }
 
-/* A block a query: out = Σ parts, each brought to the common maximum. A split beyond a query's
- * keys has sum 0 and maximum −∞. */
+/* A block a query: out = Σ parts, each brought to the common maximum. A split without keys has sum
+ * 0 and maximum −∞, and its values were never written. */
 static __global__ void __launch_bounds__(CUDA_THREADS)
     join_kernel(float *out, const float *part, int splits, int dv)
 {
+    SHARED(float, weight, CUDA_MOST_SPLITS);
+    SHARED(float, total, 1);
     const float *mine = part + (size_t)blockIdx.x * splits * (dv + 2);
-    float top = -INFINITY, sum = 0;
-    for (int s = 0; s < splits; s++)
-        top = fmaxf(top, mine[(size_t)s * (dv + 2)]);
-    for (int s = 0; s < splits; s++)
-        sum += expf(mine[(size_t)s * (dv + 2)] - top) * mine[(size_t)s * (dv + 2) + 1];
-    for (int d = (int)threadIdx.x; d < dv; d += CUDA_THREADS) {
+    int lane = (int)threadIdx.x;
+    if (lane < 32) {
+        float top = -INFINITY, sum = 0;
+        for (int s = lane; s < splits; s += 32)
+            top = fmaxf(top, mine[(size_t)s * (dv + 2)]);
+        for (int other = 16; other; other /= 2)
+            top = fmaxf(top, __shfl_xor_sync(~0u, top, other));
+        for (int s = lane; s < splits; s += 32) {
+            weight[s] = expf(mine[(size_t)s * (dv + 2)] - top);
+            sum += weight[s] * mine[(size_t)s * (dv + 2) + 1];
+        }
+        sum = warp_sum(sum);
+        if (lane == 0)
+            total[0] = sum;
+    }
+    __syncthreads();
+    for (int d = lane; d < dv; d += CUDA_THREADS) {
         float y = 0;
         for (int s = 0; s < splits; s++)
-            y += expf(mine[(size_t)s * (dv + 2)] - top) * mine[(size_t)s * (dv + 2) + 2 + d];
-        out[(size_t)blockIdx.x * dv + d] = y / sum;
+            if (weight[s] > 0)
+                y += weight[s] * mine[(size_t)s * (dv + 2) + 2 + d];
+        out[(size_t)blockIdx.x * dv + d] = y / total[0];
     }
+}
+
+int cuda_attn_splits(const struct cuda *c, int blocks)
+{
+    int want = (2 * c->processors + blocks - 1) / blocks;
+    return want < 1 ? 1 : want > CUDA_MOST_SPLITS ? CUDA_MOST_SPLITS : want;
+}
+
+bool cuda_attn_parts(struct cuda *c, struct attn_args *a)
+{
+    size_t n = (size_t)a->T * (size_t)a->H * (size_t)a->splits * (size_t)(a->dv + 2);
+    if (a->splits > 1)
+        a->part = (float *)cuda_scratch(c, n * sizeof *a->part);
+    return a->splits < 2 || a->part;
+}
+
+void cuda_attn_join(struct cuda *c, const struct attn_args *a)
+{
+    if (a->splits > 1)
+        cuda_launch(c, "joining attention", join_kernel, dim3((unsigned)(a->T * a->H)),
+                    CUDA_THREADS, 0, a->out, a->part, a->splits, a->dv);
 }
 
 template <bool half, int N>
@@ -177,8 +187,7 @@ static void launch(struct cuda *c, const struct attn_args &a, dim3 grid, size_t 
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
                  "shared memory of attention"))
         return;
-    LAUNCH((attn_kernel<half, N>), grid, CUDA_THREADS, bytes, c->stream, a);
-    cuda_ok(c, cudaGetLastError(), "attention");
+    cuda_launch(c, "attention", (attn_kernel<half, N>), grid, CUDA_THREADS, bytes, a);
 }
 
 template <bool half>
@@ -194,17 +203,6 @@ static void by_width(struct cuda *c, const struct attn_args &a, dim3 grid, size_
         launch<half, 8>(c, a, grid, bytes);
 }
 
-/* As many parts as two blocks for each processor need, none below four tiles of keys. */
-static int choose_splits(const struct cuda *c, const struct attn_args *a, int blocks)
-{
-    int keys = a->past + a->T;
-    if (a->window && a->window + a->T < keys)
-        keys = a->window + a->T;
-    int want = (2 * c->processors + blocks - 1) / blocks, most = keys / (4 * KEYS);
-    want = want < most ? want : most;
-    return want < 1 ? 1 : want > 64 ? 64 : want;
-}
-
 static void attend(struct cuda *c, struct attn_args *a, bool half)
 {
     int rows = a->T * (a->H / a->G), blocks = (rows + ROWS - 1) / ROWS;
@@ -213,6 +211,12 @@ static void attend(struct cuda *c, struct attn_args *a, bool half)
         bytes += (size_t)KEYS * (size_t)(a->dv | 1) * sizeof(float);
     if (rows < 1)
         return;
+    if (c->step) {
+        a->past_at = (const int32_t *)cuda_carry(c, &a->past, sizeof a->past);
+        a->past = 0;
+    }
+    if (half && cuda_attn_mma(c, a))
+        return;
     if (a->dv > MOST_DIMS || bytes + 2048 > c->shared_most) {
         err_set(&c->fault, ERR_UNSUPPORTED,
                 "cuda:%d: attention over %d numbers a key and %d a value does not fit: "
@@ -220,23 +224,15 @@ static void attend(struct cuda *c, struct attn_args *a, bool half)
                 c->device, a->dk, a->dv);
         return;
     }
-    a->splits = choose_splits(c, a, blocks * a->G);
-    if (a->splits > 1) {
-        size_t n = (size_t)a->T * (size_t)a->H * (size_t)a->splits * (size_t)(a->dv + 2);
-        a->part = (float *)cuda_scratch(c, n * sizeof *a->part);
-        if (!a->part)
-            return;
-    }
+    a->splits = cuda_attn_splits(c, blocks * a->G);
+    if (!cuda_attn_parts(c, a))
+        return;
     dim3 grid((unsigned)blocks, (unsigned)a->G, (unsigned)a->splits);
     if (half)
         by_width<true>(c, *a, grid, bytes);
     else
         by_width<false>(c, *a, grid, bytes);
-    if (a->splits > 1) {
-        LAUNCH(join_kernel, dim3((unsigned)(a->T * a->H)), CUDA_THREADS, 0, c->stream, a->out,
-               a->part, a->splits, a->dv);
-        cuda_ok(c, cudaGetLastError(), "joining attention");
-    }
+    cuda_attn_join(c, a);
 }
 
 void cuda_attn_gqa(struct backend *b, const struct attn_gqa_args *g)
@@ -247,6 +243,7 @@ void cuda_attn_gqa(struct backend *b, const struct attn_gqa_args *g)
                           .k = g->k,
                           .v = g->v,
                           .part = NULL,
+                          .past_at = NULL,
                           .T = g->T,
                           .past = g->past,
                           .H = g->H,
@@ -270,6 +267,7 @@ void cuda_attn_mla(struct backend *b, const struct attn_mla_args *m)
                           .k = m->cache,
                           .v = NULL,
                           .part = NULL,
+                          .past_at = NULL,
                           .T = m->T,
                           .past = m->past,
                           .H = m->H,

@@ -14,88 +14,11 @@
 
 enum { WARPS = CUDA_THREADS / 32 };
 
-/* Row i of the result comes from the weight's row i / per · gap + first + i mod per, and reads the
- * input from (i / per)·cols on: one matrix a head, or all one matrix with per = rows. */
-struct gemv_args {
-    const uint8_t *w;
-    size_t row_bytes;
-    const float *x;
-    float *y;
-    int rows, cols, T;
-    size_t ldx, ldy;
-    int per, first, gap;
-    bool add, wide; /* wide: x may be read 16 bytes at a time */
-};
-
-static __device__ __forceinline__ void load_x(const float *x, int left, bool wide, float *v)
-{
-    if (wide) {
-        float4 a = ((const float4 *)x)[0], b = ((const float4 *)x)[1];
-        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
-        v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-        return;
-    }
-    for (int j = 0; j < 8; j++)
-        v[j] = j < left ? x[j] : 0;
-}
-
-/* A warp a row, N rows of activations at a time. */
-template <enum dtype type, int N>
-static __global__ void __launch_bounds__(CUDA_THREADS) gemv_kernel(struct gemv_args a)
-{
-    int lane = (int)threadIdx.x % 32, i = (int)blockIdx.x * WARPS + (int)threadIdx.x / 32;
-    int t0 = (int)blockIdx.y * N;
-    if (i >= a.rows) /* whole warps leave, and nothing below waits for the block */
-        return;
-    const uint8_t *w = a.w + ((size_t)(i / a.per) * a.gap + a.first + i % a.per) * a.row_bytes;
-    const float *x = a.x + (size_t)t0 * a.ldx + (size_t)(i / a.per) * a.cols;
-    float sum[N];
-    for (int t = 0; t < N; t++)
-        sum[t] = 0;
-    for (int k = lane * 8; k < a.cols; k += 256) {
-        float v[8], u[8];
-        load8<type>(w, k, a.cols, v);
-#ifdef __CUDACC__
-#pragma unroll
-#endif
-        for (int t = 0; t < N; t++) {
-            if (t0 + t >= a.T)
-                continue;
-            load_x(x + t * a.ldx + k, a.cols - k, a.wide, u);
-            for (int j = 0; j < 8; j++)
-                sum[t] += v[j] * u[j];
-        }
-    }
-#ifdef __CUDACC__
-#pragma unroll
-#endif
-    for (int t = 0; t < N; t++) {
-        if (t0 + t >= a.T)
-            continue;
-        float s = warp_sum(sum[t]);
-        float *y = a.y + (size_t)(t0 + t) * a.ldy + i;
-        if (lane == 0)
-            *y = a.add ? *y + s : s;
-    }
-}
-
-template <enum dtype type> static void gemv(struct cuda *c, const struct gemv_args &a)
-{
-    unsigned blocks = (unsigned)((a.rows + WARPS - 1) / WARPS);
-    if (a.T == 1)
-        LAUNCH((gemv_kernel<type, 1>), dim3(blocks), CUDA_THREADS, 0, c->stream, a);
-    else
-        LAUNCH((gemv_kernel<type, CUDA_FEW>),
-               dim3(blocks, (unsigned)((a.T + CUDA_FEW - 1) / CUDA_FEW)), CUDA_THREADS, 0,
-               c->stream, a);
-    cuda_ok(c, cudaGetLastError(), "a matrix and a vector");
-}
-
 /* dst[rows][cols] = the weight's rows as fp32: row i is row ids[i], or first + i. */
 template <enum dtype type>
 static __global__ void __launch_bounds__(CUDA_THREADS)
-    widen_kernel(float *dst, const uint8_t *w, size_t row_bytes, const int32_t *ids, int first,
-                 int cols, size_t all)
+    widen_kernel(float *dst, struct cuda_rows w, const int32_t *ids, int first, int cols,
+                 size_t all)
 {
     size_t at = (size_t)blockIdx.x * CUDA_THREADS + threadIdx.x;
     int chunks = (cols + 7) / 8;
@@ -103,11 +26,16 @@ static __global__ void __launch_bounds__(CUDA_THREADS)
         return;
     size_t row = at / chunks;
     int i = (int)(at % chunks) * 8;
-    float v[8];
-    load8<type>(w + (size_t)(ids ? ids[row] : first + (int)row) * row_bytes, i, cols, v);
-    for (int j = 0; j < 8; j++)
-        if (i + j < cols)
-            dst[row * cols + i + j] = v[j];
+    struct cuda_row from = cuda_row_at(w, (size_t)(ids ? ids[row] : first + (int)row));
+    struct cuda_eight e = whole8<type>(from, i, cols);
+    if (cols % 4 == 0 && i + 8 <= cols) {
+        float4 *to = (float4 *)(dst + row * cols + i);
+        to[0] = {e.v[0], e.v[1], e.v[2], e.v[3]};
+        to[1] = {e.v[4], e.v[5], e.v[6], e.v[7]};
+        return;
+    }
+    for (int j = 0; j < 8 && i + j < cols; j++)
+        dst[row * cols + i + j] = e.v[j];
 }
 
 template <enum dtype type>
@@ -115,10 +43,9 @@ static void widen(struct cuda *c, float *dst, const struct matrix *m, const int3
                   int rows)
 {
     size_t all = (size_t)rows * (size_t)((m->cols + 7) / 8);
-    LAUNCH(widen_kernel<type>, dim3((unsigned)((all + CUDA_THREADS - 1) / CUDA_THREADS)),
-           CUDA_THREADS, 0, c->stream, dst, (const uint8_t *)m->data,
-           dtype_bytes(m->dtype, (size_t)m->cols), ids, first, m->cols, all);
-    cuda_ok(c, cudaGetLastError(), "dequantising");
+    cuda_launch(c, "dequantising", widen_kernel<type>,
+                dim3((unsigned)((all + CUDA_THREADS - 1) / CUDA_THREADS)), CUDA_THREADS, 0, dst,
+                cuda_rows_of(m), ids, first, m->cols, all);
 }
 
 static void embed_from_host(struct cuda *c, float *y, const struct matrix *m, const int32_t *ids,
@@ -211,8 +138,7 @@ static void gemm(struct cuda *c, const struct gemm_args &a)
         return;
     }
     dim3 grid((unsigned)((a.rows + TILE - 1) / TILE), (unsigned)((a.T + TILE - 1) / TILE));
-    LAUNCH(gemm_kernel, grid, GEMM_THREADS, 0, c->stream, a);
-    cuda_ok(c, cudaGetLastError(), "a matrix product");
+    cuda_launch(c, "a matrix product", gemm_kernel, grid, GEMM_THREADS, 0, a);
 }
 
 static void product(struct cuda *c, const struct matrix *m, float *y, const float *x, int T,
@@ -246,64 +172,32 @@ void cuda_linear(struct backend *b, int n, const struct weight *const *w, float 
                  const float *x, int T, bool add)
 {
     struct cuda *c = (struct cuda *)b;
-    for (int i = 0; i < n && T > 0; i++) {
-        const struct matrix *m = cuda_weight(c, w[i]);
-        if (T > CUDA_FEW) {
-            product(c, m, y[i], x, T, add);
-            continue;
-        }
-        struct gemv_args a = {.w = (const uint8_t *)m->data,
-                              .row_bytes = dtype_bytes(m->dtype, (size_t)m->cols),
-                              .x = x,
-                              .y = y[i],
-                              .rows = m->rows,
-                              .cols = m->cols,
-                              .T = T,
-                              .ldx = (size_t)m->cols,
-                              .ldy = (size_t)m->rows,
-                              .per = m->rows,
-                              .first = 0,
-                              .gap = 0,
-                              .add = add,
-                              .wide = m->cols % 8 == 0 && (uintptr_t)x % 16 == 0};
-        CUDA_BY_TYPE(m->dtype, gemv, c, a);
-    }
+    if (T > 0 && T <= CUDA_FEW)
+        cuda_gemv(c, n, w, y, x, T, add);
+    for (int i = 0; i < n && T > CUDA_FEW; i++)
+        product(c, cuda_weight(c, w[i]), y[i], x, T, add);
 }
 
-/* Values out of latents: a product a head, each with its own rows and its own input. */
-void cuda_mla_expand(struct backend *b, float *out, const float *lat, const struct weight *kv_b,
-                     int H, int P, int Vd, int r, int T)
+void cuda_glu_linear(struct backend *b, float *gate, float *up, const struct weight *w_gate,
+                     const struct weight *w_up, enum glu_act act, const float *x, int T)
 {
     struct cuda *c = (struct cuda *)b;
-    if (T < 1 || H * Vd < 1)
+    if (T <= CUDA_FEW && cuda_gemv_glu(c, w_gate, w_up, act, x, T, gate))
         return;
-    const struct matrix *m = cuda_weight(c, kv_b);
-    struct gemv_args a = {.w = (const uint8_t *)m->data,
-                          .row_bytes = dtype_bytes(m->dtype, (size_t)r),
-                          .x = lat,
-                          .y = out,
-                          .rows = H * Vd,
-                          .cols = r,
-                          .T = T,
-                          .ldx = (size_t)H * (size_t)r,
-                          .ldy = (size_t)H * (size_t)Vd,
-                          .per = Vd,
-                          .first = P,
-                          .gap = P + Vd,
-                          .add = false,
-                          .wide = r % 8 == 0 && (uintptr_t)lat % 16 == 0};
-    CUDA_BY_TYPE(m->dtype, gemv, c, a);
+    const struct weight *const w[] = {w_gate, w_up};
+    float *const y[] = {gate, up};
+    cuda_linear(b, 2, w, y, x, T, false);
+    cuda_glu(b, gate, gate, up, act, (size_t)T * (size_t)w_gate->m.rows);
 }
 
 enum { ABSORB_TOKENS = 4 };
 
 struct absorb_args {
-    const uint8_t *w;
-    size_t row_bytes;
+    struct cuda_rows w;
     const float *q;
     float *y;
-    int H, P, Vd, r, T;
     size_t ld, stride;
+    int H, P, Vd, r, T, unused;
 };
 
 /* q_lat of 256 columns, one head, 4 tokens: a warp sums a quarter of the head's P key rows, a lane
@@ -316,14 +210,14 @@ static __global__ void __launch_bounds__(CUDA_THREADS, 4) absorb_kernel(struct a
     int col = (int)blockIdx.x * 256 + lane * 8, t0 = (int)blockIdx.z * ABSORB_TOKENS;
     float sum[ABSORB_TOKENS][8] = {};
     for (int j = warp; j < a.P && col < a.r; j += WARPS) {
-        float v[8];
-        load8<type>(a.w + ((size_t)h * (a.P + a.Vd) + j) * a.row_bytes, col, a.r, v);
+        struct cuda_row row = cuda_row_at(a.w, (size_t)h * (a.P + a.Vd) + j);
+        struct cuda_eight e = whole8<type>(row, col, a.r);
         for (int t = 0; t < ABSORB_TOKENS; t++) {
             if (t0 + t >= a.T)
                 continue;
             float q = a.q[(t0 + t) * a.ld + h * a.stride + j];
             for (int k = 0; k < 8; k++)
-                sum[t][k] += q * v[k];
+                sum[t][k] += q * e.v[k];
         }
     }
     for (int t = 0; t < ABSORB_TOKENS && t0 + t < a.T; t++) {
@@ -346,8 +240,7 @@ template <enum dtype type> static void absorb(struct cuda *c, const struct absor
 {
     dim3 grid((unsigned)((a.r + 255) / 256), (unsigned)a.H,
               (unsigned)((a.T + ABSORB_TOKENS - 1) / ABSORB_TOKENS));
-    LAUNCH(absorb_kernel<type>, grid, CUDA_THREADS, 0, c->stream, a);
-    cuda_ok(c, cudaGetLastError(), "absorbing keys");
+    cuda_launch(c, "absorbing keys", absorb_kernel<type>, grid, CUDA_THREADS, 0, a);
 }
 
 void cuda_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, int stride,
@@ -358,17 +251,17 @@ void cuda_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, in
     const int most = 65535 * ABSORB_TOKENS;
     const struct matrix *m = cuda_weight(c, kv_b);
     for (int t = 0; t < T; t += most) {
-        struct absorb_args a = {.w = (const uint8_t *)m->data,
-                                .row_bytes = dtype_bytes(m->dtype, (size_t)r),
+        struct absorb_args a = {.w = cuda_rows_of(m),
                                 .q = q + (size_t)t * ld,
                                 .y = q_lat + (size_t)t * H * r,
+                                .ld = (size_t)ld,
+                                .stride = (size_t)stride,
                                 .H = H,
                                 .P = P,
                                 .Vd = Vd,
                                 .r = r,
                                 .T = T - t < most ? T - t : most,
-                                .ld = (size_t)ld,
-                                .stride = (size_t)stride};
+                                .unused = 0};
         CUDA_BY_TYPE(m->dtype, absorb, c, a);
     }
 }

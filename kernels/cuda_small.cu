@@ -1,7 +1,8 @@
-/* The CUDA backend's small operations: norms, rotation, cache writes, activation and rows. All are
- * bound by memory, or, at one token, by their launch (about 2-3 µs against 0.1 µs of work): they
- * are what fusing and graphs would save, neither of which is done yet. Bytes a number: norm and
- * rope 8, store 6 (F16), glu 12, add 12, scale and softcap 8. */
+/* The CUDA backend's small operations: norms, rotation and cache writes, activation and rows. All
+ * are bound by memory, or, at one token, by their launch (1 µs in a graph against 0.1 µs of work),
+ * so what comes between two products is one launch where it can be: place rotates queries and keys
+ * and writes the cache; cuda_gemv.cu takes the activation along. Bytes a number: norm and place 8
+ * (6 into an F16 cache), store 6 (F16), glu 12, add 12, scale and softcap 8. */
 #include "kernels/cuda_quant.h"
 
 /* Threads that each take one of n things, in a grid that any n fits. */
@@ -15,37 +16,79 @@ static __device__ __forceinline__ size_t own_index(void)
     return (size_t)blockIdx.x * CUDA_THREADS + threadIdx.x;
 }
 
-/* One block a vector; ld, heads, stride as in head_norm. y and x may be the same. */
-static __global__ void __launch_bounds__(CUDA_THREADS)
-    norm_kernel(float *y, const float *x, const float *gamma, float eps, int n, size_t ld,
-                int heads, size_t stride)
+enum { NORM_WARPS = 8, NORM_NARROW = 256 };
+
+/* Σ x² of the numbers of a lane of a team of so many. */
+template <int TEAM>
+static __device__ __forceinline__ float squares(const float *x, int n, int lane, bool wide)
 {
-    SHARED(float, part, CUDA_THREADS / 32);
-    size_t at = blockIdx.x / heads * ld + blockIdx.x % heads * stride;
     float sum = 0;
-    for (int i = (int)threadIdx.x; i < n; i += CUDA_THREADS)
-        sum += x[at + i] * x[at + i];
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0)
-        part[threadIdx.x / 32] = sum;
-    __syncthreads();
-    sum = 0;
-    for (int w = 0; w < CUDA_THREADS / 32; w++)
-        sum += part[w];
+    if (wide)
+        for (int i = lane; i < n / 4; i += TEAM) {
+            float4 u = ((const float4 *)x)[i];
+            sum += u.x * u.x + u.y * u.y + u.z * u.z + u.w * u.w;
+        }
+    else
+        for (int i = lane; i < n; i += TEAM)
+            sum += x[i] * x[i];
+    return sum;
+}
+
+/* A vector for each team of W warps; ld, heads, stride as in head_norm. y and x may be the same: a
+ * thread writes what it has read itself. wide: vectors begin at multiples of 16 bytes. */
+template <int W>
+static __global__ void __launch_bounds__(W == 1 ? CUDA_THREADS : 32 * W)
+    norm_kernel(float *y, const float *x, const float *gamma, float eps, int n, size_t ld,
+                int heads, size_t stride, int vectors, int wide)
+{
+    SHARED(float, part, W);
+    const int team = 32 * W, lane = (int)threadIdx.x % team;
+    int v = W == 1 ? (int)(blockIdx.x * (CUDA_THREADS / 32) + threadIdx.x / 32) : (int)blockIdx.x;
+    if (v >= vectors) /* whole warps leave, and only where none waits for the block */
+        return;
+    size_t at = v / heads * ld + v % heads * stride;
+    float sum = warp_sum(squares<team>(x + at, n, lane, wide));
+    if (W > 1) {
+        if (lane % 32 == 0)
+            part[lane / 32] = sum;
+        __syncthreads();
+        sum = 0;
+        for (int w = 0; w < W; w++)
+            sum += part[w];
+    }
     float scale = 1 / sqrtf(sum / (float)n + eps);
-    for (int i = (int)threadIdx.x; i < n; i += CUDA_THREADS)
-        y[at + i] = x[at + i] * scale * gamma[i];
+    if (wide)
+        for (int i = lane; i < n / 4; i += team) {
+            float4 u = ((const float4 *)(x + at))[i], g = ((const float4 *)gamma)[i];
+            u.x = u.x * scale * g.x, u.y = u.y * scale * g.y;
+            u.z = u.z * scale * g.z, u.w = u.w * scale * g.w;
+            ((float4 *)(y + at))[i] = u;
+        }
+    else
+        for (int i = lane; i < n; i += team)
+            y[at + i] = x[at + i] * scale * gamma[i];
+}
+
+static bool aligned(const void *p)
+{
+    return (uintptr_t)p % 16 == 0;
 }
 
 static void norm(struct backend *b, float *y, const float *x, const float *gamma, float eps, int T,
                  int n, size_t ld, int heads, size_t stride)
 {
     struct cuda *c = (struct cuda *)b;
+    int vectors = T * heads;
+    bool wide =
+        n % 4 == 0 && ld % 4 == 0 && stride % 4 == 0 && aligned(y) && aligned(x) && aligned(gamma);
     if (T < 1 || heads < 1)
         return;
-    LAUNCH(norm_kernel, dim3((unsigned)T * (unsigned)heads), CUDA_THREADS, 0, c->stream, y, x,
-           gamma, eps, n, ld, heads, stride);
-    cuda_ok(c, cudaGetLastError(), "norm");
+    if (n <= NORM_NARROW)
+        cuda_launch(c, "norm", norm_kernel<1>, blocks_of((size_t)vectors * 32), CUDA_THREADS, 0, y,
+                    x, gamma, eps, n, ld, heads, stride, vectors, wide);
+    else
+        cuda_launch(c, "norm", norm_kernel<NORM_WARPS>, dim3((unsigned)vectors), 32 * NORM_WARPS, 0,
+                    y, x, gamma, eps, n, ld, heads, stride, vectors, wide);
 }
 
 void cuda_rms_norm(struct backend *b, float *y, const float *x, const float *gamma, float eps,
@@ -60,50 +103,120 @@ void cuda_head_norm(struct backend *b, float *x, int ld, int heads, int stride, 
     norm(b, x, x, gamma, eps, T, n, (size_t)ld, heads, (size_t)stride);
 }
 
-/* cos and sin are one table after the other. */
-static __global__ void __launch_bounds__(CUDA_THREADS)
-    rope_kernel(float *x, size_t ld, int heads, size_t stride, int half, const float *table, int T)
+static __device__ __forceinline__ void put_number(void *to, bool half, size_t i, float v)
 {
-    size_t i = own_index();
-    if (i >= (size_t)T * heads * half)
-        return;
-    size_t j = i % half, h = i / half % heads, t = i / half / heads;
-    float *v = x + t * ld + h * stride + j;
-    float c = table[t * half + j], s = table[((size_t)T + t) * half + j];
-    float re = v[0], im = v[half];
-    v[0] = re * c - im * s;
-    v[half] = re * s + im * c;
+    if (half)
+        ((uint16_t *)to)[i] = cuda_to_half(v);
+    else
+        ((float *)to)[i] = v;
 }
 
+/* What a launch places: units are numbers that do not rotate and pairs that do. */
+struct place_launch {
+    struct place_part part[PLACE_PARTS];
+    size_t end[PLACE_PARTS]; /* units up to and with this part */
+    const float *cos, *sin;  /* [T][pairs] */
+    const int32_t *past_at;  /* where the position is, or NULL: it is past */
+    int past, pairs;
+};
+
+/* A thread a unit: neighbours take neighbouring numbers of a head. */
+static __device__ __forceinline__ void place_unit(const struct place_launch &a,
+                                                  const struct place_part &p, size_t i)
+{
+    int half = p.R / 2, units = p.n - half, u = (int)(i % units), h = (int)(i / units % p.heads);
+    size_t t = i / units / p.heads, row = t;
+    if (p.cached)
+        row += a.past_at ? *a.past_at : a.past;
+    const float *x = p.src + t * p.ld_src + (size_t)h * p.stride_src;
+    size_t at = row * p.ld_dst + (size_t)h * p.stride_dst;
+    bool f16 = p.type == DTYPE_F16;
+    if (u >= half) {
+        int j = u - half < p.at ? u - half : u - half + p.R;
+        put_number(p.dst, f16, at + j, x[j]);
+        return;
+    }
+    float c = a.cos[t * a.pairs + u], s = a.sin[t * a.pairs + u];
+    float re = x[p.at + u], im = x[p.at + u + half];
+    put_number(p.dst, f16, at + p.at + u, re * c - im * s);
+    put_number(p.dst, f16, at + p.at + u + half, re * s + im * c);
+}
+
+static __global__ void __launch_bounds__(CUDA_THREADS)
+    place_kernel(const __grid_constant__ struct place_launch a)
+{
+    size_t i = own_index();
+    if (i < a.end[0])
+        place_unit(a, a.part[0], i);
+    else if (i < a.end[1])
+        place_unit(a, a.part[1], i - a.end[0]);
+    else if (i < a.end[2])
+        place_unit(a, a.part[2], i - a.end[1]);
+}
+
+/* A part of the rows: the tables must fit the ring. */
+static struct place_args rows_of(const struct place_args &a, int from, int T)
+{
+    struct place_args some = a;
+    some.T = T;
+    some.past += from;
+    some.cos += (size_t)from * (size_t)a.pairs;
+    some.sin += (size_t)from * (size_t)a.pairs;
+    for (int k = 0; k < a.parts; k++) {
+        struct place_part *p = &some.part[k];
+        p->src += (size_t)from * (size_t)p->ld_src;
+        if (!p->cached) /* a cached one moves with past */
+            p->dst = (char *)p->dst + dtype_bytes(p->type, (size_t)from * (size_t)p->ld_dst);
+    }
+    return some;
+}
+
+void cuda_place(struct backend *b, const struct place_args *a)
+{
+    struct cuda *c = (struct cuda *)b;
+    const size_t n = (size_t)a->T * (size_t)a->pairs, most = CUDA_RING / (4 * sizeof(float));
+    if (n > most && a->T > 1) {
+        struct place_args first = rows_of(*a, 0, a->T / 2);
+        struct place_args rest = rows_of(*a, a->T / 2, a->T - a->T / 2);
+        cuda_place(b, &first);
+        cuda_place(b, &rest);
+        return;
+    }
+    struct place_launch l = {};
+    size_t units = 0;
+    for (int k = 0; k < PLACE_PARTS; k++) {
+        if (k < a->parts) {
+            const struct place_part *p = &l.part[k];
+            l.part[k] = a->part[k];
+            units += (size_t)a->T * (size_t)p->heads * (size_t)(p->n - p->R / 2);
+        }
+        l.end[k] = units;
+    }
+    if (!units)
+        return;
+    if (n) {
+        l.cos = (const float *)cuda_carry(c, a->cos, n * sizeof *l.cos);
+        l.sin = (const float *)cuda_carry(c, a->sin, n * sizeof *l.sin);
+        l.pairs = a->pairs;
+        if (!l.cos || !l.sin)
+            return;
+    }
+    if (!c->step)
+        l.past = a->past;
+    else
+        l.past_at = (const int32_t *)cuda_carry(c, &a->past, sizeof a->past);
+    cuda_launch(c, "placing", place_kernel, blocks_of(units), CUDA_THREADS, 0, l);
+}
+
+/* A rotation in place is a placing. */
 void cuda_rope(struct backend *b, float *x, int ld, int heads, int stride, int R, const float *cos,
                const float *sin, int T)
 {
-    struct cuda *c = (struct cuda *)b;
-    size_t n = (size_t)T * (size_t)(R / 2), most = CUDA_RING / (4 * sizeof(float));
-    if (!n || heads < 1)
-        return;
-    if (n > most) { /* the two tables must fit the ring side by side */
-        int first = T / 2;
-        cuda_rope(b, x, ld, heads, stride, R, cos, sin, first);
-        size_t skip = (size_t)first * (size_t)(R / 2);
-        cuda_rope(b, x + (size_t)first * ld, ld, heads, stride, R, cos + skip, sin + skip,
-                  T - first);
-        return;
-    }
-    float *both = (float *)malloc(2 * n * sizeof *both);
-    if (!both) {
-        err_nomem(&c->fault, 2 * n * sizeof *both, "rope tables");
-        return;
-    }
-    memcpy(both, cos, n * sizeof *both);
-    memcpy(both + n, sin, n * sizeof *both);
-    const float *table = (const float *)cuda_carry(c, both, 2 * n * sizeof *both);
-    free(both);
-    if (!table)
-        return;
-    LAUNCH(rope_kernel, blocks_of(n * (size_t)heads), CUDA_THREADS, 0, c->stream, x, (size_t)ld,
-           heads, (size_t)stride, R / 2, table, T);
-    cuda_ok(c, cudaGetLastError(), "rope");
+    struct place_args a = {};
+    a.part[0] = {x, x, DTYPE_F32, ld, stride, ld, stride, heads, R - R % 2, 0, R - R % 2, 0};
+    a.parts = 1, a.T = T, a.pairs = R / 2;
+    a.cos = cos, a.sin = sin;
+    cuda_place(b, &a);
 }
 
 static __global__ void __launch_bounds__(CUDA_THREADS)
@@ -114,10 +227,7 @@ static __global__ void __launch_bounds__(CUDA_THREADS)
     if (i >= all)
         return;
     size_t t = i / n, j = i % n;
-    if (half)
-        ((uint16_t *)dst)[t * ld_dst + j] = cuda_to_half(src[t * ld_src + j]);
-    else
-        ((float *)dst)[t * ld_dst + j] = src[t * ld_src + j];
+    put_number(dst, half, t * ld_dst + j, src[t * ld_src + j]);
 }
 
 void cuda_store(struct backend *b, void *dst, enum dtype kv, int ld_dst, const float *src,
@@ -127,9 +237,8 @@ void cuda_store(struct backend *b, void *dst, enum dtype kv, int ld_dst, const f
     size_t all = (size_t)T * (size_t)n;
     if (!all)
         return;
-    LAUNCH(store_kernel, blocks_of(all), CUDA_THREADS, 0, c->stream, dst, kv == DTYPE_F16,
-           (size_t)ld_dst, src, (size_t)ld_src, n, all);
-    cuda_ok(c, cudaGetLastError(), "store");
+    cuda_launch(c, "store", store_kernel, blocks_of(all), CUDA_THREADS, 0, dst, kv == DTYPE_F16,
+                (size_t)ld_dst, src, (size_t)ld_src, n, all);
 }
 
 static __global__ void __launch_bounds__(CUDA_THREADS)
@@ -138,12 +247,7 @@ static __global__ void __launch_bounds__(CUDA_THREADS)
     size_t i = own_index();
     if (i >= n)
         return;
-    float g = gate[i], a;
-    if (act == GLU_SILU)
-        a = g / (1 + expf(-g));
-    else
-        a = 0.5f * g * (1 + tanhf(0.7978845608028654f * (g + 0.044715f * g * g * g)));
-    y[i] = a * up[i];
+    y[i] = cuda_act(gate[i], act) * up[i];
 }
 
 void cuda_glu(struct backend *b, float *y, const float *gate, const float *up, enum glu_act act,
@@ -152,8 +256,7 @@ void cuda_glu(struct backend *b, float *y, const float *gate, const float *up, e
     struct cuda *c = (struct cuda *)b;
     if (!n)
         return;
-    LAUNCH(glu_kernel, blocks_of(n), CUDA_THREADS, 0, c->stream, y, gate, up, act, n);
-    cuda_ok(c, cudaGetLastError(), "glu");
+    cuda_launch(c, "glu", glu_kernel, blocks_of(n), CUDA_THREADS, 0, y, gate, up, act, n);
 }
 
 /* y[i] += x[i mod m]: an addition, or a bias for every row. */
@@ -170,8 +273,7 @@ static void add(struct backend *b, float *y, const float *x, size_t n, size_t m)
     struct cuda *c = (struct cuda *)b;
     if (!n)
         return;
-    LAUNCH(add_kernel, blocks_of(n), CUDA_THREADS, 0, c->stream, y, x, n, m);
-    cuda_ok(c, cudaGetLastError(), "add");
+    cuda_launch(c, "add", add_kernel, blocks_of(n), CUDA_THREADS, 0, y, x, n, m);
 }
 
 void cuda_add(struct backend *b, float *y, const float *x, size_t n)
@@ -198,8 +300,7 @@ static void scale(struct backend *b, float *y, float factor, float cap, size_t n
     struct cuda *c = (struct cuda *)b;
     if (!n)
         return;
-    LAUNCH(scale_kernel, blocks_of(n), CUDA_THREADS, 0, c->stream, y, factor, cap, n);
-    cuda_ok(c, cudaGetLastError(), "scale");
+    cuda_launch(c, "scale", scale_kernel, blocks_of(n), CUDA_THREADS, 0, y, factor, cap, n);
 }
 
 void cuda_scale(struct backend *b, float *y, float factor, size_t n)
@@ -242,9 +343,8 @@ static void move_rows(struct backend *b, float *y, const float *x, const int32_t
             f = (const float *)cuda_carry(c, factor + t, (size_t)m * sizeof *factor);
         if (!ids || (factor && !f))
             return;
-        LAUNCH(rows_kernel, blocks_of(all), CUDA_THREADS, 0, c->stream, factor ? y : y + at,
-               factor ? x + at : x, ids, f, n, all);
-        cuda_ok(c, cudaGetLastError(), "rows");
+        cuda_launch(c, "rows", rows_kernel, blocks_of(all), CUDA_THREADS, 0, factor ? y : y + at,
+                    factor ? x + at : x, ids, f, n, all);
     }
 }
 

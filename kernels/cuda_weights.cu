@@ -27,6 +27,7 @@ extern "C" {
 static const size_t STAGE = 16 << 20, PIECE = 1 << 20, ALIGN = 256;
 enum { KEPT_SHARE = 8, RING_SHARE = 16 };
 
+/* Bytes on their way into a pinned buffer, PIECE of them a task. */
 struct piece {
     char *to;
     const char *from;
@@ -39,6 +40,38 @@ static void copy_piece(void *arg, int i, int thread)
     size_t at = (size_t)i * PIECE, n = p->bytes - at < PIECE ? p->bytes - at : PIECE;
     (void)thread;
     memcpy(p->to + at, p->from + at, n);
+}
+
+/* Blocks on their way: bodies from `to` on, heads from `heads` on. */
+struct blocks {
+    char *to, *heads;
+    const char *from;
+    size_t n;
+};
+
+template <enum dtype type> static void split_piece(void *arg, int i, int thread)
+{
+    const struct blocks *p = (const struct blocks *)arg;
+    constexpr struct cuda_split f = cuda_split_of(type); /* known sizes copy three times as fast */
+    constexpr size_t head = f.head, body = f.body, per = PIECE / (head + body);
+    size_t from = (size_t)i * per, to = p->n - from < per ? p->n : from + per;
+    (void)thread;
+    for (size_t b = from; b < to; b++) {
+        const char *at = p->from + b * (head + body);
+        memcpy(p->heads + b * head, at + f.head_at, head);
+        memcpy(p->to + b * body, at + (f.head_at ? 0 : head), body);
+    }
+}
+
+static void (*split_of(enum dtype type))(void *, int, int)
+{
+    switch (type) {
+    case DTYPE_Q8_0: return split_piece<DTYPE_Q8_0>;
+    case DTYPE_Q4_0: return split_piece<DTYPE_Q4_0>;
+    case DTYPE_Q4_1: return split_piece<DTYPE_Q4_1>;
+    case DTYPE_Q6_K: return split_piece<DTYPE_Q6_K>;
+    default: return NULL; /* blocks without heads travel as they are */
+    }
 }
 
 static bool stage_ready(struct cuda *c)
@@ -55,21 +88,53 @@ static bool stage_ready(struct cuda *c)
     return s[0].host && s[1].host;
 }
 
+/* The next buffer that may be filled; NULL latches a fault. */
+static struct cuda_stage *next_stage(struct cuda *c)
+{
+    cuda_step_spoil(c, "weights travel");
+    if (!stage_ready(c))
+        return NULL;
+    struct cuda_stage *s = &c->stage[c->stage_at++ % 2];
+    return cuda_ok(c, cudaEventSynchronize(s->taken), "waiting for an upload") ? s : NULL;
+}
+
+static bool send(struct cuda *c, char *to, const char *from, size_t bytes)
+{
+    return cuda_ok(c, cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, c->stream),
+                   "upload");
+}
+
 void cuda_upload(struct cuda *c, void *to, const void *from, size_t bytes)
 {
-    if (!stage_ready(c))
-        return;
     for (size_t at = 0; at < bytes; at += STAGE) {
-        struct cuda_stage *s = &c->stage[c->stage_at++ % 2];
+        struct cuda_stage *s = next_stage(c);
+        if (!s)
+            return;
         struct piece p = {s->host, (const char *)from + at,
                           bytes - at < STAGE ? bytes - at : STAGE};
-        if (!cuda_ok(c, cudaEventSynchronize(s->taken), "waiting for an upload"))
-            return;
         pool_for(c->base.pool, (int)((p.bytes + PIECE - 1) / PIECE), copy_piece, &p);
-        if (!cuda_ok(c,
-                     cudaMemcpyAsync((char *)to + at, s->host, p.bytes, cudaMemcpyHostToDevice,
-                                     c->stream),
-                     "upload") ||
+        if (!send(c, (char *)to + at, s->host, p.bytes) ||
+            !cuda_ok(c, cudaEventRecord(s->taken, c->stream), "an event"))
+            return;
+    }
+}
+
+/* Uploads blocks as kernels read them: all bodies, then all heads. */
+static void upload_blocks(struct cuda *c, const struct matrix *m, char *to,
+                          void (*split)(void *, int, int))
+{
+    struct cuda_split f = cuda_split_of(m->dtype);
+    size_t head = (size_t)f.head, body = (size_t)f.body, all = head + body;
+    size_t blocks = (size_t)m->rows * (size_t)(m->cols / f.block), step = STAGE / all;
+    for (size_t at = 0; at < blocks; at += step) {
+        struct cuda_stage *s = next_stage(c);
+        if (!s)
+            return;
+        size_t n = blocks - at < step ? blocks - at : step, per = PIECE / all;
+        struct blocks b = {s->host, s->host + n * body, (const char *)m->data + at * all, n};
+        pool_for(c->base.pool, (int)((n + per - 1) / per), split, &b);
+        if (!send(c, to + at * body, b.to, n * body) ||
+            !send(c, to + blocks * body + at * head, b.heads, n * head) ||
             !cuda_ok(c, cudaEventRecord(s->taken, c->stream), "an event"))
             return;
     }
@@ -95,10 +160,13 @@ static void upload_wide(struct cuda *c, const struct matrix *m, float *to)
 
 static void upload(struct cuda *c, const struct weight *w, void *to)
 {
-    if (w->m.dtype == w->host.dtype)
-        cuda_upload(c, to, w->host.data, w->bytes);
-    else
+    auto split = split_of(w->m.dtype);
+    if (w->m.dtype != w->host.dtype)
         upload_wide(c, &w->host, (float *)to);
+    else if (split)
+        upload_blocks(c, &w->host, (char *)to, split);
+    else
+        cuda_upload(c, to, w->host.data, w->bytes);
 }
 
 /* Gives w the next place of the ring; weights that lay there have to come again. */

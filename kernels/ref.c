@@ -377,6 +377,43 @@ static void ref_add_rows(struct backend *b, float *y, const int32_t *rows, const
             y[(size_t)rows[t] * n + i] += factor[t] * x[(size_t)t * n + i];
 }
 
+static void place_head(const struct place_args *a, const struct place_part *p, int t, int h)
+{
+    size_t row = (size_t)t + (size_t)(p->cached ? a->past : 0);
+    const float *x = p->src + (size_t)t * p->ld_src + (size_t)h * p->stride_src;
+    size_t at = row * (size_t)p->ld_dst + (size_t)h * (size_t)p->stride_dst;
+    for (int i = 0; i < p->n; i++) {
+        int j = i - p->at, half = p->R / 2;
+        float y = x[i];
+        if (j >= 0 && j < half) { /* the pair, so that x may be where it goes */
+            float c = a->cos[(size_t)t * a->pairs + j], s = a->sin[(size_t)t * a->pairs + j];
+            float im = x[i + half], pair[2] = {y * c - im * s, y * s + im * c};
+            dtype_from_f32(p->type, &pair[0], (char *)p->dst + dtype_bytes(p->type, at + i), 1);
+            dtype_from_f32(p->type, &pair[1], (char *)p->dst + dtype_bytes(p->type, at + i + half),
+                           1);
+        } else if (j < 0 || j >= p->R) {
+            dtype_from_f32(p->type, &y, (char *)p->dst + dtype_bytes(p->type, at + i), 1);
+        }
+    }
+}
+
+static void ref_place(struct backend *b, const struct place_args *a)
+{
+    (void)b;
+    for (int k = 0; k < a->parts; k++)
+        for (int t = 0; t < a->T; t++)
+            for (int h = 0; h < a->part[k].heads; h++)
+                place_head(a, &a->part[k], t, h);
+}
+
+static void ref_glu_linear(struct backend *b, float *gate, float *up, const struct weight *w_gate,
+                           const struct weight *w_up, enum glu_act act, const float *x, int T)
+{
+    ref_linear(b, 2, (const struct weight *const[]){w_gate, w_up}, (float *const[]){gate, up}, x, T,
+               false);
+    ref_glu(b, gate, gate, up, act, (size_t)T * (size_t)w_gate->m.rows);
+}
+
 const struct backend_ops ref_backend_ops = {
     .name = "ref",
     .open = ref_open,
@@ -406,4 +443,6 @@ const struct backend_ops ref_backend_ops = {
     .softcap = ref_softcap,
     .take_rows = ref_take_rows,
     .add_rows = ref_add_rows,
+    .place = ref_place,
+    .glu_linear = ref_glu_linear,
 };

@@ -132,6 +132,59 @@ static char *cache_row(void *base, enum dtype kv, size_t row, int width)
     return (char *)base + dtype_bytes(kv, row * (size_t)width);
 }
 
+/* A segment's tables, and where its rows go. */
+static struct place_args place_rows(const struct segment *c, int pairs, const struct scratch *s)
+{
+    size_t at = (size_t)c->row * (size_t)pairs;
+    return (struct place_args){.T = c->n,
+                               .past = c->past - c->cache.first,
+                               .cos = s->cos + at,
+                               .sin = s->sin + at,
+                               .pairs = pairs};
+}
+
+/* Rotates queries where they are, and keys on their way to the cache, where values go too. */
+static void place_gqa(const struct engine *g, const struct segment *c, int R, enum dtype kv,
+                      const struct scratch *s)
+{
+    const struct model_hparams *hp = &g->model->hp;
+    int H = hp->n_head, G = hp->n_kv_head, d = hp->head_dim, kd = G * d;
+    size_t row = (size_t)c->row;
+    float *q = s->q + row * (size_t)(H * d);
+    const float *k = s->k + row * (size_t)kd, *v = s->v + row * (size_t)kd;
+    struct place_args a = place_rows(c, R / 2, s);
+    a.part[0] = (struct place_part){k, c->cache.a, kv, kd, d, kd, d, G, d, 0, R, 1};
+    a.part[1] = (struct place_part){v, c->cache.b, kv, kd, kd, kd, kd, 1, kd, 0, 0, 1};
+    a.part[2] = (struct place_part){q, q, DTYPE_F32, H * d, d, H * d, d, H, R, 0, R, 0};
+    a.parts = R ? 3 : 2;
+    g->backend->ops->place(g->backend, &a);
+}
+
+/* The latent and its rope key to the cache; each head's rope query to its place, where it lies
+ * already in models whose heads are normed. */
+static void place_mla(const struct engine *g, int layer, const struct segment *c, enum dtype kv,
+                      const struct scratch *s)
+{
+    const struct model_layer *y = &g->model->layer[layer];
+    int H = g->model->hp.n_head, R = y->qk_rope_head_dim, width = y->kv_lora_rank + R;
+    int head = y->qk_nope_head_dim + R;
+    bool there = g->layer[layer].w[W_Q_ROPE];
+    size_t row = (size_t)c->row;
+    const float *k = s->k + row * (size_t)width;
+    struct place_args a = place_rows(c, R / 2, s);
+    a.part[0] = (struct place_part){k,     c->cache.a, kv,    width,     width, width,
+                                    width, 1,          width, width - R, R,     1};
+    a.parts = 1;
+    if (R) {
+        float *to = s->q_rope + row * (size_t)(H * R);
+        const float *q = there ? to : s->q + row * (size_t)(H * head) + y->qk_nope_head_dim;
+        int stride = there ? R : head;
+        a.part[a.parts++] =
+            (struct place_part){q, to, DTYPE_F32, H * stride, stride, H * R, R, H, R, 0, R, 0};
+    }
+    g->backend->ops->place(g->backend, &a);
+}
+
 static void attention_gqa(const struct engine *g, int layer, int rows, const struct segment *seg,
                           int n_seg, enum dtype kv, struct scratch *s)
 {
@@ -139,19 +192,25 @@ static void attention_gqa(const struct engine *g, int layer, int rows, const str
     const struct model_hparams *hp = &g->model->hp;
     const struct model_layer *y = &g->model->layer[layer];
     int H = hp->n_head, G = hp->n_kv_head, d = hp->head_dim, kd = G * d;
-    if (y->rope_dim && !y->no_rope) {
+    int R = y->no_rope ? 0 : y->rope_dim;
+    if (R)
         rope_table(s, y, seg, n_seg, hp->rope_magnitude);
-        op->rope(g->backend, s->q, H * d, H, d, y->rope_dim, s->cos, s->sin, rows);
-        op->rope(g->backend, s->k, kd, G, d, y->rope_dim, s->cos, s->sin, rows);
+    if (R && !op->place) {
+        op->rope(g->backend, s->q, H * d, H, d, R, s->cos, s->sin, rows);
+        op->rope(g->backend, s->k, kd, G, d, R, s->cos, s->sin, rows);
     }
     for (int i = 0; i < n_seg; i++) {
         const struct segment *c = &seg[i];
         size_t row = (size_t)c->row;
         int past = c->past - c->cache.first;
-        op->store(g->backend, cache_row(c->cache.a, kv, (size_t)past, kd), kv, kd,
-                  s->k + row * (size_t)kd, kd, kd, c->n);
-        op->store(g->backend, cache_row(c->cache.b, kv, (size_t)past, kd), kv, kd,
-                  s->v + row * (size_t)kd, kd, kd, c->n);
+        if (op->place)
+            place_gqa(g, c, R, kv, s);
+        else {
+            op->store(g->backend, cache_row(c->cache.a, kv, (size_t)past, kd), kv, kd,
+                      s->k + row * (size_t)kd, kd, kd, c->n);
+            op->store(g->backend, cache_row(c->cache.b, kv, (size_t)past, kd), kv, kd,
+                      s->v + row * (size_t)kd, kd, kd, c->n);
+        }
         struct attn_gqa_args a = {.out = s->att + row * (size_t)(H * d),
                                   .q = s->q + row * (size_t)(H * d),
                                   .k = c->cache.a,
@@ -181,8 +240,10 @@ static void attention_mla(const struct engine *g, int layer, int rows, const str
         rope_table(s, y, seg, n_seg, g->model->hp.rope_magnitude);
         if (q_rope) /* each normed head through its own [R][P], as values are expanded */
             op->mla_expand(g->backend, s->q_rope, s->q, q_rope, H, 0, R, P, rows);
-        else
+        else if (!op->place)
             op->store(g->backend, s->q_rope, DTYPE_F32, R, s->q + P, head, R, rows * H);
+    }
+    if (R && !op->place) {
         op->rope(g->backend, s->q_rope, H * R, H, R, R, s->cos, s->sin, rows);
         op->rope(g->backend, s->k + r, width, 1, 0, R, s->cos, s->sin, rows);
     }
@@ -192,8 +253,11 @@ static void attention_mla(const struct engine *g, int layer, int rows, const str
         const struct segment *c = &seg[i];
         size_t row = (size_t)c->row;
         int past = c->past - c->cache.first;
-        op->store(g->backend, cache_row(c->cache.a, kv, (size_t)past, width), kv, width,
-                  s->k + row * (size_t)width, width, width, c->n);
+        if (op->place)
+            place_mla(g, layer, c, kv, s);
+        else
+            op->store(g->backend, cache_row(c->cache.a, kv, (size_t)past, width), kv, width,
+                      s->k + row * (size_t)width, width, width, c->n);
         struct attn_mla_args a = {.out = lat + row * (size_t)(H * r),
                                   .q_lat = q_lat + row * (size_t)(H * r),
                                   .q_rope = s->q_rope ? s->q_rope + row * (size_t)(H * R) : NULL,
@@ -336,12 +400,16 @@ void forward_ffn(const struct engine *g, int layer, float *h, int rows, struct s
     const struct weight *in[] = {w->w[W_GATE], w->w[W_UP]};
     float *y[] = {s->gate, s->up};
     int width = w->expert ? hp->moe.shared_ffn : hp->ffn;
-    op->linear(g->backend, 2, in, y, s->x, rows, false);
-    if (w->v[V_GATE_BIAS])
-        op->add_bias(g->backend, s->gate, w->v[V_GATE_BIAS], rows, width);
-    if (w->v[V_UP_BIAS])
-        op->add_bias(g->backend, s->up, w->v[V_UP_BIAS], rows, width);
-    op->glu(g->backend, s->gate, s->gate, s->up, hp->act, (size_t)rows * (size_t)width);
+    if (op->glu_linear && !w->v[V_GATE_BIAS] && !w->v[V_UP_BIAS]) {
+        op->glu_linear(g->backend, s->gate, s->up, in[0], in[1], hp->act, s->x, rows);
+    } else {
+        op->linear(g->backend, 2, in, y, s->x, rows, false);
+        if (w->v[V_GATE_BIAS])
+            op->add_bias(g->backend, s->gate, w->v[V_GATE_BIAS], rows, width);
+        if (w->v[V_UP_BIAS])
+            op->add_bias(g->backend, s->up, w->v[V_UP_BIAS], rows, width);
+        op->glu(g->backend, s->gate, s->gate, s->up, hp->act, (size_t)rows * (size_t)width);
+    }
     add_back(g, w->w[W_DOWN], w->v[V_DOWN_BIAS], w->v[V_POST_FFN], h, s->gate, rows, s);
 }
 

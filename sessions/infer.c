@@ -223,6 +223,7 @@ struct infer {
     float *logits; /* [LOGIT_BLOCK][V] */
     int h_rows;
     struct infer_watch watch;
+    struct step *step; /* the backend's record of one token's operations */
 };
 
 static int layer_numbers(const struct model *m, int l)
@@ -282,11 +283,19 @@ int infer_new(struct infer **out, const struct engine *g, int n_ctx, enum dtype 
     return OK;
 }
 
+static void forget_step(struct infer *t)
+{
+    if (t->step)
+        t->g->backend->ops->step_free(t->g->backend, t->step);
+    t->step = NULL;
+}
+
 void infer_free(struct infer *t)
 {
     if (!t)
         return;
     const struct backend_ops *op = t->g->backend->ops;
+    forget_step(t);
     op->free(t->g->backend, t->cache);
     op->free(t->g->backend, t->h);
     op->free(t->g->backend, t->logits);
@@ -353,6 +362,8 @@ static int reserve(struct infer *t, int rows, bool logits, struct err *e)
 {
     struct backend *b = t->g->backend;
     const struct model_hparams *hp = &t->g->model->hp;
+    if (rows > t->h_rows || (logits && !t->logits))
+        forget_step(t); /* its pointers are about to change */
     int rc = scratch_reserve(&t->scratch, t->g, rows, e);
     if (rc)
         return rc;
@@ -461,6 +472,30 @@ static void run_block(struct infer *t, const int32_t *ids, int n_seg, int rows)
     t->watch.rows(t->watch.user, t->scratch.x, ids, t->pos - n, n);
 }
 
+static void step_once(struct infer *t, int32_t id)
+{
+    forward_embed(t->g, t->h, &id, 1);
+    run_layers(t, 1, 1);
+    forward_head(t->g, t->logits, t->h, 1, &t->scratch);
+}
+
+/* One token through everything, its logits into out [V]: as a recorded step where the backend has
+ * them, that is one launch for all. */
+static void run_step(struct infer *t, int32_t id, float *out)
+{
+    struct backend *b = t->g->backend;
+    const struct backend_ops *op = b->ops;
+    int pos = t->pos;
+    make_room(t, 1); /* moves caches by way of the host, which no record holds */
+    op->step_begin(b, &t->step);
+    step_once(t, id);
+    if (!op->step_end(b)) {
+        t->pos = pos;
+        step_once(t, id);
+    }
+    op->get(b, out, t->logits, (size_t)t->g->model->hp.vocab * sizeof *out);
+}
+
 void infer_watch(struct infer *t, struct infer_watch watch)
 {
     t->watch = watch;
@@ -481,6 +516,12 @@ int infer_rows(struct infer *t, const float *h, int n, float *logits, struct err
     return b->ops->sync(b, e);
 }
 
+/* Tokens may go as recorded steps: nobody looks on the way, and experts are not chosen there. */
+static bool steps(const struct infer *t)
+{
+    return t->g->backend->ops->step_begin && !t->watch.rows && !t->g->model->hp.moe.n;
+}
+
 int infer_prefill(struct infer *t, const int32_t *ids, int n, enum infer_out want, float *out,
                   const struct progress *p, struct err *e)
 {
@@ -497,11 +538,15 @@ int infer_prefill(struct infer *t, const int32_t *ids, int n, enum infer_out wan
             rc = err_set(e, ERR_CANCELLED, "stopped");
             break;
         }
-        run_block(t, ids + i, 1, rows);
         bool last = want == INFER_LAST && i + rows == n;
         float *to = want == INFER_ALL ? out + (size_t)i * V : out;
         int first = last ? rows - 1 : 0, wanted = want == INFER_ALL ? rows : last;
-        head_rows(t, first, wanted, to);
+        if (n == 1 && wanted && steps(t)) {
+            run_step(t, ids[i], to);
+        } else {
+            run_block(t, ids + i, 1, rows);
+            head_rows(t, first, wanted, to);
+        }
         rc = t->g->backend->ops->sync(t->g->backend, e);
         if (!rc)
             rc = check_logits(t, to, (size_t)wanted * V, e);

@@ -326,6 +326,63 @@ static void test_too_small(const char *model)
     CHECK(emu.n_blocks == 0, "%d device allocations left", emu.n_blocks);
 }
 
+/* Logits of a prompt and of steps behind it, and a prompt again after a rewind, with more rows than
+ * before, so that scratch moves. */
+static void decode(struct engine *g, enum dtype kv, float *out, size_t V)
+{
+    struct err e = {};
+    struct infer *t = NULL;
+    const int32_t ids[] = {70, 71, 3, 68, 69, 70, 71, 72, 66, 67, 65, 99};
+    CHECK_OK(infer_new(&t, g, 30, kv, &e), e);
+    if (!t)
+        return;
+    CHECK_OK(infer_prefill(t, ids, 4, INFER_LAST, out, NULL, &e), e);
+    for (int i = 1; i <= 6; i++)
+        CHECK_OK(infer_step(t, ids[i + 3], out + (size_t)i * V, &e), e);
+    infer_rewind(t, 1);
+    CHECK_OK(infer_prefill(t, ids, 12, INFER_LAST, out + 7 * V, NULL, &e), e);
+    for (int i = 8; i < 13; i++)
+        CHECK_OK(infer_step(t, ids[i - 7], out + (size_t)i * V, &e), e);
+    infer_free(t);
+}
+
+/* Steps as graphs: the same logits to the bit as launches one by one, all steps but the first of
+ * each stretch in one launch of one graph; where the driver captures nothing the line says so. */
+static void test_steps(const char *path)
+{
+    struct err e = {};
+    struct model *m = NULL;
+    CHECK_OK(model_open(&m, path, &e), e);
+    if (!m)
+        return;
+    size_t V = (size_t)m->hp.vocab, n = 13 * V;
+    float *got = (float *)calloc(4 * n, sizeof *got);
+    for (int plain = 0; plain < 2; plain++) {
+        struct backend *b = open_device(emu.memory, &e);
+        struct engine *g = NULL;
+        char text[256];
+        CHECK_OK(engine_new(&g, m, b, NULL, &e), e);
+        long before = emu.replays;
+        emu.no_graphs = plain;
+        decode(g, DTYPE_F16, got + (size_t)plain * n, V);
+        decode(g, DTYPE_F32, got + (size_t)(2 + plain) * n, V);
+        /* the first step is plain; the others, and those behind the second prompt if nothing moved
+         */
+        long graphs = emu.replays - before;
+        CHECK(plain ? !graphs : graphs >= 2 * 8 && graphs <= 2 * 10, "%ld graphs", graphs);
+        b->ops->describe(b, text, sizeof text);
+        CHECK(!!strstr(text, "no graphs: the driver") == plain, "%s", text);
+        engine_free(g);
+        backend_close(b);
+        emu.no_graphs = false;
+    }
+    CHECK(!memcmp(got, got + n, n * sizeof *got), "F16: graphs and launches differ");
+    CHECK(!memcmp(got + 2 * n, got + 3 * n, n * sizeof *got), "F32: graphs and launches differ");
+    free(got);
+    model_free(m);
+    CHECK(emu.n_blocks == 0, "%d device allocations left", emu.n_blocks);
+}
+
 static int convert(struct workspace *w, struct err *e)
 {
     struct model_info info;
@@ -391,6 +448,7 @@ static void test_losses(void)
         fputc(i % 50 == 49 ? '\n' : 'a' + (int)(26 * test_uniform(&seed)), f);
     CHECK(f && !fclose(f) && !test_model_write_gguf(model, &spec), "%s", model);
     test_shared(model);
+    test_steps(model);
     test_too_small(model);
     test_lost(model, text, 0, 1);
     test_lost(model, text, 0, 90);

@@ -211,38 +211,167 @@ static void test_mla(struct pair *p, struct attn_mla_args a)
     drop(p, &ql), drop(p, &qr), drop(p, &c);
 }
 
+/* Heads, ranks and rope widths that conversions have and that fit no tile, at contexts around the
+ * edges of tiles and splits; caches of both kinds, since they have a kernel each. */
 static void test_attention(struct pair *p)
 {
     static const int context[] = {1, 63, 64, 65, 300};
     static const int gqa[][3] = {{9, 3, 64}, {1, 1, 16}, {28, 4, 128}, {64, 8, 80}, {3, 1, 18}};
-    static const int mla[][3] = {
-        {9, 64, 32}, {1, 128, 0}, {3, 512, 64}, {28, 256, 16}, {9, 448, 128}};
+    static const int mla[][3] = {{9, 64, 32},   {1, 128, 0},  {3, 512, 64},  {28, 256, 16},
+                                 {9, 448, 128}, {64, 64, 16}, {28, 128, 128}};
     for (int c = 0; c < 5; c++)
-        for (int i = 0; i < 5; i++) {
+        for (int i = 0; i < 14; i++) {
             int T = i < 2 ? 1 + 6 * (c == i) : 1, past = context[c] > T ? context[c] - T : 0;
-            enum dtype kv = (c + i) % 2 ? DTYPE_F16 : DTYPE_F32;
+            enum dtype kv = i % 2 ? DTYPE_F16 : DTYPE_F32;
             int window = (c + i) % 3 ? 0 : 40;
             float cap = (c + i) % 4 ? 0 : 5;
-            test_gqa(p, (struct attn_gqa_args){.T = T,
-                                               .past = past,
-                                               .H = gqa[i][0],
-                                               .G = gqa[i][1],
-                                               .d = gqa[i][2],
-                                               .kv = kv,
-                                               .window = window,
-                                               .softcap = cap});
+            if (i < 10)
+                test_gqa(p, (struct attn_gqa_args){.T = T,
+                                                   .past = past,
+                                                   .H = gqa[i / 2][0],
+                                                   .G = gqa[i / 2][1],
+                                                   .d = gqa[i / 2][2],
+                                                   .kv = kv,
+                                                   .window = window,
+                                                   .softcap = cap});
             test_mla(p, (struct attn_mla_args){.T = T,
                                                .past = past,
-                                               .H = mla[i][0],
-                                               .r = mla[i][1],
-                                               .R = mla[i][2],
+                                               .H = mla[i / 2][0],
+                                               .r = mla[i / 2][1],
+                                               .R = mla[i / 2][2],
                                                .kv = kv,
                                                .window = window,
                                                .softcap = cap});
         }
     test_gqa(p, (struct attn_gqa_args){.T = 33, .H = 4, .G = 2, .d = 16, .kv = DTYPE_F16});
+    test_gqa(p,
+             (struct attn_gqa_args){.T = 40, .past = 30, .H = 4, .G = 1, .d = 64, .kv = DTYPE_F16});
     test_mla(p, (struct attn_mla_args){.T = 33, .past = 4, .H = 3, .r = 50, .R = 2, .window = 9});
+    test_mla(p,
+             (struct attn_mla_args){.T = 5, .past = 4, .H = 3, .r = 50, .R = 2, .kv = DTYPE_F16});
     test_mla(p, (struct attn_mla_args){.T = 1, .past = 9, .H = 64, .r = 512, .R = 64});
+    test_mla(p,
+             (struct attn_mla_args){.T = 2, .past = 70, .H = 2, .r = 600, .R = 8, .kv = DTYPE_F16});
+}
+
+/* Queries of any size: they are scaled before they become halves. */
+static void test_large_queries(struct pair *p)
+{
+    enum { H = 3, R = 16, L = 64, KEYS = 70 };
+    struct both ql = numbers(p, H * L, 3e5), qr = numbers(p, H * R, 1e-3);
+    struct both c = numbers_as(p, DTYPE_F16, KEYS * (L + R), 1), y = unwritten(p, H * L);
+    for (int s = 0; s < 2; s++)
+        side(p, s)->ops->attn_mla(side(p, s), &(struct attn_mla_args){.out = y.at[s],
+                                                                      .q_lat = ql.at[s],
+                                                                      .q_rope = qr.at[s],
+                                                                      .cache = c.at[s],
+                                                                      .kv = DTYPE_F16,
+                                                                      .T = 1,
+                                                                      .past = KEYS - 1,
+                                                                      .H = H,
+                                                                      .r = L,
+                                                                      .R = R,
+                                                                      .scale = 1e-6f});
+    compare(p, &y, FP32_NMSE, "large queries");
+    drop(p, &ql), drop(p, &qr), drop(p, &c);
+}
+
+/* Queries, keys and values as a layer places them: H heads of d, of which R rotate. */
+static void test_place(struct pair *p, enum dtype kv, int T, int H, int d, int at, int R, int past)
+{
+    int n = H * d, pad = R % 2 ? 1 : 0, pairs = R / 2;
+    struct both q = numbers(p, (size_t)T * n, 1), k = numbers(p, (size_t)T * n, 1);
+    struct both cache = numbers_as(p, kv, (size_t)(T + past) * n, 1),
+                half = numbers(p, (size_t)T * n, 1);
+    struct both table = numbers(p, 2 * (size_t)T * pairs + 1, 1);
+    for (int s = 0; s < 2; s++) {
+        struct place_args a = {.parts = 3, .T = T, .past = past, .pairs = pairs};
+        a.cos = table.host, a.sin = table.host + (size_t)T * pairs;
+        a.part[0] =
+            (struct place_part){k.at[s], cache.at[s], kv, n, d, n, d, H, d, at, 2 * pairs, 1};
+        a.part[1] =
+            (struct place_part){q.at[s], q.at[s], DTYPE_F32, n, d, n, d, H, d, at, 2 * pairs, 0};
+        a.part[2] = (struct place_part){k.at[s], half.at[s], DTYPE_F32, n, d, n,
+                                        d - pad, H,          d / 2,     0, 0, 0};
+        side(p, s)->ops->place(side(p, s), &a);
+    }
+    compare(p, &q, FP32_NMSE, "place: queries");
+    compare(p, &half, 0, "place: moved");
+    drop(p, &k), drop(p, &table);
+    if (kv == DTYPE_F32) {
+        compare(p, &cache, FP32_NMSE, "place: keys");
+        return;
+    }
+    /* a rounding that ties may go the other way: one unit of 2⁻¹¹ in a few of them */
+    uint16_t *got[2];
+    double off = 0, all = 0;
+    for (int s = 0; s < 2; s++) {
+        got[s] = malloc(cache.bytes);
+        side(p, s)->ops->get(side(p, s), got[s], cache.at[s], cache.bytes);
+    }
+    for (size_t i = 0; i < cache.bytes / 2; i++) {
+        double x = f16_to_f32(got[0][i]), y = f16_to_f32(got[1][i]);
+        off += (x - y) * (x - y), all += x * x;
+    }
+    CHECK(off <= LOGITS_NMSE * all, "place: keys in F16 %g", off / all);
+    free(got[0]), free(got[1]);
+    drop(p, &cache);
+}
+
+static void test_glu_linear(struct pair *p, enum dtype type, int rows, int cols, int T)
+{
+    struct weight *g[3], *u[3];
+    weight_pair(p, type, rows, cols, g);
+    weight_pair(p, type, rows, cols, u);
+    struct both x = numbers(p, (size_t)T * cols, 1), up = unwritten(p, (size_t)T * rows);
+    for (int act = GLU_SILU; act <= GLU_GELU_TANH; act++) {
+        struct both y = unwritten(p, (size_t)T * rows);
+        for (int s = 0; s < 2; s++)
+            side(p, s)->ops->glu_linear(side(p, s), y.at[s], up.at[s], g[s], u[s],
+                                        (enum glu_act)act, x.at[s], T);
+        compare(p, &y, FP32_NMSE, "glu_linear");
+    }
+    drop(p, &x), drop(p, &up);
+    drop_weights(p, g), drop_weights(p, u);
+}
+
+/* Three weights of one input, one of another type and an odd number of rows, in as few launches. */
+static void test_shared_input(struct pair *p, int T)
+{
+    static const enum dtype types[] = {DTYPE_Q4_1, DTYPE_Q4_1, DTYPE_Q8_0};
+    static const int rows[] = {37, 8, 21};
+    struct weight *w[3][3];
+    struct both x = numbers(p, (size_t)T * 96, 1), y[3];
+    for (int i = 0; i < 3; i++) {
+        weight_pair(p, types[i], rows[i], 96, w[i]);
+        y[i] = unwritten(p, (size_t)T * rows[i]);
+    }
+    for (int s = 0; s < 2; s++)
+        side(p, s)->ops->linear(
+            side(p, s), 3, (const struct weight *const[]){w[0][s], w[1][s], w[2][s]},
+            (float *const[]){y[0].at[s], y[1].at[s], y[2].at[s]}, x.at[s], T, false);
+    for (int i = 0; i < 3; i++) {
+        compare(p, &y[i], FP32_NMSE, "a shared input");
+        drop_weights(p, w[i]);
+    }
+    drop(p, &x);
+}
+
+static void test_fused(struct pair *p)
+{
+    test_large_queries(p);
+    test_place(p, DTYPE_F32, 1, 3, 64, 0, 64, 5);
+    test_place(p, DTYPE_F16, 9, 2, 80, 64, 16, 0);
+    test_place(p, DTYPE_F16, 3, 1, 18, 4, 6, 2);
+    test_place(p, DTYPE_F32, 2, 5, 7, 0, 0, 1);
+    test_glu_linear(p, DTYPE_F32, 13, 77, 1);
+    test_glu_linear(p, DTYPE_BF16, 40, 96, 3);
+    test_glu_linear(p, DTYPE_Q4_0, 9, 64, 1);
+    test_glu_linear(p, DTYPE_Q6_K, 6, 256, 8);
+    test_glu_linear(p, DTYPE_Q8_0, 33, 64, 11);
+    test_shared_input(p, 1);
+    test_shared_input(p, 5);
+    test_shared_input(p, 9);
 }
 
 static void test_kv_b(struct pair *p, enum dtype type, int H, int P, int Vd, int r, int T)
@@ -435,6 +564,7 @@ static void test_parity(void)
         printf("%s\n", text);
         test_weights(&p);
         test_attention(&p);
+        test_fused(&p);
         test_kv_b(&p, DTYPE_F32, 9, 64, 64, 128, 1);
         test_kv_b(&p, DTYPE_BF16, 3, 34, 80, 50, 7);
         test_kv_b(&p, DTYPE_F16, 2, 16, 20, 512, 9);
