@@ -48,13 +48,20 @@ struct algebra_ops {
     /* out[i][n] = √weight[i] · y[i][n] */
     void (*weigh_rows)(struct backend *b, float *out, const float *y, const float *weight, int n,
                        int rows);
+    /* out[i] = KL divergence of the softmax of q's row i from that of p's, n logits a row. */
+    void (*divergence)(struct backend *b, float *out, const float *p, const float *q, int n,
+                       int rows);
     /* As linalg_eigh, in host memory; from any thread, several at once. NULL: the host does it. */
     int (*eigh)(struct backend *b, int n, double *a, double *w, struct err *e);
     int eigh_from; /* the smallest n that it is for */
+    /* Likewise linalg_solve_spd. */
+    int (*solve_spd)(struct backend *b, int n, int m, double *a, double *x, struct err *e);
+    int solve_from;
 };
 extern const struct algebra_ops ref_algebra_ops, cuda_algebra_ops;
 
-/* linalg_eigh by whoever is meant for this size; b may be NULL. */
+/* linalg_eigh and linalg_solve_spd by whoever is meant for this size; b may be NULL. */
 int algebra_eigh(struct backend *b, int n, double *a, double *w, struct err *e);
+int algebra_solve_spd(struct backend *b, int n, int m, double *a, double *x, struct err *e);
 
 #endif

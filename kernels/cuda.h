@@ -95,7 +95,7 @@ struct cuda_stage {
 /* The BLAS that does prefill; its library is looked for at run time. */
 struct cuda_blas {
     void *library, *handle;
-    void *gemm, *gemm_batch, *syrk;
+    void *gemm, *gemm_batch, *syrk, *trsm;
 };
 
 /* The eigensolver of large problems, opened at the first one. */
@@ -103,7 +103,9 @@ struct cuda_solver {
     pthread_mutex_t lock;
     cudaStream_t stream;
     bool tried;
-    void *library, *handle, *params, *size, *syevd;
+    void *library, *handle, *params;
+    void *size, *syevd, *factor_size, *potrf;
+    struct cuda_blas blas; /* of this stream */
 };
 
 struct cuda {
@@ -184,11 +186,14 @@ int cuda_blas_gemm(const struct cuda_blas *b, bool exact, int rows, int T, int c
 /* The same in batches, and sums of squares; row-major, as struct algebra_ops says. */
 int cuda_blas_gemm_batch(const struct cuda_blas *b, const struct algebra_gemm *g);
 int cuda_blas_syrk(const struct cuda_blas *b, int n, int k, const float *a, int lda, float *c);
+/* x[n][m] becomes the solution of L Lᵀ X = x, L [n][n] a column-major lower factor; fp64. */
+int cuda_blas_back(const struct cuda_blas *b, int n, int m, const double *factor, double *x);
 
 void cuda_solver_init(struct cuda_solver *s);
 void cuda_solver_close(struct cuda_solver *s);
-/* struct algebra_ops: eigh. */
+/* struct algebra_ops: eigh, solve_spd. */
 int cuda_eigh(struct backend *b, int n, double *a, double *w, struct err *e);
+int cuda_solve_spd(struct backend *b, int n, int m, double *a, double *x, struct err *e);
 
 /* The operations that are not in cuda.cu. */
 void cuda_embed(struct backend *b, float *y, const struct weight *w, const int32_t *ids, int T);

@@ -3,9 +3,9 @@
  *
  * Roofline, bytes: softmax 8 a logit; keys 8 a logit (half of P and U is read: the causal part);
  * fold 12 an entry of the square read or zeroed and 16 of the triangle; weigh_rows and row_dots 8 a
- * number. For Llama-3-8B a batch of 8 windows of 256 moves 32·(16 + 8 + 67·2) MB a layer = 5
- * GB, 1.5 ms of an H100's 3.35 TB/s, next to 0.64 TFLOP of products, 13 ms at 50 TFLOP/s. Not
- * measured. */
+ * number; divergence 8 a logit and as much from L2. For Llama-3-8B a batch of 8 windows of 256
+ * moves 32·(16 + 8 + 67·2) MB a layer = 5 GB, 1.5 ms of an H100's 3.35 TB/s, next to 0.64 TFLOP of
+ * products, 13 ms at 50 TFLOP/s. Not measured. */
 #include "kernels/cuda_quant.h"
 
 enum { WARPS = CUDA_THREADS / 32 };
@@ -161,8 +161,60 @@ static void cuda_weigh_rows(struct backend *b, float *out, const float *y, const
                 0, out, y, weight, n, all);
 }
 
+enum { ROW_THREADS = 256, ROW_WARPS = ROW_THREADS / 32 };
+
+/* The block's sum, or maximum, of a number a thread; part has ROW_WARPS of them. */
+template <bool most> static __device__ __forceinline__ float of_block(float v, float *part)
+{
+    v = most ? warp_max(v) : warp_sum(v);
+    if (threadIdx.x % 32 == 0)
+        part[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = part[0];
+    for (int w = 1; w < ROW_WARPS; w++)
+        v = most ? fmaxf(v, part[w]) : v + part[w];
+    __syncthreads();
+    return v;
+}
+
+/* A block a row, which it reads twice, the second time from L2. The logarithms' difference is taken
+ * of the sums' quotient: two logarithms of 20 would leave 2e-6 of fp32 between them. */
+static __global__ void __launch_bounds__(ROW_THREADS)
+    divergence_kernel(float *out, const float *p, const float *q, int n)
+{
+    SHARED(float, part, ROW_WARPS);
+    const float *x = p + (size_t)blockIdx.x * n, *y = q + (size_t)blockIdx.x * n;
+    float top_p = -INFINITY, top_q = -INFINITY, zp = 0, zq = 0, sum = 0;
+    for (int i = (int)threadIdx.x; i < n; i += ROW_THREADS) {
+        top_p = fmaxf(top_p, x[i]);
+        top_q = fmaxf(top_q, y[i]);
+    }
+    top_p = of_block<true>(top_p, part);
+    top_q = of_block<true>(top_q, part);
+    for (int i = (int)threadIdx.x; i < n; i += ROW_THREADS) {
+        float w = expf(x[i] - top_p);
+        zp += w;
+        zq += expf(y[i] - top_q);
+        sum += w * ((x[i] - top_p) - (y[i] - top_q));
+    }
+    zp = of_block<false>(zp, part);
+    zq = of_block<false>(zq, part);
+    sum = of_block<false>(sum, part);
+    if (threadIdx.x == 0)
+        out[blockIdx.x] = sum / zp - logf(zp / zq);
+}
+
+static void cuda_divergence(struct backend *b, float *out, const float *p, const float *q, int n,
+                            int rows)
+{
+    struct cuda *c = (struct cuda *)b;
+    if (rows > 0)
+        cuda_launch(c, "a divergence", divergence_kernel, dim3((unsigned)rows), ROW_THREADS, 0, out,
+                    p, q, n);
+}
+
 /* Which problems the device solves: cuda_solver.cu. */
-enum { EIGH_FROM = 3072 };
+enum { EIGH_FROM = 3072, SOLVE_FROM = 1024 };
 
 extern "C" const struct algebra_ops cuda_algebra_ops = {
     .gemm = cuda_gemm,
@@ -172,6 +224,9 @@ extern "C" const struct algebra_ops cuda_algebra_ops = {
     .row_dots = cuda_row_dots,
     .keys = cuda_keys,
     .weigh_rows = cuda_weigh_rows,
+    .divergence = cuda_divergence,
     .eigh = cuda_eigh,
     .eigh_from = EIGH_FROM,
+    .solve_spd = cuda_solve_spd,
+    .solve_from = SOLVE_FROM,
 };

@@ -56,6 +56,19 @@ int cuda_blas_syrk(const struct cuda_blas *b, int n, int k, const float *a, int 
     emu_end();
     return OK;
 }
+
+int cuda_blas_back(const struct cuda_blas *b, int n, int m, const double *factor, double *x)
+{
+    (void)b;
+    emu_begin();
+    emu_catch_up();
+    for (int i = 0; i < 2; i++)
+        cblas_dtrsm(CblasColMajor, CblasRight, CblasLower, i ? CblasNoTrans : CblasTrans,
+                    CblasNonUnit, m, n, 1, factor, n, x, m);
+    emu_check_guards();
+    emu_end();
+    return OK;
+}
 #else
 #include <cublas_v2.h>
 #include <dlfcn.h>
@@ -72,6 +85,9 @@ typedef cublasStatus_t (*batch_function)(cublasHandle_t, cublasOperation_t, cubl
                                          long long, const void *, cudaDataType, int, long long,
                                          const void *, void *, cudaDataType, int, long long, int,
                                          cublasComputeType_t, cublasGemmAlgo_t);
+typedef cublasStatus_t (*trsm_function)(cublasHandle_t, cublasSideMode_t, cublasFillMode_t,
+                                        cublasOperation_t, cublasDiagType_t, int, int,
+                                        const double *, const double *, int, double *, int);
 typedef cublasStatus_t (*syrk_function)(cublasHandle_t, cublasFillMode_t, cublasOperation_t, int,
                                         int, const float *, const float *, int, const float *,
                                         float *, int);
@@ -89,8 +105,9 @@ int cuda_blas_open(struct cuda_blas *b, cudaStream_t stream)
     b->gemm = dlsym(b->library, "cublasGemmEx");
     b->gemm_batch = dlsym(b->library, "cublasGemmStridedBatchedEx");
     b->syrk = dlsym(b->library, "cublasSsyrk_v2");
+    b->trsm = dlsym(b->library, "cublasDtrsm_v2");
     cublasHandle_t handle = NULL;
-    if (!create || !set || !b->gemm || !b->gemm_batch || !b->syrk ||
+    if (!create || !set || !b->gemm || !b->gemm_batch || !b->syrk || !b->trsm ||
         create(&handle) != CUBLAS_STATUS_SUCCESS || set(handle, stream) != CUBLAS_STATUS_SUCCESS) {
         b->handle = handle;
         cuda_blas_close(b);
@@ -141,5 +158,18 @@ int cuda_blas_syrk(const struct cuda_blas *b, int n, int k, const float *a, int 
     cublasStatus_t rc = ((syrk_function)b->syrk)((cublasHandle_t)b->handle, CUBLAS_FILL_MODE_LOWER,
                                                  CUBLAS_OP_N, n, k, &one, a, lda, &one, c, n);
     return rc == CUBLAS_STATUS_SUCCESS ? OK : ERR_DEVICE;
+}
+
+/* x is column-major [m][n], its rows the right sides: X = x L⁻ᵀ L⁻¹. */
+int cuda_blas_back(const struct cuda_blas *b, int n, int m, const double *factor, double *x)
+{
+    const double one = 1;
+    for (int i = 0; i < 2; i++)
+        if (((trsm_function)b->trsm)((cublasHandle_t)b->handle, CUBLAS_SIDE_RIGHT,
+                                     CUBLAS_FILL_MODE_LOWER, i ? CUBLAS_OP_N : CUBLAS_OP_T,
+                                     CUBLAS_DIAG_NON_UNIT, m, n, &one, factor, n, x,
+                                     m) != CUBLAS_STATUS_SUCCESS)
+            return ERR_DEVICE;
+    return OK;
 }
 #endif

@@ -106,6 +106,28 @@ static void ref_weigh_rows(struct backend *b, float *out, const float *y, const 
                 sqrtf(weight[i]) * y[(size_t)i * (size_t)n + (size_t)j];
 }
 
+static double log_sum(const float *x, int n)
+{
+    double top = -INFINITY, sum = 0;
+    for (int i = 0; i < n; i++)
+        top = fmax(top, x[i]);
+    for (int i = 0; i < n; i++)
+        sum += exp(x[i] - top);
+    return top + log(sum);
+}
+
+static void ref_divergence(struct backend *b, float *out, const float *p, const float *q, int n,
+                           int rows)
+{
+    (void)b;
+    for (int i = 0; i < rows; i++, p += n, q += n) {
+        double zp = log_sum(p, n), zq = log_sum(q, n), sum = 0;
+        for (int j = 0; j < n; j++)
+            sum += exp(p[j] - zp) * ((p[j] - zp) - (q[j] - zq));
+        out[i] = (float)sum;
+    }
+}
+
 const struct algebra_ops ref_algebra_ops = {
     .gemm = ref_gemm,
     .syrk_add = ref_syrk_add,
@@ -114,10 +136,18 @@ const struct algebra_ops ref_algebra_ops = {
     .row_dots = ref_row_dots,
     .keys = ref_keys,
     .weigh_rows = ref_weigh_rows,
+    .divergence = ref_divergence,
 };
 
 int algebra_eigh(struct backend *b, int n, double *a, double *w, struct err *e)
 {
     const struct algebra_ops *op = b ? b->algebra : NULL;
     return op && op->eigh && n >= op->eigh_from ? op->eigh(b, n, a, w, e) : linalg_eigh(n, a, w, e);
+}
+
+int algebra_solve_spd(struct backend *b, int n, int m, double *a, double *x, struct err *e)
+{
+    const struct algebra_ops *op = b ? b->algebra : NULL;
+    return op && op->solve_spd && n >= op->solve_from ? op->solve_spd(b, n, m, a, x, e)
+                                                      : linalg_solve_spd(n, m, a, x, e);
 }

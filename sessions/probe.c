@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/sha256.h"
+#include "kernels/algebra.h"
 #include "kernels/pool.h"
 #include "sessions/forward.h"
 
@@ -24,10 +25,10 @@ struct probe {
     float *now, *last;  /* backend [rows][D] of the original: entering the layer; at the end */
     float *alone[SENSITIVITY_POINTS];      /* backend: one layer converted, at each rank */
     float *all[SENSITIVITY_POINTS];        /* backend: every layer so far */
-    float *host;                           /* [rows][D] copy of now */
     struct layer_cache cache;              /* backend, of a group */
     struct scratch scratch, wide;          /* of the original; of a chunk's converted layers */
-    float *logits;                         /* backend [LOGIT_ROWS][V] */
+    float *logits, *other;                 /* backend [LOGIT_ROWS][V]; other, like divergence, */
+    float *divergence;                     /* [LOGIT_ROWS], only where the backend compares */
     float *p_logits, *q_logits;            /* host, likewise: the original's, another's */
     float *share;                          /* host, likewise: softmax of p_logits */
     double zp[LOGIT_ROWS], kl[LOGIT_ROWS]; /* log Σ exp p_logits; KL of each row */
@@ -37,7 +38,7 @@ struct probe {
 static void probe_done(struct probe *t)
 {
     const struct backend_ops *op = t->b->ops;
-    float *all[] = {t->now, t->last, t->logits};
+    float *all[] = {t->now, t->last, t->logits, t->other, t->divergence};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         op->free(t->b, all[i]);
     for (int k = 0; k < t->n; k++) {
@@ -48,7 +49,6 @@ static void probe_done(struct probe *t)
     op->free(t->b, t->cache.b);
     scratch_done(&t->scratch);
     scratch_done(&t->wide);
-    free(t->host);
     free(t->p_logits);
     free(t->q_logits);
     free(t->share);
@@ -58,6 +58,13 @@ static int group_windows(const struct probe *t)
 {
     int n = PROBE_ROWS / t->text->window;
     return n < 1 ? 1 : n > t->text->windows ? t->text->windows : n;
+}
+
+/* to = from, hidden states of all rows. */
+static void copy_states(struct probe *t, float *to, const float *from)
+{
+    int D = t->base->model->hp.hidden;
+    t->b->ops->store(t->b, to, DTYPE_F32, D, from, D, D, (int)t->rows);
 }
 
 static int probe_init(struct probe *t, struct err *e)
@@ -75,12 +82,15 @@ static int probe_init(struct probe *t, struct err *e)
     t->logits = op->alloc(t->b, LOGIT_ROWS * V * sizeof(float));
     t->cache.a = op->alloc(t->b, group * width * sizeof(float));
     t->cache.b = op->alloc(t->b, group * width * sizeof(float));
-    t->host = mem_aligned(t->rows * D, sizeof(float));
+    if (t->b->algebra) {
+        t->other = op->alloc(t->b, LOGIT_ROWS * V * sizeof(float));
+        t->divergence = op->alloc(t->b, LOGIT_ROWS * sizeof(float));
+    }
     t->p_logits = mem_aligned(LOGIT_ROWS * V, sizeof(float));
     t->q_logits = mem_aligned(LOGIT_ROWS * V, sizeof(float));
     t->share = mem_aligned(LOGIT_ROWS * V, sizeof(float));
-    bool ok = t->now && t->last && t->logits && t->cache.a && t->cache.b && t->host &&
-              t->p_logits && t->q_logits && t->share;
+    bool ok = t->now && t->last && t->logits && t->cache.a && t->cache.b && t->p_logits &&
+              t->q_logits && t->share && (!t->b->algebra || (t->other && t->divergence));
     for (int k = 0; k < t->n && ok; k++) {
         t->alone[k] = op->alloc(t->b, t->bytes);
         t->all[k] = op->alloc(t->b, t->bytes);
@@ -91,10 +101,9 @@ static int probe_init(struct probe *t, struct err *e)
     for (size_t i = 0; i < t->rows; i += PROBE_ROWS)
         forward_embed(t->base, t->now + i * D, t->text->ids + i,
                       (int)(t->rows - i < PROBE_ROWS ? t->rows - i : PROBE_ROWS));
-    op->get(t->b, t->host, t->now, t->bytes);
-    op->put(t->b, t->last, t->host, t->bytes);
+    copy_states(t, t->last, t->now);
     for (int k = 0; k < t->n; k++)
-        op->put(t->b, t->all[k], t->host, t->bytes);
+        copy_states(t, t->all[k], t->now);
     return scratch_reserve(&t->scratch, t->base, (int)group, e);
 }
 
@@ -182,6 +191,12 @@ static void original_row(void *arg, int i, int thread)
     t->zp[i] = softmax(t->share + at, t->p_logits + at, (int)V);
 }
 
+/* A divergence of nothing may come out below zero by roundings; NaN stays NaN. */
+static double not_less(double kl)
+{
+    return kl < 0 ? 0 : kl;
+}
+
 static void compare_row(void *arg, int i, int thread)
 {
     struct probe *t = arg;
@@ -196,14 +211,35 @@ static void compare_row(void *arg, int i, int thread)
             part += p[k] * (x[k] - y[k]);
         sum += (double)part;
     }
-    t->kl[i] = fmax(sum - (t->zp[i] - softmax(NULL, y, V)), 0);
+    t->kl[i] = not_less(sum - (t->zp[i] - softmax(NULL, y, V)));
 }
 
-static void head_rows(struct probe *t, const float *h, int n, float *out)
+/* The original's logits of n rows of h, ready to be compared with. */
+static void original_rows(struct probe *t, const float *h, int n)
 {
+    size_t V = (size_t)t->base->model->hp.vocab;
     forward_head(t->base, t->logits, h, n, &t->scratch);
-    t->b->ops->get(t->b, out, t->logits,
-                   (size_t)n * (size_t)t->base->model->hp.vocab * sizeof(float));
+    if (t->other)
+        return;
+    t->b->ops->get(t->b, t->p_logits, t->logits, (size_t)n * V * sizeof(float));
+    pool_for(t->b->pool, n, original_row, t);
+}
+
+/* The divergence of n rows of h from them, into t->kl. */
+static void compare_rows(struct probe *t, const float *h, int n)
+{
+    size_t V = (size_t)t->base->model->hp.vocab;
+    float kl[LOGIT_ROWS];
+    forward_head(t->base, t->other ? t->other : t->logits, h, n, &t->scratch);
+    if (!t->other) {
+        t->b->ops->get(t->b, t->q_logits, t->logits, (size_t)n * V * sizeof(float));
+        pool_for(t->b->pool, n, compare_row, t);
+        return;
+    }
+    t->b->algebra->divergence(t->b, t->divergence, t->logits, t->other, (int)V, n);
+    t->b->ops->get(t->b, kl, t->divergence, (size_t)n * sizeof *kl);
+    for (int r = 0; r < n; r++)
+        t->kl[r] = not_less((double)kl[r]);
 }
 
 /* Mean KL of each of the states h[k] [rows][D] after the last layer against the original's. */
@@ -213,11 +249,9 @@ static int mean_kl(struct probe *t, float *const *h, double *mean, struct err *e
     memset(mean, 0, (size_t)t->n * sizeof *mean);
     for (size_t i = 0; i < t->rows; i += LOGIT_ROWS) {
         int n = (int)(t->rows - i < LOGIT_ROWS ? t->rows - i : LOGIT_ROWS);
-        head_rows(t, t->last + i * D, n, t->p_logits);
-        pool_for(t->b->pool, n, original_row, t);
+        original_rows(t, t->last + i * D, n);
         for (int k = 0; k < t->n; k++) {
-            head_rows(t, h[k] + i * D, n, t->q_logits);
-            pool_for(t->b->pool, n, compare_row, t);
+            compare_rows(t, h[k] + i * D, n);
             for (int r = 0; r < n; r++)
                 mean[k] += t->kl[r] / (double)t->rows;
         }
@@ -236,9 +270,8 @@ static int probe_layer(struct probe *t, int layer, struct engine *const *g,
     char phase[96];
     snprintf(phase, sizeof phase, "measuring sensitivity: layer %d of %d", layer + 1, L);
     double kl[SENSITIVITY_POINTS];
-    t->b->ops->get(t->b, t->host, t->now, t->bytes);
     for (int k = 0; k < t->n && !rc; k++) {
-        t->b->ops->put(t->b, t->alone[k], t->host, t->bytes);
+        copy_states(t, t->alone[k], t->now);
         rc = run_layers(t, g[k], layer, layer + 1, t->alone[k], phase, e);
         if (!rc)
             rc = run_layers(t, t->base, layer + 1, L, t->alone[k], phase, e);

@@ -8,6 +8,7 @@
 
 #include "kernels/linalg.h"
 #include "kernels/pool.h"
+#include "sessions/refit_device.h"
 #include "sessions/states.h"
 
 /* λ over the mean diagonal of E[ã ãᵀ], for as many unknowns a row as tokens: few tokens pull
@@ -18,8 +19,9 @@ struct refit {
     struct conversion *c;
     struct engine *engine; /* of c; its output projections are replaced on the way */
     struct states original, converted;
-    int D, width;  /* width = H·d */
-    float *heads;  /* host: heads' outputs of the converted layer, all rows */
+    struct refit_device *device; /* does the sums, or NULL: the four arrays below do */
+    int D, width;                /* width = H·d */
+    float *heads;                /* host: heads' outputs of the converted layer, all rows */
     float *y, *h;  /* host, one group: targets; the converted stream, or the original's heads */
     float *block;  /* a group's products */
     double *S, *X; /* Σ ã ãᵀ [width][width] (its upper triangle), Σ ã yᵀ [width][D] */
@@ -32,10 +34,15 @@ static int refit_init(struct refit *r, struct conversion *c, const struct engine
     size_t n = (size_t)states_group_rows(text);
     *r = (struct refit){.c = c, .D = hp->hidden, .width = hp->n_head * hp->head_dim};
     size_t D = (size_t)r->D, W = (size_t)r->width;
-    r->heads = mem_aligned(states_rows(text) * W, sizeof(float));
-    r->y = mem_aligned(n * D, sizeof(float));
-    r->h = mem_aligned(n * (W > D ? W : D), sizeof(float));
-    r->block = mem_aligned(W * (W > D ? W : D), sizeof(float));
+    int failed =
+        refit_device_new(&r->device, base->backend, states_rows(text), (int)n, r->width, r->D, e);
+    if (failed)
+        return failed;
+    size_t host = !r->device;
+    r->heads = mem_aligned(host * states_rows(text) * W, sizeof(float));
+    r->y = mem_aligned(host * n * D, sizeof(float));
+    r->h = mem_aligned(host * n * (W > D ? W : D), sizeof(float));
+    r->block = mem_aligned(host * W * (W > D ? W : D), sizeof(float));
     r->S = mem_calloc(W * W, sizeof *r->S);
     r->X = mem_calloc(W * D, sizeof *r->X);
     if (!r->heads || !r->y || !r->h || !r->block || !r->S || !r->X)
@@ -52,6 +59,7 @@ static void refit_done(struct refit *r)
     states_done(&r->original);
     states_done(&r->converted);
     engine_free(r->engine);
+    refit_device_free(r->device);
     free(r->heads);
     free(r->y);
     free(r->h);
@@ -76,12 +84,16 @@ static void target(struct refit *r, int l, const struct states_group *group, con
     size_t nd = (size_t)n * (size_t)D, at = group->first * (size_t)D;
     bool normed = r->engine->layer[l].v[V_POST_ATTN];
     states_attention(&r->original, l, group, NULL);
-    if (normed) {
+    if (normed && r->device) {
+        refit_device_product(r->device, r->original.scratch.att, n);
+    } else if (normed) {
         b->ops->get(b, r->h, r->original.scratch.att, (size_t)n * (size_t)W * sizeof(float));
         linalg_sgemm(b->pool, false, true, n, D, W, 1, r->h, W, wo, W, 0, r->y, D);
     }
     states_output(&r->original, l, group);
-    if (!normed) {
+    if (!normed && r->device) {
+        refit_device_gap(r->device, r->original.h + at, r->converted.h + at, n);
+    } else if (!normed) {
         b->ops->get(b, r->y, r->original.h + at, nd * sizeof(float));
         b->ops->get(b, r->h, r->converted.h + at, nd * sizeof(float));
         for (size_t i = 0; i < nd; i++)
@@ -97,9 +109,13 @@ static void add_group(struct refit *r, int l, const struct states_group *group, 
 {
     struct backend *b = r->engine->backend;
     int n = group->n, D = r->D, W = r->width;
-    float *heads = r->heads + group->first * (size_t)W;
     target(r, l, group, wo, bias);
     states_attention(&r->converted, l, group, NULL);
+    if (r->device) {
+        refit_device_add(r->device, group->first, r->converted.scratch.att, n);
+        return;
+    }
+    float *heads = r->heads + group->first * (size_t)W;
     b->ops->get(b, heads, r->converted.scratch.att, (size_t)n * (size_t)W * sizeof(float));
     memset(r->block, 0, (size_t)W * (size_t)W * sizeof(float));
     linalg_ssyrk_add(b->pool, W, n, heads, W, r->block, W);
@@ -113,8 +129,11 @@ static void finish_group(struct refit *r, int l, const struct states_group *grou
 {
     struct backend *b = r->engine->backend;
     size_t W = (size_t)r->width;
-    b->ops->put(b, r->converted.scratch.att, r->heads + group->first * W,
-                (size_t)group->n * W * sizeof(float));
+    if (r->device)
+        refit_device_heads(r->device, group->first, r->converted.scratch.att, group->n);
+    else
+        b->ops->put(b, r->converted.scratch.att, r->heads + group->first * W,
+                    (size_t)group->n * W * sizeof(float));
     states_output(&r->converted, l, group);
     states_ffn(&r->converted, l, group);
 }
@@ -135,7 +154,7 @@ static int solve(struct refit *r, const float *wo, struct err *e)
         for (size_t i = 0; i < D; i++)
             r->X[j * D + i] += ridge * (double)wo[i * W + j];
     }
-    return linalg_solve_spd(r->width, r->D, r->S, r->X, e);
+    return algebra_solve_spd(r->engine->backend, r->width, r->D, r->S, r->X, e);
 }
 
 /* The solved map becomes layer l's output projection, in the conversion and in the engine. */
@@ -164,6 +183,8 @@ static int refit_layer(struct refit *r, int l, const struct progress *p, struct 
     int rc = tensor_to_f32(&base->o, &wo, e);
     if (!rc && base->o_bias.data)
         rc = tensor_to_f32(&base->o_bias, &bias, e);
+    if (!rc && r->device)
+        rc = refit_device_start(r->device, r->engine->layer[l].v[V_POST_ATTN] ? wo : NULL, bias, e);
     memset(r->S, 0, (size_t)r->width * (size_t)r->width * sizeof *r->S);
     memset(r->X, 0, (size_t)r->width * (size_t)r->D * sizeof *r->X);
     for (int i = 0; states_group(text, i, &group) && !rc; i++) {
@@ -172,6 +193,8 @@ static int refit_layer(struct refit *r, int l, const struct progress *p, struct 
         else
             add_group(r, l, &group, wo, bias);
     }
+    if (!rc && r->device)
+        rc = refit_device_collect(r->device, r->S, r->X, e);
     if (!rc)
         rc = solve(r, wo, e);
     if (!rc)

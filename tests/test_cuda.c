@@ -535,6 +535,55 @@ static void test_eigenproblem(struct pair *p, int n)
     free(a);
 }
 
+/* A X = B: the residual of a backward stable solver, n·2⁻⁵³ of what is added up. */
+static void test_least_squares(struct pair *p, int n, int m)
+{
+    struct err e = {0};
+    size_t N = (size_t)n, M = (size_t)m;
+    double *a = calloc(2 * N * N + 2 * N * M, sizeof *a), *kept = a + N * N;
+    double *b = kept + N * N, *x = b + N * M, worst = 0;
+    for (size_t i = 0; i < N; i++)
+        for (size_t j = 0; j <= i; j++)
+            a[i * N + j] = a[j * N + i] = test_normal(&p->seed) + (i == j ? 4 * sqrt(n) : 0);
+    memcpy(kept, a, N * N * sizeof *a);
+    for (size_t i = 0; i < N * M; i++)
+        b[i] = x[i] = test_normal(&p->seed);
+    CHECK_OK(p->b->algebra->solve_spd(p->b, n, m, a, x, &e), e);
+    for (size_t i = 0; i < N; i++)
+        for (size_t k = 0; k < M; k++) {
+            double sum = -b[i * M + k];
+            for (size_t j = 0; j < N; j++)
+                sum += kept[i * N + j] * x[j * M + k];
+            worst = fmax(worst, fabs(sum));
+        }
+    CHECK(worst <= n * 0x1p-53 * 8 * 8, "least squares of %d: residual %g", n, worst);
+    memset(a, 0, N * N * sizeof *a);
+    CHECK(p->b->algebra->solve_spd(p->b, n, m, a, x, &e) == ERR_NUMERIC, "a matrix of zeros");
+    free(a);
+}
+
+/* Logits as a model has them; the reference sums in double. Absolute: a divergence of 1e-3 has lost
+ * three digits of the sums of about 1 that it is a difference of, and fp32 has seven. */
+static void test_divergence(struct pair *p, int n, int rows, double apart)
+{
+    struct both x = numbers(p, (size_t)n * rows, 4), y = numbers(p, (size_t)n * rows, 4);
+    struct both out = unwritten(p, (size_t)rows);
+    for (int i = 0; i < n * rows; i++)
+        y.host[i] = x.host[i] + (float)apart * y.host[i] + 30;
+    float got[2][16];
+    for (int s = 0; s < 2; s++) {
+        struct backend *b = side(p, s);
+        b->ops->put(b, y.at[s], y.host, y.bytes);
+        (s ? b->algebra : &ref_algebra_ops)->divergence(b, out.at[s], x.at[s], y.at[s], n, rows);
+        b->ops->get(b, got[s], out.at[s], out.bytes);
+    }
+    for (int i = 0; i < rows; i++)
+        CHECK(fabsf(got[0][i] - got[1][i]) <= 2e-6f + 1e-5f * got[0][i], "divergence of %d: %g %g",
+              n, (double)got[0][i], (double)got[1][i]);
+    CHECK(got[0][0] > 0 || n == 1, "apart");
+    drop(p, &x), drop(p, &y), drop(p, &out);
+}
+
 static void test_algebra(struct pair *p)
 {
     if (!p->b->algebra) {
@@ -549,6 +598,11 @@ static void test_algebra(struct pair *p)
     test_weights_of_keys(p, 4, 1, 0, 0);
     test_eigenproblem(p, 70);
     test_eigenproblem(p, 2);
+    test_least_squares(p, 90, 33);
+    test_least_squares(p, 1, 3);
+    test_divergence(p, 1000, 5, 0.3);
+    test_divergence(p, 301, 3, 0.01);
+    test_divergence(p, 1, 2, 1);
 }
 
 static void test_parity(void)
