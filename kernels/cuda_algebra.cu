@@ -37,12 +37,13 @@ static unsigned blocks_for(size_t n, size_t each)
 
 static __global__ void __launch_bounds__(CUDA_THREADS) fold_kernel(double *total, float *c, int n)
 {
-    size_t at = (size_t)blockIdx.x * CUDA_THREADS + threadIdx.x;
-    if (at >= (size_t)n * n)
+    /* n ≤ 65535: the square is below 2³² */
+    unsigned at = blockIdx.x * CUDA_THREADS + threadIdx.x, w = (unsigned)n;
+    if (at >= w * w)
         return;
-    size_t i = at / n, j = at % n;
+    size_t i = at / w, j = at % w;
     if (j >= i)
-        total[i * n - i * (i + 1) / 2 + j] += c[at];
+        total[i * w - i * (i + 1) / 2 + j] += c[at];
     c[at] = 0;
 }
 

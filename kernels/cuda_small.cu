@@ -16,6 +16,10 @@ static __device__ __forceinline__ size_t own_index(void)
     return (size_t)blockIdx.x * CUDA_THREADS + threadIdx.x;
 }
 
+/* Where rows and columns come from a division: 32 bits divide four times as fast as 64, so launches
+ * of those take at most MOST_UNITS at a time. */
+static const size_t MOST_UNITS = (size_t)1 << 31;
+
 enum { NORM_WARPS = 8, NORM_NARROW = 256 };
 
 /* Σ x² of the numbers of a lane of a team of so many. */
@@ -114,25 +118,26 @@ static __device__ __forceinline__ void put_number(void *to, bool half, size_t i,
 /* What a launch places: units are numbers that do not rotate and pairs that do. */
 struct place_launch {
     struct place_part part[PLACE_PARTS];
-    size_t end[PLACE_PARTS]; /* units up to and with this part */
-    const float *cos, *sin;  /* [T][pairs] */
-    const int32_t *past_at;  /* where the position is, or NULL: it is past */
-    int past, pairs;
+    const float *cos, *sin;    /* [T][pairs] */
+    const int32_t *past_at;    /* where the position is, or NULL: it is past */
+    unsigned end[PLACE_PARTS]; /* units up to and with this part */
+    int past, pairs, unused;
 };
 
 /* A thread a unit: neighbours take neighbouring numbers of a head. */
 static __device__ __forceinline__ void place_unit(const struct place_launch &a,
-                                                  const struct place_part &p, size_t i)
+                                                  const struct place_part &p, unsigned i)
 {
-    int half = p.R / 2, units = p.n - half, u = (int)(i % units), h = (int)(i / units % p.heads);
-    size_t t = i / units / p.heads, row = t;
+    unsigned half = (unsigned)p.R / 2, units = (unsigned)p.n - half, vector = i / units;
+    unsigned u = i - vector * units, h = vector % (unsigned)p.heads;
+    size_t t = vector / (unsigned)p.heads, row = t;
     if (p.cached)
         row += a.past_at ? *a.past_at : a.past;
     const float *x = p.src + t * p.ld_src + (size_t)h * p.stride_src;
     size_t at = row * p.ld_dst + (size_t)h * p.stride_dst;
     bool f16 = p.type == DTYPE_F16;
     if (u >= half) {
-        int j = u - half < p.at ? u - half : u - half + p.R;
+        unsigned j = u - half < (unsigned)p.at ? u - half : u - half + (unsigned)p.R;
         put_number(p.dst, f16, at + j, x[j]);
         return;
     }
@@ -145,7 +150,7 @@ static __device__ __forceinline__ void place_unit(const struct place_launch &a,
 static __global__ void __launch_bounds__(CUDA_THREADS)
     place_kernel(const __grid_constant__ struct place_launch a)
 {
-    size_t i = own_index();
+    unsigned i = (unsigned)own_index();
     if (i < a.end[0])
         place_unit(a, a.part[0], i);
     else if (i < a.end[1])
@@ -175,7 +180,10 @@ void cuda_place(struct backend *b, const struct place_args *a)
 {
     struct cuda *c = (struct cuda *)b;
     const size_t n = (size_t)a->T * (size_t)a->pairs, most = CUDA_RING / (4 * sizeof(float));
-    if (n > most && a->T > 1) {
+    size_t units = 0;
+    for (int k = 0; k < a->parts; k++)
+        units += (size_t)a->T * (size_t)a->part[k].heads * (size_t)a->part[k].n;
+    if ((n > most || units > MOST_UNITS) && a->T > 1) {
         struct place_args first = rows_of(*a, 0, a->T / 2);
         struct place_args rest = rows_of(*a, a->T / 2, a->T - a->T / 2);
         cuda_place(b, &first);
@@ -183,14 +191,14 @@ void cuda_place(struct backend *b, const struct place_args *a)
         return;
     }
     struct place_launch l = {};
-    size_t units = 0;
+    units = 0;
     for (int k = 0; k < PLACE_PARTS; k++) {
         if (k < a->parts) {
             const struct place_part *p = &l.part[k];
             l.part[k] = a->part[k];
             units += (size_t)a->T * (size_t)p->heads * (size_t)(p->n - p->R / 2);
         }
-        l.end[k] = units;
+        l.end[k] = (unsigned)units;
     }
     if (!units)
         return;
@@ -219,26 +227,43 @@ void cuda_rope(struct backend *b, float *x, int ld, int heads, int stride, int R
     cuda_place(b, &a);
 }
 
+/* PER numbers a thread, n / PER threads a row; 4 of them are read at once. */
+template <int PER>
 static __global__ void __launch_bounds__(CUDA_THREADS)
     store_kernel(void *dst, bool half, size_t ld_dst, const float *src, size_t ld_src, int n,
-                 size_t all)
+                 unsigned all)
 {
-    size_t i = own_index();
+    unsigned i = (unsigned)own_index(), units = (unsigned)n / PER;
     if (i >= all)
         return;
-    size_t t = i / n, j = i % n;
-    put_number(dst, half, t * ld_dst + j, src[t * ld_src + j]);
+    size_t t = i / units, j = i % units * PER;
+    if (PER == 1) {
+        put_number(dst, half, t * ld_dst + j, src[t * ld_src + j]);
+        return;
+    }
+    float4 v = *(const float4 *)(src + t * ld_src + j);
+    if (half)
+        *(uint2 *)((uint16_t *)dst + t * ld_dst +
+                   j) = {cuda_to_half(v.x) | (uint32_t)cuda_to_half(v.y) << 16,
+                         cuda_to_half(v.z) | (uint32_t)cuda_to_half(v.w) << 16};
+    else
+        *(float4 *)((float *)dst + t * ld_dst + j) = v;
 }
 
 void cuda_store(struct backend *b, void *dst, enum dtype kv, int ld_dst, const float *src,
                 int ld_src, int n, int T)
 {
     struct cuda *c = (struct cuda *)b;
-    size_t all = (size_t)T * (size_t)n;
-    if (!all)
-        return;
-    cuda_launch(c, "store", store_kernel, blocks_of(all), CUDA_THREADS, 0, dst, kv == DTYPE_F16,
-                (size_t)ld_dst, src, (size_t)ld_src, n, all);
+    int most = n > 0 ? (int)(MOST_UNITS / (size_t)n) : 0;
+    bool wide = n % 4 == 0 && ld_dst % 4 == 0 && ld_src % 4 == 0 && aligned(dst) && aligned(src);
+    for (int t = 0; t < T && n > 0; t += most) {
+        int rows = T - t < most ? T - t : most;
+        size_t all = (size_t)rows * (size_t)n / (wide ? 4 : 1);
+        void *to = (char *)dst + dtype_bytes(kv, (size_t)t * (size_t)ld_dst);
+        cuda_launch(c, "store", wide ? store_kernel<4> : store_kernel<1>, blocks_of(all),
+                    CUDA_THREADS, 0, to, kv == DTYPE_F16, (size_t)ld_dst,
+                    src + (size_t)t * (size_t)ld_src, (size_t)ld_src, n, (unsigned)all);
+    }
 }
 
 static __global__ void __launch_bounds__(CUDA_THREADS)
@@ -259,31 +284,33 @@ void cuda_glu(struct backend *b, float *y, const float *gate, const float *up, e
     cuda_launch(c, "glu", glu_kernel, blocks_of(n), CUDA_THREADS, 0, y, gate, up, act, n);
 }
 
-/* y[i] += x[i mod m]: an addition, or a bias for every row. */
+/* y[i] += x[i mod m]: a bias for every row; or m 0: an addition. */
 static __global__ void __launch_bounds__(CUDA_THREADS)
-    add_kernel(float *y, const float *x, size_t n, size_t m)
+    add_kernel(float *y, const float *x, size_t n, unsigned m)
 {
     size_t i = own_index();
     if (i < n)
-        y[i] += x[m == n ? i : i % m];
+        y[i] += x[m ? (unsigned)i % m : i];
 }
 
-static void add(struct backend *b, float *y, const float *x, size_t n, size_t m)
+static void add(struct backend *b, float *y, const float *x, size_t n, unsigned m)
 {
     struct cuda *c = (struct cuda *)b;
-    if (!n)
-        return;
-    cuda_launch(c, "add", add_kernel, blocks_of(n), CUDA_THREADS, 0, y, x, n, m);
+    if (n)
+        cuda_launch(c, "add", add_kernel, blocks_of(n), CUDA_THREADS, 0, y, x, n, m);
 }
 
 void cuda_add(struct backend *b, float *y, const float *x, size_t n)
 {
-    add(b, y, x, n, n);
+    add(b, y, x, n, 0);
 }
 
 void cuda_add_bias(struct backend *b, float *y, const float *bias, int T, int n)
 {
-    add(b, y, bias, (size_t)T * (size_t)n, (size_t)n);
+    int most = n > 0 ? (int)(MOST_UNITS / (size_t)n) : 0;
+    for (int t = 0; t < T && n > 0; t += most)
+        add(b, y + (size_t)t * (size_t)n, bias, (size_t)(T - t < most ? T - t : most) * (size_t)n,
+            (unsigned)n);
 }
 
 /* y = factor·y, or cap·tanh(y / cap) where cap is not 0. */
@@ -315,13 +342,14 @@ void cuda_softcap(struct backend *b, float *y, float cap, size_t n)
 
 /* factor NULL: y[t] = x[rows[t]]; else y[rows[t]] += factor[t]·x[t]. */
 static __global__ void __launch_bounds__(CUDA_THREADS)
-    rows_kernel(float *y, const float *x, const int32_t *rows, const float *factor, int n,
-                size_t all)
+    rows_kernel(float *y, const float *x, const int32_t *rows, const float *factor, unsigned n,
+                unsigned all)
 {
-    size_t i = own_index();
+    unsigned i = (unsigned)own_index();
     if (i >= all)
         return;
-    size_t t = i / n, j = i % n, at = (size_t)rows[t] * n + j;
+    unsigned t = i / n, j = i % n;
+    size_t at = (size_t)rows[t] * n + j;
     if (factor)
         y[at] += factor[t] * x[i];
     else
@@ -333,7 +361,8 @@ static void move_rows(struct backend *b, float *y, const float *x, const int32_t
                       const float *factor, int T, int n)
 {
     struct cuda *c = (struct cuda *)b;
-    const int most = CUDA_RING / 16;
+    const int units = n > 0 ? (int)(MOST_UNITS / (size_t)n) : 0;
+    const int most = units < CUDA_RING / 16 ? units : CUDA_RING / 16;
     for (int t = 0; t < T && n > 0; t += most) {
         int m = T - t < most ? T - t : most;
         size_t all = (size_t)m * (size_t)n, at = (size_t)t * (size_t)n;
@@ -344,7 +373,7 @@ static void move_rows(struct backend *b, float *y, const float *x, const int32_t
         if (!ids || (factor && !f))
             return;
         cuda_launch(c, "rows", rows_kernel, blocks_of(all), CUDA_THREADS, 0, factor ? y : y + at,
-                    factor ? x + at : x, ids, f, n, all);
+                    factor ? x + at : x, ids, f, (unsigned)n, (unsigned)all);
     }
 }
 

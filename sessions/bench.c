@@ -41,9 +41,30 @@ static void sweep_piece(void *arg, int i, int thread)
     s->sum[i] = sum[0]; /* kept, or nothing would be read */
 }
 
+/* A device's own memory: what a copy within it reads and writes. */
+static double copy_rate(struct backend *b)
+{
+    enum { ROWS = 64, COPIES = 20 };
+    const int n = (int)(SWEEP_BYTES / ROWS / sizeof(float));
+    float *from = b->ops->alloc(b, SWEEP_BYTES), *to = b->ops->alloc(b, SWEEP_BYTES);
+    double best = 0;
+    for (int i = 0; from && to && i < SWEEPS && !b->ops->sync(b, NULL); i++) {
+        double start = clock_now();
+        for (int k = 0; k < COPIES; k++)
+            b->ops->store(b, to, DTYPE_F32, n, from, n, n, ROWS);
+        if (!b->ops->sync(b, NULL))
+            best = fmax(best, 2.0 * COPIES * (double)SWEEP_BYTES / fmax(clock_now() - start, 1e-9));
+    }
+    b->ops->free(b, from);
+    b->ops->free(b, to);
+    return best;
+}
+
 double bench_bandwidth(const struct engine *g)
 {
     double best = 0;
+    if (!strncmp(engine_backend(g)->ops->name, "cuda", 4))
+        return copy_rate(engine_backend(g));
     struct sweep s = {0};
     struct pool *p = engine_backend(g)->pool;
     bool host = !strcmp(engine_backend(g)->ops->name, "cpu");

@@ -21,10 +21,11 @@
  * 5e-10; two layers and the head's norm may add such errors up, 20 times is left for it. */
 #define LOGITS_NMSE 1e-8
 /* A converted model's subspaces come from eigenvectors, whose sensitivity is 1 / (gap between kept
- * and dropped eigenvalues): random text leaves gaps as small as one likes, so no number format
- * bounds the difference. What matters is that it vanishes beside what the conversion itself
- * changes: a thousandth of that, squared. */
-#define CONVERTED_SHARE 1e-3
+ * and dropped eigenvalues): this text's and model's gaps decide, no number format does. So the
+ * yardstick is another machine of the same arithmetic: the CPU backend against the reference, which
+ * sums in double where both round to fp32. The device may be ten times as far in each number, 100
+ * squared: its sums run in other lengths and orders. */
+#define CONVERTED_TIMES 100
 
 struct pair {
     struct backend *ref, *b;
@@ -605,13 +606,19 @@ static void test_algebra(struct pair *p)
     test_divergence(p, 1, 2, 1);
 }
 
+static const char *device(void)
+{
+    const char *name = getenv("MLATHE_TEST_DEVICE");
+    return name ? name : "cuda";
+}
+
 static void test_parity(void)
 {
     struct err e = {0};
     struct pair p = {.seed = 7};
     struct backend_options opt = {.threads = 1, .exact = true};
     CHECK_OK(backend_open(&p.ref, "ref", &opt, &e), e);
-    CHECK_OK(backend_open(&p.b, "cuda", &opt, &e), e);
+    CHECK_OK(backend_open(&p.b, device(), &opt, &e), e);
     if (p.ref && p.b) {
         char text[128];
         p.b->ops->describe(p.b, text, sizeof text);
@@ -735,30 +742,35 @@ static void test_whole(void)
     if (test_model_write_gguf(path, &spec))
         return;
     size_t V = (size_t)spec.V;
-    struct outcome cpu = {0}, cuda = {0};
+    struct outcome ref = {0}, cpu = {0}, cuda = {0};
+    whole(path, "ref", &ref, V);
     whole(path, "cpu", &cpu, V);
-    whole(path, "cuda", &cuda, V);
+    whole(path, device(), &cuda, V);
     static const char *const names[] = {"prefill", "step", "converted: prefill", "converted: step"};
-    for (size_t i = 0; i < 4 && cpu.logits && cuda.logits; i++) {
-        const float *want = cpu.logits + i * V;
-        double nmse = test_nmse(cuda.logits + i * V, want, V);
-        double limit = i < 2 ? LOGITS_NMSE : CONVERTED_SHARE * test_nmse(want, want - 2 * V, V);
-        printf("%s: NMSE against the CPU %.1e, limit %.1e\n", names[i], nmse, limit);
+    for (size_t i = 0; i < 4 && ref.logits && cpu.logits && cuda.logits; i++) {
+        const float *want = ref.logits + i * V;
+        double nmse = test_nmse(cuda.logits + i * V, want, V), limit = LOGITS_NMSE;
+        if (i > 1)
+            limit += CONVERTED_TIMES * test_nmse(cpu.logits + i * V, want, V);
+        printf("%s: NMSE against the reference %.1e, limit %.1e\n", names[i], nmse, limit);
         CHECK(nmse <= limit, "%s: %g", names[i], nmse);
     }
     for (int s = 0; s < 2; s++) {
         CHECK(cpu.said[s][0] >= 0, "side %d says nothing", s);
         CHECK(!memcmp(cpu.said[s], cuda.said[s], sizeof cpu.said[s]), "side %d: other words", s);
     }
+    free(ref.logits);
     free(cpu.logits);
     free(cuda.logits);
 }
 
-int main(void)
+/* "parity" leaves the whole conversion out: under compute-sanitizer it takes its time. */
+int main(int argc, char **argv)
 {
     struct err e = {0};
     struct backend *b = NULL;
-    if (backend_open(&b, "cuda", &(struct backend_options){.threads = 1}, &e)) {
+    const char *name = device();
+    if (backend_open(&b, name, &(struct backend_options){.threads = 1}, &e)) {
         CHECK(e.status == ERR_DEVICE && strstr(e.text, "--device cpu"), "%s", e.text);
         if (test_failures)
             return test_end("cuda");
@@ -766,6 +778,7 @@ int main(void)
     }
     backend_close(b);
     test_parity();
-    test_whole();
+    if (argc < 2 || strcmp(argv[1], "parity"))
+        test_whole();
     return test_end("cuda");
 }

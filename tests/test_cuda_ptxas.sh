@@ -30,16 +30,16 @@ for source in kernels/cuda*.cu; do
 done
 
 # Registers: a block of 128 threads with 168 or fewer leaves room for three blocks a processor, 64
-# or fewer for 1024 threads, enough to keep its memory busy; 255 is the most there is. gemv's budget of
-# 80 is that of several rows of activations; for one, its launch bounds hold it to 64. Attention asks
-# for three blocks by its launch bounds, and for two where values are wide. Static shared memory;
+# or fewer for 1024 threads, enough to keep its memory busy; 255 is the most there is. gemv has a budget
+# for one row of activations (decoding) and one for several, four blocks of 128. Attention asks for
+# three blocks by its launch bounds, and for two where values are wide. Static shared memory;
 # attention asks for its tiles at launch.
 awk '
     BEGIN {
         registers["attn_kernel"] = 200; shared["attn_kernel"] = 1024
         registers["mma_kernel"] = 168;  shared["mma_kernel"] = 14336
         registers["join_kernel"] = 64;  shared["join_kernel"] = 1024
-        registers["gemv_kernel"] = 80
+        registers["gemv_kernel"] = 128; registers["gemv_kernel, one row"] = 64
         registers["absorb_kernel"] = 96; shared["absorb_kernel"] = 4096
         registers["gemm_kernel"] = 96;   shared["gemm_kernel"] = 9216
         registers["widen_kernel"] = 40
@@ -53,6 +53,7 @@ awk '
     /Compiling entry function/ {
         match($0, /[a-z]+_kernel/)
         name = substr($0, RSTART, RLENGTH)
+        if ($0 ~ /gemv_kernelI.*ELi1ELb/) name = name ", one row"
         match($0, /sm_[0-9]+/)
         arch = substr($0, RSTART, RLENGTH)
         count[arch]++
@@ -73,7 +74,7 @@ awk '
         for (name in most) printf "%s: at most %d registers\n", name, most[name]
         for (arch in count) {
             printf "ptxas: %d kernels for %s\n", count[arch], arch
-            bad = bad || count[arch] < 45
+            bad = bad || count[arch] < 75
             archs++
         }
         exit bad || archs < want

@@ -68,7 +68,7 @@ static void print_table(const struct results *r, bool markdown)
     for (int i = 0; i < r->n; i++)
         print_row(r, &r->row[i], markdown);
     if (r->bandwidth > 0)
-        printf("%smemory gives %.1f GB/s to all threads; %% memory: weights and cache that a token "
+        printf("%smemory gives %.1f GB/s in all; %% memory: weights and cache that a token "
                "needs, of that\n",
                markdown ? "\n" : "", r->bandwidth * 1e-9);
 }
