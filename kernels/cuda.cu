@@ -5,9 +5,26 @@
  * runtime is linked statically and cuBLAS is looked for at run time, so the program starts on
  * machines that have neither.
  *
- * The conversion's second moments and large eigenproblems are in cuda_algebra.cu and
+ * The conversion's second moments, large eigenproblems and least squares are in cuda_algebra.cu and
  * cuda_solver.cu; without cuBLAS they stay on the host. One stream; decoding steps are graphs
- * (cuda_step.cu). */
+ * (cuda_step.cu).
+ *
+ * Roofline of a conversion, 40,960 tokens in groups of 2,048, on an H100 (3.35 TB/s, 400 TFLOP/s of
+ * TF32, 50 of fp32 and 30 of fp64 products), seconds expected:
+ *
+ *                                      Llama-3-8B   Llama-2-7B   Llama-3-70B
+ *   upload, BF16, 55 GB/s               16 GB  0.3   13 GB  0.3   140 GB  2.6 (streams: each pass)
+ *   forward pass, 2·N·T FLOP           6.6e14  1.6  5.4e14  1.4   5.7e15   14
+ *   widening, 10 bytes a weight, group  1.6 TB 0.5   1.3 TB 0.4    14 TB  4.2
+ *   attention over F32 caches          2.2e12  0.7  2.2e12  0.7   1.1e13  3.5 (at 3 TFLOP/s)
+ *   second moments (moments_device.c)  4.1e14  8.3  5.8e14   12   8.0e14   16
+ *   eigenproblems (cuda_solver.cu)               5            22            13 (16 host cores or there)
+ *   refit: two passes, sums, solves              8             7            73
+ *   probes, 4 ranks, 4,096 rows        4.2e15   11  3.5e15    9   9.2e16  230 (only with --calib)
+ *
+ * Phase covariances and candidates stay on the host. So about 25, 45 and 130 s with refit and without
+ * probes. What a better program would save: second moments in TF32 with fp32's exactness by three
+ * products (a third of their time), heads' products in batches. None of it measured. */
 #include "kernels/cuda_quant.h"
 
 #include <stdio.h>
