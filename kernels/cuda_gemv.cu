@@ -1,16 +1,16 @@
-/* The CUDA backend's products for up to CUDA_FEW rows of activations: weights are dequantised as
- * they are read, once for all rows. A warp makes two numbers of the result, so that the activations
- * that it reads serve two rows of the weight; weights that share an input go in one launch, and so
- * do the gate, the product beside it and the activation. Refuses nothing: shapes were checked.
+/* The CUDA backend's products for up to CUDA_FEW rows of activations: weights are dequantised as they
+ * are read, once for all rows. A warp makes two numbers of the result, so that the activations that
+ * it reads serve two rows of the weight; weights that share an input go in one launch, and so do
+ * the gate, the product beside it and the activation. Refuses nothing: shapes were checked.
  *
  * Roofline: the weight's bytes. Of an H100's 3.35 TB/s, whole model: Llama-3-8B (8.0e9 numbers) 4.8
  * ms a token in 16 bits, 2.5 ms in Q8_0, 1.5 ms in Q4_1; Llama-2-7B 4.0, 2.1, 1.3 ms; 70B in Q4_K
- * 12 ms. To keep a processor's 25 GB/s coming at 700 ns takes 18 KB under way; 1024 threads with a
- * load of 16 bytes for each of two rows have 32 KB, with the 8 of Q8_0 and Q4 16 KB and the next
- * round of the loop, which the compiler may begin early. Arithmetic a warp and 256 numbers of a
- * row: 16-bit weights 8 conversions and 8 FMA a lane; quants 8 byte permutations, 8 additions, 8
- * FMA and 5 for masks and scales, some 30 instructions for 160 bytes of Q4_1, 20 bytes a clock and
- * processor at 4 instructions, 4.6 TB/s: beyond the memory of an H100, short of an H200's.
+ * 12 ms. To keep a processor's 25 GB/s coming for 700 ns takes 18 KB under way; 1024 threads (64
+ * registers) with 16 bytes for each of two rows have 32 KB, with the 8 of quants 16 KB and as much
+ * again of the next round, which the loop's unrolling begins early. Instructions a warp and 512
+ * numbers, counted in the code for 9.0: Q8_0 some 65, Q4_1 75 (16 byte permutations, 30 additions, 18
+ * FMA, 6 loads), at 4 a clock 34 and 17 bytes a clock and processor: 7.8 and 3.9 TB/s at 132 of them
+ * and 1.75 GHz, so Q4 comes near its bound on an H100 and would be held by it on an H200's 4.8.
  * Activations come from L1, 1 KB for two rows of 256 numbers. None of it measured. */
 #include "kernels/cuda_quant.h"
 
@@ -60,15 +60,17 @@ static __device__ __forceinline__ float dot8(const struct cuda_eight &w, const f
 
 /* Two rows of weights times N rows of activations from x on, over this lane's columns. */
 template <enum dtype type, int N>
-static __device__ __forceinline__ void sums(const struct gemv_args &a, const struct cuda_row &w0,
-                                            const struct cuda_row &w1, const float *x, int left,
-                                            float *s0, float *s1)
+static __device__ __forceinline__ void sums(const struct gemv_args &a, struct cuda_row w0,
+                                            struct cuda_row w1, const float *x, int left, float *s0,
+                                            float *s1)
 {
+    const int i = (int)threadIdx.x % 32 * 8;
+    x += i;
 #ifdef __CUDACC__
 #pragma unroll(N == 1 && type > DTYPE_BF16 ? 2 : 1)
 #endif
-    for (int k = (int)threadIdx.x % 32 * 8; k < a.cols; k += 256) {
-        struct cuda_eight u = load8<type>(w0, k, a.cols), v = load8<type>(w1, k, a.cols);
+    for (int cols = a.cols; cols > i; cols -= 256, x += 256) {
+        struct cuda_eight u = load8<type>(w0, i, cols), v = load8<type>(w1, i, cols);
 #ifdef __CUDACC__
 #pragma unroll
 #endif
@@ -76,12 +78,14 @@ static __device__ __forceinline__ void sums(const struct gemv_args &a, const str
             float y[8], all = 0;
             if (t >= left)
                 continue;
-            load_x(x + (size_t)t * a.ldx + k, a.cols - k, a.wide, y);
+            load_x(x + (size_t)t * a.ldx, cols - i, a.wide, y);
             for (int j = 0; cuda_has_m(type) && j < 8; j++)
                 all += y[j];
             s0[t] += dot8<type>(u, y, all);
             s1[t] += dot8<type>(v, y, all);
         }
+        w0.body += cuda_round<type>::body, w1.body += cuda_round<type>::body;
+        w0.head += cuda_round<type>::head, w1.head += cuda_round<type>::head;
     }
 }
 

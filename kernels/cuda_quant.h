@@ -51,6 +51,13 @@ static __device__ __forceinline__ struct cuda_row cuda_row_at(const struct cuda_
     return {r.body + i * r.body_row, r.head + i * r.head_row};
 }
 
+/* Bytes of 256 numbers, which is a whole number of blocks in every format: kernels go on by that
+ * much, so that what a lane does with its own eight is the same in every round. */
+template <enum dtype type> struct cuda_round {
+    static constexpr int body = cuda_split_of(type).body * 256 / cuda_split_of(type).block;
+    static constexpr int head = cuda_split_of(type).head * 256 / cuda_split_of(type).block;
+};
+
 /* Eight numbers: v[j]·d + m. */
 struct cuda_eight {
     float v[8], d, m;
