@@ -143,7 +143,7 @@ static int build_forms(struct solve *s, const struct mla_options *o, struct err 
     bool shrunk = fitted && !(o->without & STEP_SHRINK);
     int rc = phase_fit_init(&s->fit, s->m, &s->rope, shrunk ? s->shrink : NULL, e);
     if (!rc && fitted && !(o->without & STEP_JOINT) && !whole_rope(s, o))
-        rc = phase_fit_joint(&s->fit, s->m, &s->rope, e);
+        rc = phase_fit_joint(&s->fit, s->m, &s->rope, o->damping > 0 ? o->damping : 1, e);
     for (int h = 0; h < s->H && !rc; h++)
         nope_form(s, h, s->B + (size_t)h * (size_t)s->d * (size_t)s->nk);
     if (!rc && s->Q)
@@ -173,7 +173,7 @@ static int output_metrics(struct solve *s, struct err *e)
 
 /* M_K = s² Σ_h B_hᵀ M_h B_h, and the balance τ: key energy by its effect on the attention output
  * over plain key energy, against the same ratio for values. */
-static void key_metric(struct solve *s)
+static void key_metric(struct solve *s, const struct mla_options *o)
 {
     int d = s->d, nk = s->nk, n = s->n;
     double s2 = s->src->scale * s->src->scale, ko = 0, vi = 0, vu = 0;
@@ -208,10 +208,12 @@ static void key_metric(struct solve *s)
         vu += mla_trace_product(s->LG + (size_t)g * (size_t)(d * d), s->m->c + at * (size_t)n + at,
                                 d, d, n);
     }
-    if (!s->m->cko) /* never run: let keys and values weigh the same in total */
+    if (!s->m->cko || o->without & STEP_BALANCE) /* keys and values weigh the same in total */
         s->tau = ku > 0 ? vu / ku : 1;
     else
         s->tau = ku > 0 && vi > 0 && vu > 0 ? (ko / ku) / (vi / vu) : 1;
+    if (o->balance > 0)
+        s->tau *= o->balance;
     if (!(s->tau > 0) || !isfinite(s->tau))
         s->tau = 1;
 }
@@ -317,15 +319,19 @@ struct refit {
     double *CA, *K;        /* [w][r] C Aᵀ, [r][r] A C Aᵀ */
     double *factor, *rhs;  /* [r][r], [d][r] scratch */
     double *prior, *solve; /* [d][r], [r][d] scratch */
-    double ridge;
+    double ridge, damping;
+    bool plain; /* under the plain second moments, one for all heads */
     int of; /* group of heads that CA and K are of; -1: none */
 };
 
-static int refit_init(struct refit *f, const struct solve *s, int r, struct err *e)
+/* part 0: keys, 1: values. */
+static int refit_init(struct refit *f, const struct solve *s, int r, const struct mla_options *o,
+                      int part, struct err *e)
 {
     size_t rr = (size_t)r * (size_t)r, dr = (size_t)s->d * (size_t)r;
     size_t size = (size_t)s->w * (size_t)r + 2 * rr + 3 * dr;
-    *f = (struct refit){.of = -1};
+    *f = (struct refit){.of = -1, .damping = o->damping > 0 ? o->damping : 1};
+    f->plain = o->without & (part ? STEP_VALUES : STEP_KEYS);
     f->CA = mem_calloc(size, sizeof *f->CA);
     if (!f->CA)
         return err_nomem(e, size * sizeof *f->CA, "a refit");
@@ -340,17 +346,18 @@ static int refit_init(struct refit *f, const struct solve *s, int r, struct err 
 /* Brings the moment of head h (of packed cko or cv) into f. */
 static void refit_moment(struct solve *s, struct refit *f, const float *packed, int h, int r)
 {
-    int w = s->w, group = h / (s->H / moments_groups(&s->m->shape));
+    int w = s->w, group = f->plain ? 0 : h / (s->H / moments_groups(&s->m->shape));
     double mean = 0;
     if (f->of == group)
         return;
     f->of = group;
-    moments_of_head(s->m, packed, h, s->t1);
-    mla_gemm(false, true, w, r, w, s->t1, w, s->A, w, 0, f->CA, r);
+    if (!f->plain)
+        moments_of_head(s->m, packed, h, s->t1);
+    mla_gemm(false, true, w, r, w, f->plain ? s->m->c : s->t1, w, s->A, w, 0, f->CA, r);
     mla_gemm(false, false, r, r, w, s->A, w, f->CA, r, 0, f->K, r);
     for (int i = 0; i < r; i++)
         mean += f->K[(size_t)i * (size_t)(r + 1)] / r;
-    f->ridge = REFIT_RIDGE * mean;
+    f->ridge = f->damping * REFIT_RIDGE * mean;
 }
 
 /* out[d][r] = (S C Aᵀ + ε S X0)(A C Aᵀ + ε)⁻¹ with S [d][w] given as rows (cols from at): least
@@ -404,7 +411,8 @@ static int up_map(struct solve *s, int h, int r, struct refit *fit, const double
 }
 
 /* kv_b of every head: refitted (mlathe), or straight from X0 (rank n, transmla, no statistics). */
-static int up_maps(struct solve *s, int r, bool fitted, float *kv_b, struct err *e)
+static int up_maps(struct solve *s, const struct mla_options *o, int r, bool fitted, float *kv_b,
+                   struct err *e)
 {
     int d = s->d;
     size_t dr = (size_t)d * (size_t)r, dd = (size_t)d * (size_t)d;
@@ -412,7 +420,7 @@ static int up_maps(struct solve *s, int r, bool fitted, float *kv_b, struct err 
     double *work = mem_calloc(2 * dr + dd, sizeof *work), *out = work, *pick = work + 2 * dr;
     int rc = work ? OK : err_nomem(e, 2 * dr * sizeof *work, "a refit");
     for (int i = 0; i < 2 && fitted && !rc; i++)
-        rc = refit_init(&fit[i], s, r, e);
+        rc = refit_init(&fit[i], s, r, o, i, e);
     for (int i = 0; i < d && !rc; i++)
         pick[i * (d + 1)] = 1;
     for (int h = 0; h < s->H && !rc; h++) {
@@ -495,7 +503,7 @@ static void unrotated_latent(struct solve *s, int r)
     }
 }
 
-/* The shared list, or the stock layout's: the fastest frequencies. */
+/* The shared list, or the stock layout's: the fastest frequencies, or every so many-th. */
 static int listed_rope(struct solve *s, const struct mla_options *o, struct err *e)
 {
     int pairs = o->rope_dim / 2, *fastest = NULL, rc = OK;
@@ -503,7 +511,7 @@ static int listed_rope(struct solve *s, const struct mla_options *o, struct err 
     if (o->layout == LAYOUT_STOCK) {
         fastest = mem_calloc((size_t)pairs, sizeof *fastest);
         for (int i = 0; fastest && i < pairs; i++)
-            fastest[i] = i;
+            fastest[i] = i * (o->stride > 1 ? o->stride : 1);
         index = fastest;
     }
     if (!index)
@@ -527,7 +535,7 @@ static int choose_rope(struct solve *s, const struct mla_options *o, double **re
         return mla_rope_transmla(s->m, o->rope_dim, o->freqfold, &s->rope, rest, e);
     if (o->without & STEP_ROPE)
         return mla_rope_transmla(s->m, o->rope_dim, o->freqfold, &s->rope, NULL, e);
-    mla_shrink(s->m, o->without & STEP_PHASE, s->shrink, s->r2);
+    mla_shrink(s->m, o->without, s->shrink, s->r2);
     /* What never turns is explained without a loss, but worth its key's energy. */
     bool energy = p->still || o->without & STEP_BENEFIT;
     for (int i = 0; energy && i < s->H * (p->rope_dim / 2); i++)
@@ -549,6 +557,7 @@ static int fill_spectrum(struct solve *s, const struct mla_options *o, struct sp
     double unit = s->m->residual > 0 ? 1 / s->m->residual : total > 0 ? 1 / total : 1;
     out->calibrated = s->m->cko != NULL;
     out->sink = out->calibrated && s->m->sink > 0 ? s->m->sink : NAN; /* 0: older files */
+    out->change = out->calibrated && s->m->change >= 0 ? s->m->change : NAN;
     out->rope_dim = o->rope_dim;
     for (int i = 0; i < s->w && i < n; i++) {
         double share = 0;
@@ -606,7 +615,7 @@ static int solve_maps(struct solve *s, const struct mla_options *o, int r, bool 
         else if (!rc && o->without & STEP_WEIGHTS)
             plain_metric(s);
         else if (!rc)
-            key_metric(s);
+            key_metric(s, o);
         if (!rc)
             rc = build_weighting(s, e);
         if (!rc)
@@ -621,6 +630,8 @@ static int solve_maps(struct solve *s, const struct mla_options *o, int r, bool 
         unrotated_latent(s, r);
         *fitted = false;
     }
+    if (!rc && *fitted && o->rounds > 0)
+        rc = mla_alternate(s, r, o->rounds, e);
     return rc;
 }
 
@@ -660,7 +671,7 @@ int mla_solve(const struct mla_source *src, const struct moments *m, const struc
     if (!rc)
         rc = mla_write_maps(&s, out, e);
     if (!rc)
-        rc = up_maps(&s, r, fitted, out->kv_b, e);
+        rc = up_maps(&s, o, r, fitted, out->kv_b, e);
     if (!rc && spectrum)
         rc = fill_spectrum(&s, o, spectrum, e);
     solve_done(&s);

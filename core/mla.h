@@ -40,8 +40,9 @@ struct rope_choice {
 void rope_choice_done(struct rope_choice *c);
 
 /* Shrinks c_{h,j} = α − iβ [H][d/2] and explained fractions R² [H][d/2] from the phase moments
- * (method: step 1). Without phase moments (all zero): c = 1, R² = 0. real: β = 0. */
-void mla_shrink(const struct moments *m, bool real, double complex *c, double *r2);
+ * (method: step 1). Without phase moments (all zero): c = 1, R² = 0. without STEP_PHASE: β = 0;
+ * STEP_OWN: the mean over heads; STEP_FIT: the mean rotation under attention, R² = |c|². */
+void mla_shrink(const struct moments *m, unsigned without, double complex *c, double *r2);
 /* Free choice: the R/2 pairs worth most (method: step 2, own layout). */
 int mla_rope_own(const struct moments *m, const double *r2, int R, struct rope_choice *out,
                  struct err *e);
@@ -77,9 +78,9 @@ int phase_fit_init(struct phase_fit *f, const struct moments *m, const struct ro
                    const double complex *shrink, struct err *e);
 void phase_fit_done(struct phase_fit *f);
 /* Step 4: the three fitted jointly by attention-centred ridge regression towards those values.
- * Rows of rope must live at one frequency each (own and stock choices). */
+ * Rows of rope must live at one frequency each (own and stock choices). damping: 1 is usual. */
 int phase_fit_joint(struct phase_fit *f, const struct moments *m, const struct rope_choice *rope,
-                    struct err *e);
+                    double damping, struct err *e);
 /* The converted layer, DeepSeek's tensors with P = Vd = d; queries carry s·sqrt(d + R). */
 struct mla_result {
     int r, R;
@@ -102,6 +103,10 @@ struct mla_options {
     int freqfold;           /* transmla */
     const int *shared;      /* shared layout: the list of all layers [rope_dim/2] */
     unsigned without;       /* mlathe: enum plan_step left out */
+    int rounds;             /* mlathe: alternating least squares on the latent */
+    int stride;             /* stock layout: every so many-th frequency; 0: 1 */
+    double balance;         /* mlathe: keys against values, times the natural one; 0: 1 */
+    double damping;         /* mlathe: of the joint fit and the heads' refit, times theirs; 0: 1 */
     const double *c_second; /* transmla: [w][w] as m->c, on the partial-rope model; NULL: m->c */
 };
 /* Solves a layer. spectrum (may be NULL) receives the joint spectrum. From rank w = moments_width on

@@ -60,6 +60,9 @@ int mla_affine_transmla(struct solve *s, const double *rest, const double *C, in
 int mla_affine_key_share(struct solve *s, double *share, struct err *e);
 void mla_affine_block(struct solve *s, int at, int size, double *block);
 
+/* Rounds of alternating least squares from A of rank r on; A and X0 become the latent found. */
+int mla_alternate(struct solve *s, int r, int rounds, struct err *e);
+
 /* q, kv_a and their biases of *out from the solved rope, fit and latent (method: step 7). */
 int mla_write_maps(struct solve *s, struct mla_result *out, struct err *e);
 

@@ -72,12 +72,13 @@ static bool init_small(struct moments *m, bool attended)
     if (!m->c || !m->m || !attended)
         return m->c && m->m;
     m->cvi = mem_calloc(H, sizeof *m->cvi);
-    if (!C)
-        return m->cvi;
+    m->turn = mem_calloc(H * half * 2, sizeof *m->turn);
+    if (!C || !m->cvi || !m->turn)
+        return m->cvi && m->turn;
     m->six = mem_calloc(H * half * 6, sizeof *m->six);
     m->index = mem_calloc(C, sizeof *m->index);
     m->basis = mem_calloc(C * G * 4, sizeof *m->basis);
-    return m->cvi && m->six && m->index && m->basis;
+    return m->six && m->index && m->basis;
 }
 
 static int no_room(struct moments *m, struct err *e)
@@ -111,6 +112,7 @@ void moments_done(struct moments *m)
     free(m->c);
     free(m->m);
     free(m->cvi);
+    free(m->turn);
     free(m->six);
     free(m->index);
     free(m->basis);

@@ -15,6 +15,8 @@
 
 struct pool;
 
+#define MOMENTS_ENERGY 0.99
+
 struct moments_shape {
     int H, G, d, D;
     int rope_dim; /* rotary width of a head: pairs (j, j + rope_dim/2) */
@@ -54,6 +56,8 @@ struct moments {
     double tokens;
     double residual; /* median |h|² of the residual stream that enters the layer; 0: never run */
     double sink;     /* attention's share on a sequence's first token, mean over heads */
+    double change; /* of c's spectrum since half of the tokens, Σ|λ − λ'|/Σλ; -1: not known */
+    double moved;  /* and of the rank that keeps MOMENTS_ENERGY of it, in numbers */
     double *c;       /* [w][w] E[z zᵀ]; affine: E[y yᵀ] */
     double *m;       /* [H][d][d] E[q_h q_hᵀ] */
     float *key;      /* affine: [nk(nk+1)/2] E[k kᵀ], nk = G·d; else NULL */
@@ -61,6 +65,7 @@ struct moments {
     float *cv;    /* [groups][w(w+1)/2] E_m z̄ z̄ᵀ, z̄ = Σ_n p z_n, group mean */
     double *cvi;  /* [H] tr(L_h E_m Σ_n p² v_n v_nᵀ) */
     float *phase; /* [H][f(f+1)/2] E_m Σ_n p (ψ − ψ̄)(ψ − ψ̄)ᵀ, f = moments_features */
+    double *turn; /* [H][half] re, im of E_m Σ_n p e^{iθ_j(n−m)} */
     double *six;  /* compact: [H][half][6], see moments_six */
     int *index;   /* compact: [candidates] frequency */
     float *basis; /* compact: [candidates][G] T and P at that frequency: re, im, re, im */
@@ -99,6 +104,9 @@ double moments_accum_bytes(const struct moments_shape *s, int threads, int rows,
  * un-rotated, starting at position 0 each; x [windows·T][D] the layer input (affine; else NULL). */
 int moments_add(struct moments_accum *a, struct pool *pool, const float *x, const float *q,
                 const float *k, const float *v, int windows, int T, struct err *e);
+/* Looks at the spectrum of E[z zᵀ] so far, and at what became of it since the last look; the tokens
+ * should have doubled. change: -1 at the first look. */
+int moments_look(struct moments_accum *a, double *change, struct err *e);
 /* Phase covariances from one sequence of T tokens, every step-th query. In the compact form the
  * first round over the sequences gives the six of each (h, j); moments_candidates_set starts the
  * second, over the same ones. */

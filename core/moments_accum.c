@@ -45,10 +45,11 @@ static bool make_totals(struct moments_accum *a)
     a->cv = mem_calloc(groups * each, sizeof *a->cv);
     a->cvi = mem_calloc(H, sizeof *a->cvi);
     a->sink = mem_calloc(H, sizeof *a->sink);
+    a->turn = mem_calloc(H * half * 2, sizeof *a->turn);
     a->phase = mem_calloc(H * moments_triangle(moments_features(s)), sizeof *a->phase);
     a->work = mem_calloc((size_t)a->threads, sizeof *a->work);
-    bool ok = a->freq && a->L && a->c && a->m && a->cko && a->cv && a->cvi && a->sink && a->phase &&
-              a->work;
+    bool ok = a->freq && a->L && a->c && a->m && a->cko && a->cv && a->cvi && a->sink && a->turn &&
+              a->phase && a->work;
     if (ok && s->affine)
         ok = (a->key = mem_calloc(moments_triangle(s->G * s->d), sizeof *a->key)) != NULL;
     if (ok && s->candidates)
@@ -66,6 +67,7 @@ int moments_accum_new(struct moments_accum **out, const struct moments_shape *s,
     a->s = *s;
     a->w = moments_width(s);
     a->threads = threads;
+    a->change = -1;
     a->scale = scale;
     if (!make_totals(a)) {
         moments_accum_free(a);
@@ -84,9 +86,9 @@ void moments_accum_free(struct moments_accum *a)
         return;
     for (int i = 0; a->work && i < a->threads; i++)
         free(a->work[i]);
-    void *all[] = {a->work,  a->freq,  a->L,   a->c,  a->m,  a->key, a->cko, a->cv,
-                   a->cvi,   a->phase, a->six, a->y,  a->qr, a->kr,  a->cos, a->sin,
-                   a->index, a->T,     a->P,   a->s0, a->s1, a->sink};
+    void *all[] = {a->work,  a->freq,  a->L,   a->c,  a->m,  a->key,  a->cko,  a->cv,
+                   a->cvi,   a->phase, a->six, a->y,  a->qr, a->kr,   a->cos,  a->sin,
+                   a->index, a->T,     a->P,   a->s0, a->s1, a->sink, a->turn, a->seen};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
     free(a);
@@ -400,6 +402,49 @@ int moments_add(struct moments_accum *a, struct pool *pool, const float *x, cons
     return OK;
 }
 
+/* How many of the largest of w[n], ascending, hold MOMENTS_ENERGY of their sum. */
+static int energy_rank(const double *w, int n)
+{
+    double all = 0, sum = 0;
+    int r = 0;
+    for (int i = 0; i < n; i++)
+        all += fmax(w[i], 0);
+    while (r < n && sum < MOMENTS_ENERGY * all)
+        sum += fmax(w[n - 1 - r++], 0);
+    return r;
+}
+
+int moments_look(struct moments_accum *a, double *change, struct err *e)
+{
+    size_t w = (size_t)a->w;
+    double *full = mem_calloc(w * w, sizeof *full), *now = mem_calloc(w, sizeof *now);
+    int rc = full && now ? OK : err_nomem(e, w * w * sizeof *full, "a spectrum");
+    const double *c = a->c;
+    for (size_t i = 0; i < w && !rc; i++)
+        for (size_t j = i; j < w; j++)
+            full[i * w + j] = full[j * w + i] = *c++ / (a->tokens > 0 ? a->tokens : 1);
+    if (!rc)
+        rc = linalg_eigenvalues(a->w, full, now, e);
+    if (!rc && a->seen) {
+        double apart = 0, all = 0;
+        for (size_t i = 0; i < w; i++) {
+            apart += fabs(now[i] - a->seen[i]);
+            all += fmax(now[i], 0);
+        }
+        a->change = all > 0 ? apart / all : 0;
+        a->moved = abs(energy_rank(now, a->w) - energy_rank(a->seen, a->w));
+    }
+    if (!rc) {
+        free(a->seen);
+        a->seen = now;
+        now = NULL;
+        *change = a->change;
+    }
+    free(full);
+    free(now);
+    return rc;
+}
+
 static bool take_mean(const double *total, double f, size_t n, float *out)
 {
     double sum = 0;
@@ -431,6 +476,8 @@ static bool take_means(const struct moments_accum *a, struct moments *m)
     double trace = 0;
     const double *c = a->c;
     m->tokens = a->tokens;
+    m->change = a->change;
+    m->moved = a->moved;
     for (size_t i = 0; i < w; i++)
         for (size_t j = i; j < w; j++)
             m->c[i * w + j] = m->c[j * w + i] = *c++ * f;
@@ -475,6 +522,8 @@ int moments_finish(const struct moments_accum *a, struct moments *m, struct err 
         trace += m->cvi[h] = a->cvi[h] * f;
     for (size_t h = 0; h < H; h++)
         m->sink += a->sink[h] * f / (double)H;
+    for (size_t i = 0; i < H * (size_t)(a->s.rope_dim / 2) * 2; i++)
+        m->turn[i] = a->turn[i] * q;
     fine &= isfinite(trace);
     fine &= take_mean(a->cko, share, all, m->cko);
     fine &= take_mean(a->cv, share, all, m->cv);

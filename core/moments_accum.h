@@ -15,7 +15,9 @@ struct moments_accum {
     double *freq;           /* [rope_dim/2] */
     float *L;               /* [H][d][d] */
     double tokens, queries; /* of the second moments; of the phase covariances */
-    double *c, *m, *key, *cko, *cv, *cvi, *phase, *six, *sink;
+    double *c, *m, *key, *cko, *cv, *cvi, *phase, *turn, *six, *sink;
+    double *seen;         /* [w] mean spectrum of c at the last look, ascending; NULL: none yet */
+    double change, moved; /* since the look before it */
     float *y;         /* batch: [rows][w] */
     float *qr, *kr;   /* rotated copies */
     float *cos, *sin; /* [T][rope_dim/2] */

@@ -134,6 +134,21 @@ static void own_query(const struct moments_accum *a, const struct query *q, doub
     }
 }
 
+/* How far the keys that a query reads have turned against it, added to turn[half][2]. */
+static void turn_query(const struct moments_accum *a, const struct query *q, double *turn)
+{
+    int half = a->s.rope_dim / 2;
+    double unit = 1 / sqrt(moments_magnitude2(&a->s)); /* the tables carry it once */
+    for (int i = 0; i <= q->m; i++) {
+        size_t at = (size_t)(q->m - i) * (size_t)half;
+        double p = unit * (double)q->p[i];
+        for (int j = 0; j < half && q->p[i] >= PHASE_IGNORED; j++) {
+            turn[2 * j] += p * (double)a->cos[at + (size_t)j];
+            turn[2 * j + 1] -= p * (double)a->sin[at + (size_t)j];
+        }
+    }
+}
+
 static void phase_head(void *arg, int h, int thread)
 {
     const struct phase_job *job = arg;
@@ -151,6 +166,8 @@ static void phase_head(void *arg, int h, int thread)
     for (int m = job->step - 1; m < T; m += job->step) {
         size_t at = (size_t)m * (size_t)(H * d) + (size_t)(h * d);
         q.q = job->q + at, q.qr = a->qr + at, q.p = P + (size_t)m * (size_t)T, q.m = m;
+        if (!a->index)
+            turn_query(a, &q, a->turn + (size_t)h * half * 2);
         if (own) {
             own_query(a, &q, a->six + (size_t)h * half * 6);
             continue;

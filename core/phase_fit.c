@@ -158,7 +158,7 @@ static void covariance(const struct moments *m, int h, double *N, double *Ny)
 }
 
 /* t[n] holds the prior and becomes the fit: (N + λ) t = y + λ·prior. */
-static int ridge(int n, double *N, const double *y, double *t, struct err *e)
+static int ridge(int n, double *N, const double *y, double damping, double *t, struct err *e)
 {
     double mean = 0;
     for (int i = 0; i < n; i++)
@@ -166,7 +166,8 @@ static int ridge(int n, double *N, const double *y, double *t, struct err *e)
     if (!(mean > 0))
         return OK; /* nothing was seen: the prior it is */
     for (int i = 0; i < n; i++) {
-        double *d = &N[(size_t)i * (size_t)(n + 1)], lambda = JOINT_RIDGE * *d + JOINT_FLOOR * mean;
+        double *d = &N[(size_t)i * (size_t)(n + 1)];
+        double lambda = damping * (JOINT_RIDGE * *d + JOINT_FLOOR * mean);
         *d += lambda;
         t[i] = y[i] + lambda * t[i];
     }
@@ -188,7 +189,7 @@ static void take_complex(const double *t, double complex *v, int n)
 }
 
 static int fit_head(struct phase_fit *fit, const struct moments *m, const struct rope_choice *rope,
-                    int h, double *work, struct err *e)
+                    int h, double damping, double *work, struct err *e)
 {
     int f = moments_features(&m->shape), half = m->shape.rope_dim / 2, pairs = rope->pairs;
     int n = 2 * half + 4 * pairs;
@@ -207,7 +208,7 @@ static int fit_head(struct phase_fit *fit, const struct moments *m, const struct
     put_complex(t, own, half);
     put_complex(t + 2 * half, roped, pairs);
     put_complex(t + 2 * half + 2 * pairs, gain, pairs);
-    int rc = ridge(n, A, y, t, e);
+    int rc = ridge(n, A, y, damping, t, e);
     if (!rc) {
         take_complex(t, own, half);
         take_complex(t + 2 * half, roped, pairs);
@@ -217,7 +218,7 @@ static int fit_head(struct phase_fit *fit, const struct moments *m, const struct
 }
 
 int phase_fit_joint(struct phase_fit *fit, const struct moments *m, const struct rope_choice *rope,
-                    struct err *e)
+                    double damping, struct err *e)
 {
     size_t f = (size_t)moments_features(&m->shape);
     size_t n = (size_t)(m->shape.rope_dim + 4 * rope->pairs);
@@ -227,7 +228,7 @@ int phase_fit_joint(struct phase_fit *fit, const struct moments *m, const struct
     double *work = mem_calloc(size, sizeof *work);
     int rc = work ? OK : err_nomem(e, size * sizeof *work, "a joint fit");
     for (int h = 0; h < m->shape.H && !rc; h++)
-        rc = fit_head(fit, m, rope, h, work, e);
+        rc = fit_head(fit, m, rope, h, damping, work, e);
     free(work);
     return rc;
 }

@@ -4,6 +4,7 @@
 
 #include <ctype.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -48,12 +49,23 @@ fail:
     return err_nomem(e, (size_t)from->model.n_layer * sizeof *to->layer, "a plan");
 }
 
-static const char *const step_names[PLAN_STEPS] = {"rope",  "benefit", "shrink", "phase",
-                                                   "joint", "weights", "heads",  "output"};
+static const char *const step_names[PLAN_STEPS] = {"rope",    "benefit", "shrink", "phase", "joint",
+                                                   "weights", "heads",   "output", "own",   "fit",
+                                                   "balance", "keys",    "values"};
 
 const char *plan_step_name(int bit)
 {
     return step_names[bit];
+}
+
+static int unknown_step(const char *text, int n, struct err *e)
+{
+    char known[256] = "";
+    for (int i = 0; i < PLAN_STEPS; i++) {
+        size_t at = strlen(known);
+        snprintf(known + at, sizeof known - at, "%s%s", i ? ", " : "", step_names[i]);
+    }
+    return err_set(e, ERR_ARG, "\"%.*s\" is no step of the recipe: %s", n, text, known);
 }
 
 int plan_steps_parse(const char *text, unsigned *steps, struct err *e)
@@ -66,11 +78,7 @@ int plan_steps_parse(const char *text, unsigned *steps, struct err *e)
                (strlen(step_names[bit]) != n || strncmp(text, step_names[bit], n)))
             bit++;
         if (bit == PLAN_STEPS)
-            return err_set(
-                e, ERR_ARG,
-                "\"%.*s\" is no step of the recipe: rope, benefit, shrink, phase, joint, "
-                "weights, heads, output",
-                (int)(n < 40 ? n : 40), text);
+            return unknown_step(text, n < 40 ? (int)n : 40, e);
         *steps |= 1u << bit;
         text += n + (text[n] == ',');
     }
@@ -80,7 +88,9 @@ int plan_steps_parse(const char *text, unsigned *steps, struct err *e)
 bool rankplan_equal(const struct rankplan *a, const struct rankplan *b)
 {
     if (a->method != b->method || a->layout != b->layout || a->freqfold != b->freqfold ||
-        a->without != b->without || a->model.n_layer != b->model.n_layer)
+        a->without != b->without || a->rounds != b->rounds || a->stride != b->stride ||
+        a->balance != b->balance || a->damping != b->damping ||
+        a->model.n_layer != b->model.n_layer)
         return false;
     for (int l = 0; l < a->model.n_layer; l++)
         if (a->layer[l].kv_lora_rank != b->layer[l].kv_lora_rank ||

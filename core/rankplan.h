@@ -22,8 +22,14 @@ enum plan_step {
     STEP_WEIGHTS = 1 << 5,  /* query and output weighting: plain balanced PCA */
     STEP_HEADS = 1 << 6,    /* kv_b refitted per head */
     STEP_OUTPUT = 1 << 7,   /* output projections refitted in sequence */
+    STEP_OWN = 1 << 8,      /* shrinks of each head: their mean over heads for all */
+    STEP_FIT = 1 << 9,      /* shrinks by regression: the mean rotation under attention instead */
+    STEP_BALANCE = 1 << 10, /* keys against values by what they do: by their energy instead */
+    STEP_KEYS = 1 << 11,    /* heads' keys refitted under attention: under plain moments instead */
+    STEP_VALUES = 1 << 12,  /* likewise heads' values */
 };
-#define PLAN_STEPS 8
+#define PLAN_STEPS 13
+#define PLAN_MAX_ROUNDS 20
 /* "rope", "benefit", … in the order of the bits. */
 const char *plan_step_name(int bit);
 /* "joint,output" → bits; ERR_ARG names what is not known. */
@@ -48,6 +54,10 @@ struct rankplan {
     enum plan_layout layout;
     unsigned without;         /* mlathe: enum plan_step left out */
     int freqfold;             /* transmla: M; 0 = automatic (2·d/R … see rankplan_freqfold) */
+    int rounds;               /* mlathe: of alternating least squares on the latent */
+    int stride;               /* stock layout: every so many-th frequency; 0: 1 */
+    double balance;           /* mlathe: of keys against values, times the natural one; 0: 1 */
+    double damping; /* mlathe: of the joint fit and the heads' refit, times theirs; 0: 1 */
     struct {
         char source[512];     /* "self", or file names joined by ", " */
         long long tokens, seed;

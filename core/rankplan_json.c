@@ -76,6 +76,12 @@ static bool write_steps(cJSON *method, unsigned without)
     return list != NULL;
 }
 
+static bool write_knob(cJSON *method, const char *key, double v)
+{
+    cJSON_DeleteItemFromObjectCaseSensitive(method, key);
+    return v == 0 || put_number(method, key, v);
+}
+
 static int read_steps(const cJSON *method, unsigned *without, const char *where, struct err *e)
 {
     const cJSON *list = json_get(method, "without");
@@ -97,8 +103,11 @@ static bool write_method(cJSON *root, const struct rankplan *p)
     if (!o || !put_text(o, "name", method_names[p->method]) ||
         !put_text(o, "layout", layout_names[p->layout]))
         return false;
-    return write_steps(o, p->without) && (p->freqfold > 0 ? put_number(o, "freqfold", p->freqfold)
-                                                          : put_text(o, "freqfold", "auto"));
+    return write_steps(o, p->without) && write_knob(o, "rounds", p->rounds) &&
+           write_knob(o, "stride", p->stride) && write_knob(o, "balance", p->balance) &&
+           write_knob(o, "damping", p->damping) &&
+           (p->freqfold > 0 ? put_number(o, "freqfold", p->freqfold)
+                            : put_text(o, "freqfold", "auto"));
 }
 
 static bool write_calibration(cJSON *root, const struct rankplan *p)
@@ -237,6 +246,23 @@ static int read_name(const cJSON *obj, const char *key, const char *const *names
                    text, known);
 }
 
+static int read_knobs(struct rankplan *p, const cJSON *o, const char *where, struct err *e)
+{
+    long long rounds = 0, stride = 0;
+    int rc = json_int_opt(o, "rounds", 0, PLAN_MAX_ROUNDS, &rounds, where, e);
+    if (!rc)
+        rc = json_int_opt(o, "stride", 0, p->model.head_dim, &stride, where, e);
+    if (!rc)
+        rc = json_num_opt(o, "balance", &p->balance, where, e);
+    if (!rc)
+        rc = json_num_opt(o, "damping", &p->damping, where, e);
+    if (!rc && !(p->balance >= 0 && p->damping >= 0))
+        rc = err_set(e, ERR_FORMAT, "%s: method.balance and damping must not be below 0", where);
+    p->rounds = (int)rounds;
+    p->stride = (int)stride;
+    return rc;
+}
+
 static int read_method(struct rankplan *p, const cJSON *root, const char *where, struct err *e)
 {
     const cJSON *o = json_get(root, "method");
@@ -251,6 +277,8 @@ static int read_method(struct rankplan *p, const cJSON *root, const char *where,
         rc = json_int_opt(o, "freqfold", 0, p->model.head_dim, &fold, where, e);
     if (!rc)
         rc = read_steps(o, &p->without, where, e);
+    if (!rc)
+        rc = read_knobs(p, o, where, e);
     p->method = (enum plan_method)method;
     p->layout = (enum plan_layout)layout;
     p->freqfold = (int)fold;

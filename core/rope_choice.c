@@ -10,6 +10,7 @@
 #include "kernels/linalg.h"
 
 #define SHRINK_RIDGE 1e-2 /* method step 1: λ relative to (rr + ii)/2 */
+#define TURN_FLOOR 1e-4   /* smallest 1 − |c|² of a mean rotation */
 #define WORTH_FLOOR 1e-9  /* a direction no query reads still needs a finite P */
 
 void rope_choice_done(struct rope_choice *c)
@@ -33,7 +34,30 @@ static int choice_init(struct rope_choice *c, int pairs, size_t width, struct er
     return err_nomem(e, 2 * n * sizeof *c->T, "rope directions");
 }
 
-void mla_shrink(const struct moments *m, bool real, double complex *c, double *r2)
+/* c from the mean rotation alone; most of what it explains still counts as worth something. */
+static void shrink_by_turn(const struct moments *m, double complex *c, double *r2)
+{
+    for (int i = 0; i < m->shape.H * (m->shape.rope_dim / 2); i++) {
+        double complex turn = m->turn[2 * i] + m->turn[2 * i + 1] * I;
+        c[i] = turn * moments_magnitude2(&m->shape);
+        r2[i] = fmin(creal(turn * conj(turn)), 1 - TURN_FLOOR);
+    }
+}
+
+static void share_shrinks(const struct moments *m, double complex *c)
+{
+    int half = m->shape.rope_dim / 2, H = m->shape.H;
+    for (int j = 0; j < half; j++) {
+        double complex mean = 0;
+        for (int h = 0; h < H; h++)
+            mean += c[h * half + j] / H;
+        for (int h = 0; h < H; h++)
+            c[h * half + j] = mean;
+    }
+}
+
+/* c and R² by regression of the rotated part on the un-rotated one. */
+static void shrink_by_fit(const struct moments *m, bool real, double complex *c, double *r2)
 {
     int half = m->shape.rope_dim / 2;
     for (int i = 0; i < m->shape.H * half; i++) {
@@ -54,6 +78,16 @@ void mla_shrink(const struct moments *m, bool real, double complex *c, double *r
         c[i] = al - be * I;
         r2[i] = fmin(1, fmax(0, 1 - left / yy));
     }
+}
+
+void mla_shrink(const struct moments *m, unsigned without, double complex *c, double *r2)
+{
+    if (without & STEP_FIT && m->turn)
+        shrink_by_turn(m, c, r2);
+    else
+        shrink_by_fit(m, without & STEP_PHASE, c, r2);
+    if (without & STEP_OWN)
+        share_shrinks(m, c);
 }
 
 /* E[κ_a conj(κ_b)] of complex key coordinates a = (g, j), b = (g2, j2). */

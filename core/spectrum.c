@@ -8,7 +8,7 @@
 
 int spectrum_init(struct spectrum *s, int n, int n_key, int n_value, struct err *e)
 {
-    *s = (struct spectrum){.n = n, .n_key = n_key, .n_value = n_value, .sink = NAN};
+    *s = (struct spectrum){.n = n, .n_key = n_key, .n_value = n_value, .sink = NAN, .change = NAN};
     if (n < 0 || n_key < 0 || n_value < 0)
         return err_set(e, ERR_ARG, "spectrum of negative length");
     s->joint = mem_calloc((size_t)n, sizeof *s->joint);
@@ -41,6 +41,7 @@ int spectrum_copy(struct spectrum *to, const struct spectrum *from, struct err *
     memcpy(to->value, from->value, (size_t)from->n_value * sizeof *to->value);
     to->calibrated = from->calibrated;
     to->sink = from->sink;
+    to->change = from->change;
     to->rope_dim = from->rope_dim;
     return OK;
 }

@@ -19,6 +19,7 @@ struct spectrum {
     double *key, *value;    /* [n_key], [n_value] descending */
     bool calibrated;
     double sink;            /* attention's share on the first token; NaN: not calibrated */
+    double change;          /* of E[z zᵀ]'s energies since half of the text; NaN: not known */
     int rope_dim;           /* R the spectrum was computed for */
 };
 int spectrum_init(struct spectrum *s, int n, int n_key, int n_value, struct err *e);

@@ -122,6 +122,12 @@ int linalg_eigh(int n, double *a, double *w, struct err *e)
     return rc;
 }
 
+int linalg_eigenvalues(int n, double *a, double *w, struct err *e)
+{
+    lapack_int info = LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'N', 'L', n, a, n, w);
+    return info ? lapack_failed(e, "dsyevd", n, (int)info) : OK;
+}
+
 int linalg_eigh_complex(int n, double complex *a, double *w, struct err *e)
 {
     /* Row-major Hermitian read column-major is the conjugate: so are its eigenvectors. */

@@ -25,6 +25,8 @@ void linalg_ssyrk_add(struct pool *p, int n, int k, const float *a, int lda, flo
 
 /* Symmetric eigenproblem: a[n][n] is replaced by eigenvectors in its ROWS, w ascending. */
 int linalg_eigh(int n, double *a, double *w, struct err *e);
+/* w alone, ascending; a is destroyed. */
+int linalg_eigenvalues(int n, double *a, double *w, struct err *e);
 /* Hermitian: a[n][n] → eigenvectors u_i in rows i (a[i][j] = component j of u_i), w ascending. */
 int linalg_eigh_complex(int n, double complex *a, double *w, struct err *e);
 /* Solves A X = B for symmetric positive definite A [n][n] (destroyed); B [n][m] becomes X. */

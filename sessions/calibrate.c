@@ -27,6 +27,7 @@ struct stream {
     struct moments_device *device; /* adds a layer's windows where they are; NULL: the host does */
     bool want_x; /* the group's x is wanted on the host although the device adds */
     float *dots; /* backend, one group; NULL without its algebra */
+    double until; /* layers settle at so small a change; 0: never */
 };
 
 double calibrate_hidden_bytes(const struct model *m, const struct calib_text *t)
@@ -181,7 +182,7 @@ static int choose_candidates(struct moments_accum *a, const struct moments_shape
     double *r2 = mem_calloc(pairs, sizeof *r2);
     int rc = c && r2 ? moments_so_far(a, &m, e) : err_nomem(e, pairs * sizeof *c, "shrinks");
     if (!rc) {
-        mla_shrink(&m, false, c, r2);
+        mla_shrink(&m, 0, c, r2);
         rc = mla_rope_candidates(&m, r2, shape->candidates, &rope, e);
         moments_done(&m);
     }
@@ -229,6 +230,35 @@ static int long_pass(struct stream *s, int layer, int group, struct moments_accu
     return rc;
 }
 
+/* At a quarter, half and all of the groups. Settled, a layer collects no more; its states go on. */
+static int look_whether_settled(const struct stream *s, struct moments_accum *a, int done, int n,
+                                bool *settled, struct err *e)
+{
+    double change = -1;
+    bool quarter = s->until > 0 && done == (n + 3) / 4;
+    if (n < 2 || (done != n && done != (n + 1) / 2 && !quarter))
+        return OK;
+    int rc = moments_look(a, &change, e);
+    *settled = !rc && s->until > 0 && change >= 0 && change < s->until;
+    return rc;
+}
+
+/* The i-th group to look at: all over the text from the first on, which may be files one by one. */
+static int group_at(int i, int n)
+{
+    int step = (int)(0.618 * n); /* the golden ratio: no stretch of visits is far from even */
+    for (int a = 0, b = 0; step > 1; step--) {
+        for (a = n, b = step; b;) {
+            int rest = a % b;
+            a = b;
+            b = rest;
+        }
+        if (a == 1)
+            break;
+    }
+    return (int)((long long)i * (step < 1 ? 1 : step) % n);
+}
+
 static int layer_pass(struct stream *s, int layer, const struct moments_shape *shape,
                       struct moments_accum *a, float **sample, const struct progress *p,
                       struct err *e)
@@ -236,16 +266,20 @@ static int layer_pass(struct stream *s, int layer, const struct moments_shape *s
     const struct calib_text *t = s->text;
     struct states_group group;
     int i = 0, n = states_window_groups(t);
+    bool settled = false;
     int rc = moments_device_new(&s->device, s->b, a, STATES_GROUP * t->window, t->window, e);
-    for (; i < n && !rc && states_group(t, i, &group); i++) {
-        bool sampled = !t->n_long && (i == 0 || i == n - 1);
+    for (; i < n && !rc && states_group(t, group_at(i, n), &group); i++) {
+        int which = group_at(i, n);
+        bool sampled = !t->n_long && (which == 0 || which == n - 1);
         s->want_x = sampled;
         residual_energy(s, &group);
         rc = run_group(s, layer, &group, "calibrating", p, e);
-        if (!rc && !s->device)
+        if (!rc && !s->device && !settled)
             rc = moments_add(a, s->b->pool, s->x, s->q, s->k, s->v, group.n / group.T, group.T, e);
         if (!rc && sampled)
-            rc = keep_sample(s, sample, i != 0, t->window, e);
+            rc = keep_sample(s, sample, which != 0, t->window, e);
+        if (!rc && !s->device && !settled)
+            rc = look_whether_settled(s, a, i + 1, n, &settled, e);
     }
     if (!rc && s->device)
         rc = moments_device_collect(s->device, e);
@@ -288,6 +322,7 @@ int calibrate_run(const struct engine *g, const struct calib_text *text, struct 
     struct stream s;
     struct moments m;
     int rc = stream_init(&s, g, text, e);
+    s.until = stats_until(into);
     for (int l = 0; l < g->model->hp.n_layer && !rc; l++) {
         struct moments_shape shape = stats_layer_shape(into, l);
         rc = layer_moments(&s, l, &shape, &m, p, e);

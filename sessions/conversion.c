@@ -78,8 +78,11 @@ struct round {
 };
 
 static int measure(const struct mla_source *src, const struct moments *m, struct mla_options o,
-                   const struct mla_result *full, struct layer_report *r, struct err *e)
+                   const struct mla_result *full, struct layer_report *r, bool brief, struct err *e)
 {
+    if (brief)
+        return mla_measure(src, m->sample, m->sample_rows, m->sample_window, &full, 1, &r->error,
+                           e);
     struct mla_result rope_only = {0}, free_rope = {0};
     const struct mla_result *const all[] = {full, &rope_only, &free_rope};
     bool bound = o.method == METHOD_MLATHE && o.layout != LAYOUT_OWN;
@@ -129,6 +132,10 @@ static void solve_layer(void *arg, int i, int thread)
                             .rope_dim = want->qk_rope_head_dim,
                             .shared = r->in->shared,
                             .without = r->plan->without,
+                            .rounds = r->plan->rounds,
+                            .stride = r->plan->stride,
+                            .balance = r->plan->balance,
+                            .damping = r->plan->damping,
                             .freqfold = rankplan_freqfold(r->plan, want->qk_rope_head_dim),
                             .c_second = r->in->c_second ? r->in->c_second[l] : NULL};
     struct mla_source src = {0};
@@ -141,13 +148,13 @@ static void solve_layer(void *arg, int i, int thread)
         rc = conversion_source(r->in->base, l, &src, e);
     src.device = r->in->device;
     if (!rc)
-        rc = mla_solve(&src, m, &o, &r->c->made[l], r->in->measure ? &s : NULL, e);
+        rc = mla_solve(&src, m, &o, &r->c->made[l], r->in->measure && !r->in->brief ? &s : NULL, e);
     if (!rc) {
         *report = (struct layer_report){.kv_lora_rank = o.rank, .qk_rope_head_dim = o.rope_dim};
         report->energy = s.n ? spectrum_energy(&s, o.rank) : NAN;
         report->error = report->loss_rope = report->loss_layout = report->loss_rank = NAN;
         if (r->in->measure && m->sample)
-            rc = measure(&src, m, o, &r->c->made[l], report, e);
+            rc = measure(&src, m, o, &r->c->made[l], report, r->in->brief, e);
     }
     if (!rc && r->c->spilled)
         rc = spill_layer(r->c, l, r->in->spill, e);
@@ -312,7 +319,7 @@ static int layer_values(const struct stats *stats, int l, double *value, struct 
     double *r2 = mem_calloc(pairs, sizeof *r2);
     rc = shrink && r2 ? OK : err_nomem(e, pairs * sizeof *shrink, "shrinks");
     if (!rc) {
-        mla_shrink(m, false, shrink, r2);
+        mla_shrink(m, 0, shrink, r2);
         rc = mla_rope_values(m, r2, value, e);
     }
     free(shrink);

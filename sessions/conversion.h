@@ -45,6 +45,7 @@ struct conversion_input {
     struct pool *pool;
     struct backend *device; /* for large eigenproblems; NULL: the host solves them */
     bool measure;      /* fill the report's errors from the kept samples */
+    bool brief;        /* of them only the whole error, not what it is made of */
     int at_once;       /* layers solved side by side; 0: one a thread */
     const char *spill; /* folder whose disk the tensors go to as layers are done (spill.h); NULL: they
                         * stay in memory */

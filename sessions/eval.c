@@ -40,6 +40,24 @@ struct eval_run {
     int32_t target[EVAL_BLOCK_MAX]; /* of the block's rows; -1: the window's last */
 };
 
+static const char *const protocols[EVAL_PROTOCOLS] = {"hf", "llamacpp", "plain"};
+
+const char *eval_protocol_name(enum eval_protocol p)
+{
+    return protocols[p];
+}
+
+bool eval_protocol_find(const char *name, enum eval_protocol *out)
+{
+    for (int i = 0; i < EVAL_PROTOCOLS; i++) {
+        if (strcmp(name, protocols[i]))
+            continue;
+        *out = (enum eval_protocol)i;
+        return true;
+    }
+    return false;
+}
+
 /* The data set's rows joined by blank lines: see eval.h. Fresh memory. */
 char *eval_join_rows(const char *text, size_t size, size_t *out_size)
 {

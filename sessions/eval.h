@@ -13,7 +13,13 @@ enum eval_protocol {
     /* llama.cpp's perplexity tool: the file as it is, each window starts with BOS where the model
      * wants one; the second half is scored. */
     EVAL_LLAMACPP,
+    /* The file as it is, no BOS; windows as in EVAL_HF. */
+    EVAL_PLAIN,
 };
+#define EVAL_PROTOCOLS 3
+/* "hf", … */
+const char *eval_protocol_name(enum eval_protocol p);
+bool eval_protocol_find(const char *name, enum eval_protocol *out);
 struct eval_result;
 struct eval_options {
     const char *file;

@@ -8,7 +8,6 @@
 #include <string.h>
 
 static const char *const kinds[EVAL_KINDS] = {"perplexity", "multiple_choice", "speed"};
-static const char *const protocols[] = {"hf", "llamacpp"};
 
 /* A double of a struct under its key. pair: only where two models are compared. */
 struct field {
@@ -138,7 +137,7 @@ static void put_ppl(cJSON *o, const struct eval_record *r)
     cJSON_AddNumberToObject(o, "tokens", (double)p->tokens);
     cJSON_AddNumberToObject(o, "windows", p->windows);
     cJSON_AddNumberToObject(o, "windows_asked", r->windows);
-    cJSON_AddStringToObject(o, "protocol", protocols[r->protocol]);
+    cJSON_AddStringToObject(o, "protocol", eval_protocol_name(r->protocol));
     cJSON_AddNumberToObject(o, "ctx", r->ctx);
     put_fields(o, ppl_fields, N_PPL, p, p->compared);
     if (p->compared)
@@ -221,10 +220,9 @@ static int get_ppl(struct eval_record *r, const cJSON *o, const char *where, str
 {
     struct eval_result *p = &r->ppl;
     const cJSON *list = json_get(o, "positions");
-    int protocol = find_name(json_str_or(o, "protocol", ""), protocols, 2), tokens = 0, rc;
-    if (protocol < 0)
+    int tokens = 0, rc;
+    if (!eval_protocol_find(json_str_or(o, "protocol", ""), &r->protocol))
         return err_set(e, ERR_FORMAT, "%s: a perplexity of no known protocol", where);
-    r->protocol = (enum eval_protocol)protocol;
     if ((rc = get_count(o, "ctx", &r->ctx, where, e)) ||
         (rc = get_count(o, "windows_asked", &r->windows, where, e)) ||
         (rc = get_count(o, "windows", &p->windows, where, e)) ||

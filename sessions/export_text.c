@@ -129,8 +129,8 @@ static void card_measured(struct card *c, const struct export_job *j)
         enum task_rule rule = eval_headline(t->task);
         if (r->kind == EVAL_PPL)
             line(c, "- %s, %s protocol, windows of %d: perplexity %.3f ± %.3f on %lld tokens.",
-                 path_base(r->file), r->protocol == EVAL_HF ? "hf" : "llamacpp", r->ctx, p->ppl,
-                 p->ppl_err, p->tokens);
+                 path_base(r->file), eval_protocol_name(r->protocol), r->ctx, p->ppl, p->ppl_err,
+                 p->tokens);
         if (r->kind == EVAL_PPL && p->compared)
             line(c,
                  "  The original: %.3f; KL(original‖converted) %.4f ± %.4f nats a token, same "

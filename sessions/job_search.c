@@ -29,6 +29,14 @@ void *search_args(const struct rankplan *plan, int even)
     return a;
 }
 
+static void found_free(void *data)
+{
+    struct search_result *found = data;
+    if (found)
+        search_result_done(found);
+    free(found);
+}
+
 static int run(struct job *j, void *shop, void *args, struct err *e)
 {
     struct shop *s = shop;
@@ -44,7 +52,7 @@ static int run(struct job *j, void *shop, void *args, struct err *e)
         free(found);
         return rc;
     }
-    job_post(j, EVENT_SEARCHED, found, free);
+    job_post(j, EVENT_SEARCHED, found, found_free);
     return OK;
 }
 

@@ -14,10 +14,10 @@
 #include "core/safetensors.h"
 #include "sessions/conversion.h"
 
-#define STATS_VERSION 5
+#define STATS_VERSION 6
 #define STATS_KEEP 4         /* sets in the cache folder */
 #define STATS_KEEP_BYTES 8e9 /* that they may take together, the newest apart */
-#define STATS_PARTS 14
+#define STATS_PARTS 17
 
 struct stats {
     const struct model *model;
@@ -67,6 +67,9 @@ static void layer_parts(struct moments *m, struct part part[STATS_PARTS])
         {"tokens", 1, {1}, &m->tokens, NULL, NULL},
         {"residual", 1, {1}, &m->residual, NULL, NULL},
         {"sink", 1, {1}, &m->sink, NULL, NULL},
+        {"change", 1, {1}, &m->change, NULL, NULL},
+        {"moved", 1, {1}, &m->moved, NULL, NULL},
+        {"turn", 3, {H, (size_t)(s->rope_dim / 2), 2}, m->turn, NULL, NULL},
         {"key", 1, {s->affine ? nk * (nk + 1) / 2 : 0}, NULL, &m->key, NULL},
         {"six", 3, {C ? H : 0, (size_t)(s->rope_dim / 2), 6}, m->six, NULL, NULL},
         {"index", 1, {C}, NULL, NULL, m->index},
@@ -112,7 +115,7 @@ int stats_check_groups(const struct model *m, int groups, struct err *e)
 
 struct stats_form stats_choose(const struct model *m, int groups, double bytes, int window)
 {
-    struct stats_form f = {0, 0}, few = {groups, m->layer[0].rope_dim};
+    struct stats_form f = {0}, few = {.groups = groups, .candidates = m->layer[0].rope_dim};
     if (groups)
         return few;
     if (stats_bytes(m, &f, window) <= bytes)
@@ -126,9 +129,12 @@ struct stats_form stats_choose(const struct model *m, int groups, double bytes, 
 char *stats_path(const char *dir, const char *fingerprint, const char *sha256,
                  const struct stats_form *form)
 {
+    char until[32] = "";
+    if (form->until > 0)
+        snprintf(until, sizeof until, "-until%g", form->until);
     if (!form->groups)
-        return mem_printf("%s/stats-%.12s-%.12s", dir, fingerprint, sha256);
-    return mem_printf("%s/stats-%.12s-%.12s-%d", dir, fingerprint, sha256, form->groups);
+        return mem_printf("%s/stats-%.12s-%.12s%s", dir, fingerprint, sha256, until);
+    return mem_printf("%s/stats-%.12s-%.12s-%d%s", dir, fingerprint, sha256, form->groups, until);
 }
 
 static int part_name(char name[64], int l, const struct part *p)
@@ -516,6 +522,32 @@ void stats_release(const struct stats *s, const struct moments *m)
             let_go(*part[i].f, part_count(&part[i]));
     moments_done(&copy);
     free((void *)(uintptr_t)m);
+}
+
+double stats_until(const struct stats *s)
+{
+    return s->form.until;
+}
+
+int stats_settled(const struct stats *s, struct stats_settled *out, struct err *e)
+{
+    int L = s->model->hp.n_layer;
+    *out = (struct stats_settled){0};
+    for (int l = 0; l < L; l++) {
+        const struct moments *m;
+        int rc = stats_layer(s, l, &m, e);
+        if (rc)
+            return rc;
+        out->tokens += m->tokens / L;
+        out->moved += m->moved / L;
+        out->change = m->change < 0 || out->change < 0 ? -1 : out->change + m->change / L;
+        if (m->change > out->worst) {
+            out->worst = m->change;
+            out->layer = l;
+        }
+        stats_release(s, m);
+    }
+    return OK;
 }
 
 bool stats_streamed(const struct stats *s)

@@ -13,6 +13,15 @@
  * share; pairs of compact phases, 0: all. */
 struct stats_form {
     int groups, candidates;
+    double
+        until; /* a layer's collecting ended early at so small a change of its spectrum; 0: never */
+};
+/* How far statistics have settled: since half of their tokens. */
+struct stats_settled {
+    double tokens;        /* collected, mean over layers */
+    double change, moved; /* struct moments, mean over layers; change < 0: not known */
+    double worst;         /* largest change, in layer */
+    int layer;
 };
 struct moments_shape stats_shape(const struct model *m, int layer, const struct stats_form *form);
 /* Bytes of all layers' statistics with samples of 2·window rows. */
@@ -44,6 +53,9 @@ struct moments_shape stats_layer_shape(const struct stats *s, int layer);
 /* The layer's statistics, valid until stats_release (any thread, several at once). */
 int stats_layer(const struct stats *s, int layer, const struct moments **out, struct err *e);
 void stats_release(const struct stats *s, const struct moments *m); /* m may be NULL */
+/* The change of spectra at which a layer may stop collecting; 0: none. */
+double stats_until(const struct stats *s);
+int stats_settled(const struct stats *s, struct stats_settled *out, struct err *e);
 /* Whether layers come from the file one at a time. */
 bool stats_streamed(const struct stats *s);
 

@@ -67,6 +67,8 @@ struct calib_options {
     long long tokens;  /* 0: 32768 from files, 8192 self-generated */
     uint64_t seed;
     int stat_groups; /* query heads share statistics in so many groups; 0: as memory allows */
+    double until; /* layers whose spectra change by less between half and all of the tokens so far
+                   * collect no more; 0: all tokens */
 };
 /* on_layer (may be NULL): called as each layer's statistics are complete. Statistics are kept in
  * the workspace and, unless cache_dir is NULL, in a file there that a later call with the same
@@ -80,6 +82,9 @@ struct calib_sink {
 int workspace_calibrate(struct workspace *w, const struct calib_options *o, const char *cache_dir,
                         const struct calib_sink *sink, const struct progress *p, struct err *e);
 bool workspace_calibrated(const struct workspace *w);
+/* How far the statistics have settled, as a sentence: what half of the tokens would have changed.
+ */
+int workspace_settled(const struct workspace *w, char *text, size_t size, struct err *e);
 /* What a plan made now records as its calibration (source, tokens, seed, sha256). */
 void workspace_stamp_plan(const struct workspace *w, struct rankplan *plan);
 /* Spectrum of one layer for a layout and rope width: calibrated when statistics are there,

@@ -236,6 +236,20 @@ static int check_early(const struct workspace *w, const struct memory_plan *plan
                         (double)engine_bytes(w->base_engine), cache_dir, e);
 }
 
+int workspace_settled(const struct workspace *w, char *text, size_t size, struct err *e)
+{
+    struct stats_settled s = {.change = -1};
+    int rc = w->stats ? stats_settled(w->stats, &s, e) : OK;
+    text[0] = 0;
+    if (!rc && s.change >= 0)
+        snprintf(
+            text, size,
+            "since half of its %.0f tokens spectra changed by %.1f %% (layer %d: %.1f %%), the "
+            "rank for %.0f %% of the energy by %.1f",
+            s.tokens, 100 * s.change, s.layer, 100 * s.worst, 100 * MOMENTS_ENERGY, s.moved);
+    return rc;
+}
+
 int workspace_calibrate(struct workspace *w, const struct calib_options *o, const char *cache_dir,
                         const struct calib_sink *sink, const struct progress *p, struct err *e)
 {
@@ -253,6 +267,7 @@ int workspace_calibrate(struct workspace *w, const struct calib_options *o, cons
         rc = stats_check_groups(w->base, o->stat_groups, e);
     if (!rc) {
         plan = memory_plan_for(w->base, w->memory, o->stat_groups, window, folder != NULL);
+        plan.form.until = o->until;
         rc = check_early(w, &plan, window, folder, e);
     }
     if (!rc)

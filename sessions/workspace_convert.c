@@ -39,6 +39,17 @@ static int second_pass(struct workspace *w, const struct rankplan *plan, double 
     return rc;
 }
 
+/* Only a latent that drops something asks for second moments. */
+static bool wants_second(const struct workspace *w, const struct rankplan *plan)
+{
+    for (int l = 0; l < plan->model.n_layer && plan->method == METHOD_TRANSMLA; l++) {
+        struct moments_shape shape = conversion_shape(w->base, l);
+        if (plan->layer[l].kv_lora_rank < moments_width(&shape))
+            return true;
+    }
+    return false;
+}
+
 /* The published method's second moments of all layers are held together. */
 static int check_second_pass(const struct workspace *w, struct err *e)
 {
@@ -154,11 +165,12 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
     int rc = workspace_refuse_conversion(w, e);
     if (!rc)
         rc = workspace_plan_shared_list(w, plan, &in.shared, e);
-    if (!rc && plan->method == METHOD_TRANSMLA)
+    bool twice = wants_second(w, plan);
+    if (!rc && twice)
         rc = check_second_pass(w, e);
     if (!rc && refits(plan))
         rc = check_refit(w, e);
-    if (!rc && plan->method == METHOD_TRANSMLA) {
+    if (!rc && twice) {
         second = mem_calloc((size_t)L, sizeof *second);
         rc = second ? second_pass(w, plan, second, p, e)
                     : err_nomem(e, (size_t)L * sizeof *second, "second moments");

@@ -48,9 +48,12 @@ int workspace_search(struct workspace *w, struct rankplan *plan, int even,
     struct probe_text text;
     int rc = held_text(w, &text, p, e);
     if (!rc)
-        rc = search_rope(out, w->base_engine, &in, plan, even, &text, p, e);
+        rc = (plan->method == METHOD_TRANSMLA ? search_folds : search_rope)(
+            out, w->base_engine, &in, plan, even, &text, p, e);
+    if (!rc && plan->method == METHOD_TRANSMLA)
+        plan->freqfold = out->trial[out->best].freqfold;
     if (!rc)
-        rc = rankplan_uniform(plan, out->trial[out->best].rank, out->trial[out->best].rope_dim, e);
+        memcpy(plan->layer, out->layer, (size_t)out->n_layer * sizeof *plan->layer);
     return rc;
 }
 

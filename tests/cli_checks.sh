@@ -210,6 +210,18 @@ json 'd["method"]["layout"] == "shared" and len({l["qk_rope_head_dim"] for l in 
 want 2 plan tiny.gguf --kept 50% --search --rope 8 --calib long.txt
 want 2 plan tiny.gguf --kept 50% --calib long.txt text.txt --shares 3
 said "--shares"
+want 0 plan tiny.gguf --kept 50% --search --method transmla --calib long.txt --tokens 1024 --json
+said "freqfold 2: KL"
+json 'd["method"]["freqfold"] in (1, 2, 4, 8)'
+want 2 plan tiny.gguf --kept 50% --search --method transmla --freqfold 2 --calib long.txt
+want 0 plan tiny.gguf --rank 12 --rope 8 --layout stock --rounds 2 --stride 2 --balance 0.5 \
+    --damping 2 --without keys,own --json
+json 'd["method"]["rounds"] == 2 and d["method"]["stride"] == 2 and d["method"]["damping"] == 2'
+json 'd["method"]["balance"] == 0.5 and d["method"]["without"] == ["own", "keys"]'
+want 2 plan tiny.gguf --rank 12 --stride 2
+said "--layout stock"
+want 0 spectra tiny.gguf --calib long.txt --tokens 8192 --until 90 --json
+said "since half of its"
 want 2 convert tiny.gguf --rank 12 --without output,magic -o nowhere
 said "magic"
 want 0 plan tiny.gguf --kept 50% --calib long.txt --tokens 1024 --json # by default

@@ -121,6 +121,62 @@ static void check_order(struct workspace *w, const struct model_info *info)
     CHECK(stock < 1 && published < 1.5, "stock %g, transmla %g", stock, published);
 }
 
+/* What both layers' outputs lose together, by a recipe in plan's terms. */
+static double output_error(struct workspace *w, const struct rankplan *recipe)
+{
+    struct err e = {0};
+    struct conversion_report report;
+    CHECK_OK(workspace_convert(w, recipe, NULL, NULL, &report, &e), e);
+    double sum = 0;
+    for (int l = 0; l < report.n_layer; l++)
+        sum += report.layer[l].error;
+    conversion_report_done(&report);
+    CHECK(isfinite(sum) && sum >= 0, "error %g", sum);
+    return sum;
+}
+
+/* Every step and knob of the recipe does something, and the fitted ones something good. */
+static void check_steps(struct workspace *w, const struct model_info *info)
+{
+    struct err e = {0};
+    struct rankplan p;
+    CHECK_OK(rankplan_init(&p, &info->plan_model, &e), e);
+    CHECK_OK(rankplan_uniform(&p, 24, 8, &e), e);
+    p.without = STEP_OUTPUT;
+    double whole = output_error(w, &p);
+    for (int bit = 0; bit < PLAN_STEPS; bit++) {
+        if (1u << bit == STEP_OUTPUT)
+            continue;
+        p.without = STEP_OUTPUT | 1u << bit;
+        if (1u << bit & (STEP_OWN | STEP_FIT | STEP_PHASE | STEP_SHRINK))
+            p.without |= STEP_JOINT; /* which would fit them again */
+        double error = output_error(w, &p);
+        printf("without %s: error %.4f (whole %.4f)\n", plan_step_name(bit), error, whole);
+        CHECK(error != whole, "leaving out %s changes nothing", plan_step_name(bit));
+    }
+    p.without = STEP_OUTPUT;
+    p.balance = 4;
+    CHECK(output_error(w, &p) != whole, "a balance changes nothing");
+    p.balance = 0;
+    p.damping = 10;
+    CHECK(output_error(w, &p) != whole, "a damping changes nothing");
+    p.damping = 0;
+    p.rounds = 3;
+    double moved = output_error(w, &p);
+    printf("three rounds on the latent: error %.4f\n", moved);
+    /* The rounds minimise a first-order estimate on other tokens: the error may rise by a little.
+     */
+    CHECK(moved != whole && moved < 1.02 * whole, "three rounds: %g instead of %g", moved, whole);
+    p.rounds = 0;
+    p.layout = LAYOUT_STOCK;
+    double grid = output_error(w, &p);
+    p.stride = 2;
+    CHECK(output_error(w, &p) != grid, "a stride changes nothing");
+    p.stride = 3; /* four pairs of a grid of eight */
+    CHECK(workspace_convert(w, &p, NULL, NULL, NULL, &e) == ERR_ARG, "frequencies beyond the grid");
+    rankplan_done(&p);
+}
+
 static void check_reload(struct workspace *w, const char *dir)
 {
     struct err e = {0};
@@ -296,6 +352,7 @@ int main(void)
     calibrate(w, NULL);
     check_exact(w, &info);
     check_order(w, &info);
+    check_steps(w, &info);
     check_reload(w, dir);
     check_cancel(w);
     check_damage(dir);

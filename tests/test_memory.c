@@ -182,7 +182,8 @@ static void check_streamed(const struct test_model_spec *spec, const char *name,
     struct stats *resident = NULL, *streamed = NULL, *again = NULL, *wrong = NULL;
     char prefix[600];
     subject_open(&s, write_model(name, spec));
-    struct stats_form form = {groups, s.m->layer[0].rope_dim}, other = {1, form.candidates};
+    struct stats_form form = {.groups = groups, .candidates = s.m->layer[0].rope_dim};
+    struct stats_form other = {.groups = 1, .candidates = form.candidates};
     CHECK_OK(stats_check_groups(s.m, groups, &e), e);
     snprintf(prefix, sizeof prefix, "%s/%s-stats", test_tmpdir(), name);
     CHECK(stats_new(&streamed, s.m, &form, false, "/proc/nowhere", WINDOW, &e) < 0,

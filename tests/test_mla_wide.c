@@ -71,7 +71,7 @@ static void calibrate(const struct layer *l, const struct moments_shape *s, stru
         double complex c[H * HALF];
         double r2[H * HALF];
         CHECK_OK(moments_so_far(a, &first, &e), e);
-        mla_shrink(&first, false, c, r2);
+        mla_shrink(&first, 0, c, r2);
         CHECK_OK(mla_rope_candidates(&first, r2, s->candidates, &rope, &e), e);
         CHECK_OK(moments_candidates_set(a, rope.index, rope.T, rope.P, &e), e);
         phases(a, pool, l);

@@ -105,6 +105,7 @@ static void check_phase(const struct input *in, const struct moments *m, int h, 
     static double p[T][T], want[F * F], got[F * F];
     double x[F];
     int queries = 0;
+    double complex turn[d / 2] = {0};
     weights(in, 0, h, p);
     memset(want, 0, sizeof want);
     for (int a = step - 1; a < T; a += step, queries++) {
@@ -113,12 +114,19 @@ static void check_phase(const struct input *in, const struct moments *m, int h, 
             features(in, m, h, a, n, x);
             for (int i = 0; i < F; i++)
                 mean[i] += p[a][n] * x[i];
+            for (int j = 0; j < d / 2; j++)
+                turn[j] += p[a][n] * cexp(I * in->freq[j] * (n - a));
         }
         for (int n = 0; n <= a; n++) {
             features(in, m, h, a, n, x);
             for (int i = 0; i < F * F; i++)
                 want[i] += p[a][n] * (x[i / F] - mean[i / F]) * (x[i % F] - mean[i % F]);
         }
+    }
+    for (int j = 0; j < d / 2; j++) {
+        const double *got2 = m->turn + 2 * (h * (d / 2) + j);
+        /* keys with weights below 1e-5 are left out */
+        CHECK(cabs(turn[j] / queries - (got2[0] + I * got2[1])) < 1e-3, "turn %d of head %d", j, h);
     }
     for (int i = 0; i < F * F; i++) {
         want[i] /= queries;
@@ -177,7 +185,14 @@ int main(void)
     CHECK_OK(pool_new(&pool, 2, false, &e), e);
     CHECK_OK(moments_accum_new(&a, &shape, &in.wo[0][0], in.freq, in.scale, 2, &e), e);
     CHECK_OK(moments_add(a, pool, NULL, &in.q[0][0], &in.k[0][0], &in.v[0][0], 2, T, &e), e);
+    double change;
+    CHECK_OK(moments_look(a, &change, &e), e);
+    CHECK(change == -1, "a first look knows no change: %g", change);
     CHECK_OK(moments_add(a, pool, NULL, in.q[2 * T], in.k[2 * T], in.v[2 * T], 1, T, &e), e);
+    CHECK_OK(moments_look(a, &change, &e), e);
+    CHECK(change > 0 && change < 1, "a third more tokens changed spectra by %g", change);
+    CHECK_OK(moments_look(a, &change, &e), e);
+    CHECK(change == 0, "nothing more changed spectra by %g", change);
     CHECK_OK(moments_add_phase(a, pool, &in.q[0][0], &in.k[0][0], T, 4, &e), e);
     CHECK_OK(moments_finish(a, &m, &e), e);
     check_moments(&in, &m);

@@ -4,6 +4,7 @@
 #include "core/metrics.h"
 #include "sessions/calibrate.h"
 #include "sessions/probe.h"
+#include "sessions/search.h"
 #include "tests/support.h"
 #include "tests/support_models.h"
 
@@ -300,8 +301,43 @@ static void test_probes(void)
     bench_close(&b);
 }
 
+/* Widths at a fixed cache: what is taken is what was measured, and the best of it. */
+static void test_search(void)
+{
+    struct bench b = {0};
+    struct err e = {0};
+    struct search_result found;
+    enum { EVEN = 24 };
+    int left = 1 << 30;
+    struct progress stop = {stop_soon, &left};
+    bench_open(&b);
+    CHECK_OK(search_rope(&found, b.g, &b.in, &b.plan, EVEN, &b.held, NULL, &e), e);
+    CHECK(found.n > 2 && found.n_layer == 3, "%d trials", found.n);
+    for (int i = 0; i < found.n; i++) {
+        const struct search_trial *t = &found.trial[i];
+        printf("rope %d rank %d: KL %.6f%s\n", t->rope_dim, t->rank, t->kl,
+               i == found.best ? "  best" : "");
+        CHECK(t->kl >= found.trial[found.best].kl, "trial %d beats the best", i);
+        CHECK(t->rope_dim ? t->rope_dim + t->rank == EVEN : i == found.n - 1, "trial %d", i);
+    }
+    for (int l = 0; l < 3; l++) {
+        b.plan.layer[l] = found.layer[l];
+        CHECK(found.layer[l].kv_lora_rank + found.layer[l].qk_rope_head_dim == EVEN, "layer %d", l);
+    }
+    double all = direct(&b, 0, 0);
+    CHECK(fabs(found.trial[found.best].kl - all) < 1e-3 * all + 1e-7, "%g, directly %g",
+          found.trial[found.best].kl, all);
+    search_result_done(&found);
+    left = 0;
+    CHECK(search_rope(&found, b.g, &b.in, &b.plan, EVEN, &b.held, &stop, &e) == ERR_CANCELLED,
+          "stopped before the first trial");
+    CHECK(!found.layer, "a stopped search left something behind");
+    bench_close(&b);
+}
+
 int main(void)
 {
+    test_search();
     test_allocate();
     test_curves();
     test_probes();

@@ -4,6 +4,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -283,12 +284,26 @@ static void take_loaded(struct app *a, struct loaded_model *m)
     app_changed(a);
 }
 
+/* How far the spectra have settled is said where it is known. */
+static void say_calibrated(struct app *a)
+{
+    double change = 0;
+    for (int l = 0; l < a->info.n_layer && a->ranks.has_plan; l++)
+        change += a->ranks.curve[l].there ? a->ranks.curve[l].spectrum.change : NAN;
+    if (isfinite(change) && a->ranks.has_plan && a->info.n_layer)
+        app_message(a, ROLE_GOOD,
+                    "calibrated: half of the text would have given spectra within %.1f%%",
+                    100 * change / a->info.n_layer);
+    else
+        app_message(a, ROLE_GOOD, "calibrated: the spectra are those of the text now");
+}
+
 static void job_ended(struct app *a, const struct event *v)
 {
     if (v->job_kind == &job_calibrate && v->status == OK) {
         bool all = false;
         a->calibrated = true;
-        app_message(a, ROLE_GOOD, "calibrated: the spectra are those of the text now");
+        say_calibrated(a);
         if (a->ranks.has_plan && (plan_curves(a, &all) < a->info.n_layer || !all))
             plan_want_spectra(a);
         sensitivity_fetch(a);

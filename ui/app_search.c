@@ -1,4 +1,6 @@
 /* Searching the rope width for the budget, on screen 2. Refuses to search before calibration. */
+#include <string.h>
+
 #include "ui/app_parts.h"
 
 #include "sessions/search.h"
@@ -6,14 +8,13 @@
 void search_start(struct app *a)
 {
     const struct rankplan *p = &a->ranks.plan;
-    if (p->method != METHOD_MLATHE) {
-        app_message(a, ROLE_WARN, "rope widths are searched for method mlathe only (m)");
-    } else if (!a->calibrated) {
+    if (!a->calibrated) {
         app_message(a, ROLE_WARN, "calibrate first (k): widths are tried with its statistics");
     } else {
         worker_cancel_kind(a->worker, &job_search);
         worker_submit(a->worker, &job_search, search_args(p, plan_even_numbers(a)));
-        app_message(a, ROLE_NORMAL, "trying rope widths; Esc takes the best so far");
+        app_message(a, ROLE_NORMAL, "trying %s; Esc takes the best so far",
+                    p->method == METHOD_MLATHE ? "rope widths" : "foldings");
     }
 }
 
@@ -27,19 +28,22 @@ bool search_stop(struct app *a)
 
 void search_event(struct app *a, const struct search_result *found)
 {
-    const struct search_trial *t = &found->trial[found->best];
     struct rankplan next = {0};
     struct err e = {0};
-    if (!a->ranks.has_plan)
+    char text[64];
+    if (!a->ranks.has_plan || found->n_layer != a->ranks.plan.model.n_layer)
         return;
     int rc = rankplan_copy(&next, &a->ranks.plan, &e);
+    if (!rc && next.method == METHOD_TRANSMLA)
+        next.freqfold = found->trial[found->best].freqfold;
     if (!rc)
-        rc = rankplan_uniform(&next, t->rank, t->rope_dim, &e);
+        memcpy(next.layer, found->layer, (size_t)found->n_layer * sizeof *next.layer);
     if (rc) {
         rankplan_done(&next);
         app_message(a, ROLE_BAD, "%s", e.text);
     } else if (plan_replace(a, &next)) {
-        app_message(a, ROLE_GOOD, "rope %d and rank %d: KL %.3f, the best of %d widths tried",
-                    t->rope_dim, t->rank, t->kl, found->n);
+        search_trial_text(found, found->best, text, sizeof text);
+        app_message(a, ROLE_GOOD, "%s: KL %.3f, the best of %d tried", text,
+                    found->trial[found->best].kl, found->n);
     }
 }

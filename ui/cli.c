@@ -54,13 +54,18 @@
     OPT_FLAG("--original", "of a conversion folder: the model it was made from", original)
 #define OPT_KV OPT_TEXT("--kv", NULL, "TYPE", "cache numbers: f16 or f32", kv)
 #define OPT_CALIB                                                                                  \
-    OPT_TEXT("--shares", NULL, "N,…", "of the tokens, for each --calib file: 2,1 (equal)", shares), \
-    OPT_FILES("--calib", "F ...", "calibration text files, or \"self\": text the model writes",    \
-              calib),                                                                              \
+    OPT_TEXT("--shares", NULL, "N,…", "of the tokens, for each --calib file: 2,1 (equal)",         \
+             shares),                                                                              \
+        OPT_FILES("--calib", "F ...",                                                              \
+                  "calibration text files, or \"self\": text the model writes", calib),            \
         OPT_INT("--tokens", NULL, "calibration tokens (32768 from files, 8192 self)", tokens, 256, \
                 1e9),                                                                              \
-        OPT_INT("--stat-groups", NULL, "query heads share statistics in N groups (as memory "      \
-                                       "allows)",                                                  \
+        OPT_NUM("--until",                                                                         \
+                "stop collecting in layers whose spectra change by less, in %: 2 (0: never)",      \
+                until, 0, 100),                                                                    \
+        OPT_INT("--stat-groups", NULL,                                                             \
+                "query heads share statistics in N groups (as memory "                             \
+                "allows)",                                                                         \
                 stat_groups, 1, 65536),                                                            \
         OPT_INT("--memory", NULL, "MiB that may be used (what the machine has)", memory, 64, 1e9)
 #define OPT_LAYOUT                                                                                 \
@@ -73,13 +78,20 @@
         OPT_TEXT("--preset", NULL, "NAME", "equal-cache: MLA of the same size, nothing lost",      \
                  preset),                                                                          \
         OPT_INT("--rank", NULL, "latent numbers (r) a token, in every layer", rank, 1, 1e7),       \
-        OPT_TEXT("--alloc", NULL, "A", "uniform, energy, or sensitivity (measured; default with calibration)", \
-                 alloc),                                                                           \
+        OPT_TEXT("--alloc", NULL, "A",                                                             \
+                 "uniform, energy, or sensitivity (measured; default with calibration)", alloc),   \
         OPT_TEXT("--method", NULL, "M", "mlathe (default) or transmla (the baseline)", method),    \
-        OPT_FLAG("--search", "measure the best rope width, also where it is not the default", search), \
+        OPT_FLAG("--search", "measure the best rope widths (transmla: folding)", search),          \
         OPT_TEXT("--without", NULL, "S,…", "leave steps out: joint, output, heads, …", without),   \
         OPT_INT("--freqfold", NULL, "transmla: frequencies folded together (0: automatic)",        \
-                freqfold, 0, 65536)
+                freqfold, 0, 65536),                                                               \
+        OPT_INT("--rounds", NULL, "rounds of alternating least squares on the latent (0)", rounds, \
+                0, PLAN_MAX_ROUNDS),                                                               \
+        OPT_INT("--stride", NULL, "stock layout: every Nth frequency (1)", stride, 0, 65536),      \
+        OPT_NUM("--balance", "weight of keys against values, times the measured one (1)", balance, \
+                0, 1e9),                                                                           \
+        OPT_NUM("--damping", "of the recipe's least squares, times the usual (1)", damping, 0,     \
+                1e9)
 
 #define OPT_SVG OPT_TEXT("--svg", NULL, "F", "also a picture, as SVG", svg)
 #define OPT_ENGINE                                                                                 \
@@ -155,7 +167,8 @@ static const struct cli_option heal_options[] = {
 static const struct cli_option eval_options[] = {
     OPT_TEXT("--ppl", NULL, "F", "perplexity on this text file", ppl),
     OPT_TEXT("--against", NULL, "ORIGINAL", "also KL(ORIGINAL‖MODEL) on the same tokens", against),
-    OPT_TEXT("--protocol", NULL, "P", "hf (default) or llamacpp", protocol),
+    OPT_TEXT("--protocol", NULL, "P", "hf (default), llamacpp, or plain: the file as it is",
+             protocol),
     OPT_INT("--ctx", NULL, "window length (hf 2048, llamacpp 512)", context, 2, 1e7),
     OPT_INT("--windows", NULL, "only the first N windows", windows, 0, 1e9),
     OPT_TEXT("--task", NULL, "T", "multiple choice: arc hellaswag piqa winogrande obqa mmlu", task),

@@ -21,8 +21,9 @@ struct cli_list {
 struct cli_options {
     const char *device, *log, *script, *size;
     long long threads, seed, tokens, context, predict, repeat, windows, rank, rope, freqfold, limit;
+    long long rounds, stride;
     long long stat_groups, memory;
-    double temperature, top_p, min_p;
+    double temperature, top_p, min_p, balance, damping, until;
     long long top_k;
     bool quiet, json, progress, exact, fast, help, version;
     const char *text, *file, *ids, *messages, *output, *plan, *kept, *bytes_per_token, *fit;

@@ -15,10 +15,9 @@
 static int choose_protocol(const struct cli *c, struct eval_options *o, struct err *e)
 {
     const char *name = c->o.protocol ? c->o.protocol : "hf";
-    if (strcmp(name, "hf") && strcmp(name, "llamacpp"))
-        return cli_usage(e, "--protocol takes hf or llamacpp, not \"%s\"", name);
-    o->protocol = strcmp(name, "hf") ? EVAL_LLAMACPP : EVAL_HF;
-    o->ctx = c->o.context ? (int)c->o.context : o->protocol == EVAL_HF ? 2048 : 512;
+    if (!eval_protocol_find(name, &o->protocol))
+        return cli_usage(e, "--protocol takes hf, llamacpp or plain, not \"%s\"", name);
+    o->ctx = c->o.context ? (int)c->o.context : o->protocol == EVAL_LLAMACPP ? 512 : 2048;
     o->windows = (int)c->o.windows;
     o->file = c->o.ppl;
     o->csv = c->o.csv;

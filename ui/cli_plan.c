@@ -38,7 +38,8 @@ static int calib_files(const struct cli *c, double share[CLI_MAX_LIST], struct c
                                 .n_files = list->n,
                                 .tokens = c->o.tokens,
                                 .seed = (uint64_t)c->o.seed,
-                                .stat_groups = (int)c->o.stat_groups};
+                                .stat_groups = (int)c->o.stat_groups,
+                                .until = c->o.until / 100};
     for (int i = 0; i < list->n; i++) {
         if (strcmp(list->v[i], "self"))
             continue;
@@ -73,8 +74,13 @@ int cli_calibrate(struct cli *c, struct workspace *w, struct err *e)
     if (!o.n_files)
         cli_say(c, "calibrating on text that the model writes itself; your own text is better: "
                    "--calib FILE");
+    char text[200];
     rc = workspace_calibrate(w, &o, cache, NULL, &c->progress, e);
     cli_progress_end(c);
+    if (!rc)
+        rc = workspace_settled(w, text, sizeof text, e);
+    if (!rc && text[0])
+        cli_say(c, "statistics: %s", text);
     free(cache);
     return rc;
 }
@@ -94,6 +100,12 @@ static int choose_method(const struct cli *c, struct rankplan *p, struct err *e)
     p->method = method && !strcmp(method, "transmla") ? METHOD_TRANSMLA : METHOD_MLATHE;
     p->layout = (enum plan_layout)choice;
     p->freqfold = (int)c->o.freqfold;
+    p->rounds = (int)c->o.rounds;
+    p->stride = (int)c->o.stride;
+    p->balance = c->o.balance;
+    p->damping = c->o.damping;
+    if (p->stride > 1 && p->layout != LAYOUT_STOCK)
+        return cli_usage(e, "--stride thins the grid of --layout stock");
     if (c->o.without && plan_steps_parse(c->o.without, &p->without, e))
         return CLI_USAGE;
     return OK;
@@ -123,9 +135,11 @@ static int choose_budget(const struct cli *c, const struct plan_model *m, long l
     return rankplan_budget(m, text, (int)dtype_bytes(DTYPE_F16, 1), numbers, e) ? CLI_USAGE : OK;
 }
 
-static int all_spectra(struct cli *c, struct workspace *w, enum plan_layout layout, int rope,
-                       int n_layer, struct spectrum **out, struct err *e)
+/* At the rope widths of p's layers. */
+static int all_spectra(struct cli *c, struct workspace *w, const struct rankplan *p,
+                       struct spectrum **out, struct err *e)
 {
+    int n_layer = p->model.n_layer;
     *out = mem_calloc((size_t)n_layer, sizeof **out);
     int rc = *out ? OK : err_nomem(e, (size_t)n_layer * sizeof **out, "spectra");
     enum { BATCH = 4 };
@@ -133,9 +147,9 @@ static int all_spectra(struct cli *c, struct workspace *w, enum plan_layout layo
         int layer[BATCH], ropes[BATCH], n = 0;
         for (; n < BATCH && l + n < n_layer; n++) {
             layer[n] = l + n;
-            ropes[n] = rope;
+            ropes[n] = p->layer[l + n].qk_rope_head_dim;
         }
-        rc = workspace_spectra(w, n, layer, layout, ropes, *out + l, e);
+        rc = workspace_spectra(w, n, layer, p->layout, ropes, *out + l, e);
         if (!rc && !progress_report(&c->progress, "spectra", l + n, n_layer))
             rc = err_set(e, ERR_CANCELLED, "stopped");
     }
@@ -157,11 +171,19 @@ static int allocate_by_energy(struct cli *c, struct workspace *w, struct rankpla
     int max = rankplan_max_rank(&p->model), step = max >= 1024 ? 16 : max >= 256 ? 8 : 2;
     int rc = c->o.weights_only || workspace_calibrated(w) ? OK : cli_calibrate(c, w, e);
     if (!rc)
-        rc = all_spectra(c, w, p->layout, p->layer[0].qk_rope_head_dim, p->model.n_layer, &s, e);
+        rc = all_spectra(c, w, p, &s, e);
     if (!rc)
         rc = rankplan_allocate(p, s, numbers, step, max, step, NULL, e);
     free_spectra(s, p->model.n_layer);
     return rc;
+}
+
+static int mean_rank(const struct rankplan *p)
+{
+    long long sum = 0;
+    for (int l = 0; l < p->model.n_layer; l++)
+        sum += p->layer[l].kv_lora_rank;
+    return (int)(sum / p->model.n_layer);
 }
 
 /* Spends the budget where it takes most off the measured KL; p holds even ranks, and keeps them
@@ -176,7 +198,7 @@ static int allocate_by_sensitivity(struct cli *c, struct workspace *w, struct ra
     if (rc)
         return rc;
     char *cache = statistics_dir();
-    rc = workspace_sensitivity(w, p, p->layer[0].kv_lora_rank, true, cache, &s, &c->progress, e);
+    rc = workspace_sensitivity(w, p, mean_rank(p), true, cache, &s, &c->progress, e);
     cli_progress_end(c);
     free(cache);
     if (rc == ERR_ARG && !c->o.alloc) {
@@ -215,17 +237,20 @@ static int check_alloc(const struct cli *c, struct err *e)
     if (alloc && strcmp(alloc, "uniform") && c->o.rank)
         return cli_usage(e, "--rank gives every layer the same rank: --alloc %s needs a budget",
                          alloc);
-    if (c->o.search && (c->o.rank || c->o.rope || c->o.weights_only))
-        return cli_usage(e, "--search chooses rope widths for a budget by measuring: leave --rank, "
-                            "--rope and --weights-only out");
+    bool folds = c->o.method && !strcmp(c->o.method, "transmla");
+    if (c->o.search && (c->o.rank || c->o.weights_only || (folds ? c->o.freqfold : c->o.rope)))
+        return cli_usage(e,
+                         "--search chooses %s for a budget by measuring: leave --rank, %s and "
+                         "--weights-only out",
+                         folds ? "foldings" : "rope widths", folds ? "--freqfold" : "--rope");
     if (alloc && !strcmp(alloc, "sensitivity") && c->o.weights_only)
         return cli_usage(e, "--alloc sensitivity measures: leave --weights-only out");
     return OK;
 }
 
-/* The best rope width for the budget; p gets even ranks beside it. */
+/* The best rope widths for the budget, and the rank that each layer is left with beside its own. */
 static int search_widths(struct cli *c, struct workspace *w, struct rankplan *p, long long numbers,
-                         struct err *e)
+                         bool *searched, struct err *e)
 {
     struct search_result found = {0};
     int even = (int)(numbers / p->model.n_layer);
@@ -237,9 +262,13 @@ static int search_widths(struct cli *c, struct workspace *w, struct rankplan *p,
         cli_say(c, "usual rope width: %s", e->text);
         return OK;
     }
-    for (int i = 0; i < found.n && !rc; i++)
-        cli_say(c, "rope %d, rank %d: KL %.4f%s", found.trial[i].rope_dim, found.trial[i].rank,
-                found.trial[i].kl, i == found.best ? "  best" : "");
+    for (int i = 0; i < found.n && !rc; i++) {
+        char text[64];
+        search_trial_text(&found, i, text, sizeof text);
+        cli_say(c, "%s: KL %.4f%s", text, found.trial[i].kl, i == found.best ? "  best" : "");
+    }
+    search_result_done(&found);
+    *searched = !rc;
     return rc;
 }
 
@@ -256,11 +285,12 @@ static int fill_plan(struct cli *c, struct workspace *w, struct rankplan *p, str
     if (c->o.rank)
         return rankplan_uniform(p, c->o.rank > INT32_MAX ? 0 : (int)c->o.rank, rope, e);
     rc = rankplan_uniform(p, 1, rope, e);
+    bool searched = false;
     if (!rc && (c->o.search || (!c->o.rope && !c->o.alloc && by_sensitivity(c, p))))
-        rc = search_widths(c, w, p, numbers, e);
+        rc = search_widths(c, w, p, numbers, &searched, e);
     if (!rc && c->o.alloc && !strcmp(c->o.alloc, "energy"))
         rc = allocate_by_energy(c, w, p, numbers, e);
-    else if (!rc)
+    else if (!rc && !searched)
         rc = rankplan_spread(p, numbers, e);
     if (!rc && by_sensitivity(c, p))
         rc = allocate_by_sensitivity(c, w, p, numbers, e);
@@ -278,7 +308,7 @@ static int preset_plan(struct cli *c, const struct model_info *info, struct rank
     if (strcmp(o->preset, "equal-cache"))
         return cli_usage(e, "--preset takes equal-cache, not \"%s\"", o->preset);
     if (o->kept || o->bytes_per_token || o->fit || o->rank || o->rope || o->alloc || o->search ||
-        o->without || o->freqfold)
+        o->without || o->freqfold || o->rounds || o->stride || o->balance > 0 || o->damping > 0)
         return cli_usage(e, "--preset says ranks and rope: leave those options out");
     if (!o->layout) /* one list of frequencies, which an engine can be told, where there is one */
         p->layout = info->stock.two_ropes ? LAYOUT_OWN : LAYOUT_SHARED;
@@ -485,7 +515,7 @@ int cli_spectra(struct cli *c, struct err *e)
 {
     struct workspace *w;
     struct model_info info;
-    struct rankplan choice = {0};
+    struct rankplan choice = {0}, at = {0};
     struct spectrum *s = NULL;
     if (c->o.weights_only && c->o.calib.n)
         return cli_usage(e, "--weights-only and --calib exclude each other");
@@ -504,12 +534,18 @@ int cli_spectra(struct cli *c, struct err *e)
     if (!rc && !c->o.weights_only)
         rc = cli_calibrate(c, w, e);
     if (!rc)
-        rc = all_spectra(c, w, choice.layout, rope, info.n_layer, &s, e);
+        rc = rankplan_init(&at, &info.plan_model, e);
+    at.layout = choice.layout;
+    if (!rc)
+        rc = rankplan_uniform(&at, 1, rope, e);
+    if (!rc)
+        rc = all_spectra(c, w, &at, &s, e);
     if (!rc && c->o.svg)
         rc = draw_spectra(c, s, info.n_layer, e);
     if (!rc)
         rc = print_spectra(c, s, info.n_layer, rope, e);
     free_spectra(s, info.n_layer);
+    rankplan_done(&at);
     workspace_free(w);
     return rc;
 }

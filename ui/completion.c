@@ -12,7 +12,7 @@ const char *manual_words(const char *option)
         {"--method", "mlathe transmla"},
         {"--layout", "own shared stock"},
         {"--alloc", "uniform energy sensitivity"},
-        {"--protocol", "hf llamacpp"},
+        {"--protocol", "hf llamacpp plain"},
         {"--task", "arc hellaswag piqa winogrande obqa mmlu"},
         {"--to", "hf vllm sglang gguf plan"},
         {"--engine", "hf vllm sglang gguf"},

@@ -201,10 +201,10 @@ void eval_text_title(const struct eval_record *r, char text[EVAL_TEXT])
     const char *file = path_base(r->file);
     if (r->kind == EVAL_PPL && r->windows)
         snprintf(text, EVAL_TEXT, "perplexity of %.100s (%s, %d windows of %d)", file,
-                 r->protocol == EVAL_HF ? "hf" : "llamacpp", r->windows, r->ctx);
+                 eval_protocol_name(r->protocol), r->windows, r->ctx);
     else if (r->kind == EVAL_PPL)
         snprintf(text, EVAL_TEXT, "perplexity of %.100s (%s, windows of %d)", file,
-                 r->protocol == EVAL_HF ? "hf" : "llamacpp", r->ctx);
+                 eval_protocol_name(r->protocol), r->ctx);
     else if (r->kind == EVAL_TASK && r->limit)
         snprintf(text, EVAL_TEXT, "%s: %.100s, first %ld questions", choice_name(r->task.task),
                  file, r->limit);

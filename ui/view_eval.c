@@ -51,7 +51,7 @@ static void draw_setup(const struct app *a, struct screen *s, struct rect in)
         return;
     x = in.x + 1;
     if (v->what == EVAL_WHAT_PPL) {
-        x = 3 + label(s, in.y + 1, x, end, "p", v->protocol == EVAL_HF ? "hf" : "llamacpp");
+        x = 3 + label(s, in.y + 1, x, end, "p", eval_protocol_name(v->protocol));
         snprintf(count, sizeof count, "windows of %lld tokens", v->ctx);
         x = 3 + label(s, in.y + 1, x, end, "x", count);
         count_text(v->windows, "windows", count);

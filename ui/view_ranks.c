@@ -10,6 +10,7 @@
 #include "ui/plot.h"
 
 #define FACTS 4
+#define PLOT_ROWS 8 /* of a curve, before a second line is put below it */
 
 /* Columns of the list: mark, layer, rank, share kept, bar, energy, damage. The bar takes what the
  * others leave. */
@@ -190,6 +191,69 @@ static const char *waiting_text(const struct app *a)
                                                               : "updating…";
 }
 
+/* What the latent of a layer is made of. */
+static void made_of(const struct layer_curve *c, int rank, int width, char *text, size_t size)
+{
+    char sink[40] = ""; /* what attention parks on the first token */
+    if (width >= 56 && isfinite(c->spectrum.sink))
+        snprintf(sink, sizeof sink, "   sink %.0f%%", 100 * c->spectrum.sink);
+    snprintf(text, size,
+             width < 42 ? "kept %.1f%%   K share %.0f%%%s"
+                        : "kept %.1f%%   K share of this latent %.0f%%%s",
+             100 * spectrum_energy(&c->spectrum, rank),
+             100 * spectrum_key_share(&c->spectrum, rank), sink);
+}
+
+/* Where a layer's loss comes from: in KL when that was measured. */
+static bool loss_split(const struct app *a, const struct layer_curve *c, int layer, int width,
+                       char *text, size_t size)
+{
+    const struct sensitivity *m = sensitivity_now(a);
+    int rank = a->ranks.plan.layer[layer].kv_lora_rank;
+    char rope[16], cost[16];
+    if (!m)
+        return false;
+    double of_rope = sensitivity_rope(m, layer), all = sensitivity_layer(m, layer, rank);
+    snprintf(text, size,
+             width < 38   ? "%.1f%%  ΔKL rope %s rank %s"
+             : width < 50 ? "kept %.1f%%  ΔKL rope %s rank %s"
+                          : "kept %.1f%%   ΔKL by rope %s, by rank %s",
+             100 * spectrum_energy(&c->spectrum, rank), small(of_rope, rope),
+             small(fmax(all - of_rope, 0), cost));
+    return true;
+}
+
+/* The same in attention's output, of the conversion in use when it is of this plan. */
+static bool output_split(const struct app *a, int layer, int width, char *text, size_t size)
+{
+    const struct convert_state *c = &a->convert;
+    const struct layer_report *r;
+    char grid[32] = "";
+    if (!c->has_result || !rankplan_equal(&c->result_plan, &a->ranks.plan))
+        return false;
+    r = &c->result.layer[layer];
+    if (!isfinite(r->error))
+        return false;
+    if (r->loss_layout > 0)
+        snprintf(grid, sizeof grid, " layout %.2f%%", 100 * r->loss_layout);
+    snprintf(text, size,
+             width < 46 ? "lost %.1f%%: rope %.2f%%%s rank %.2f%%"
+                        : "lost of the output %.1f%%: rope %.2f%%%s rank %.2f%%",
+             100 * r->error, 100 * (r->loss_rope - r->loss_layout), grid, 100 * r->loss_rank);
+    return true;
+}
+
+/* The lines under the curve, the best one first; their number. */
+static int curve_lines(const struct app *a, const struct layer_curve *c, int layer, int width,
+                       char text[3][160])
+{
+    int n = 0, rank = a->ranks.plan.layer[layer].kv_lora_rank;
+    n += loss_split(a, c, layer, width, text[n], sizeof *text);
+    made_of(c, rank, width, text[n], sizeof *text);
+    n++;
+    return n + output_split(a, layer, width, text[n], sizeof *text);
+}
+
 static void draw_joint(const struct app *a, struct screen *s, struct rect r)
 {
     const struct ranks_state *k = &a->ranks;
@@ -209,28 +273,14 @@ static void draw_joint(const struct app *a, struct screen *s, struct rect r)
     }
     int rank = k->plan.layer[k->layer].kv_lora_rank;
     struct curve curve = {c->spectrum.joint, c->spectrum.n, rank, k->linear};
-    double energy = spectrum_energy(&c->spectrum, rank);
-    struct rect plot = {in.y, in.x, in.h - 1, in.w};
+    char text[3][160];
+    int lines = curve_lines(a, c, k->layer, in.w, text), room = in.h - PLOT_ROWS;
+    lines = lines < room ? lines : room > 1 ? room : 1;
+    struct rect plot = {in.y, in.x, in.h - lines, in.w};
     draw_plot(s, plot, &curve, fits);
-    const struct sensitivity *m = sensitivity_now(a);
-    char rope[16], cost[16];
-    if (m) { /* where this layer's loss comes from */
-        double of_rope = sensitivity_rope(m, k->layer);
-        double all = sensitivity_layer(m, k->layer, rank);
-        screen_putf(s, in.y + in.h - 1, in.x + 1, in.w - 1, ROLE_NORMAL,
-                    in.w < 38   ? "%.1f%%  ΔKL rope %s rank %s"
-                    : in.w < 50 ? "kept %.1f%%  ΔKL rope %s rank %s"
-                                : "kept %.1f%%   ΔKL by rope %s, by rank %s",
-                    100 * energy, small(of_rope, rope), small(fmax(all - of_rope, 0), cost));
-        return;
-    }
-    char sink[40] = ""; /* what attention parks on the first token */
-    if (in.w >= 56 && isfinite(c->spectrum.sink))
-        snprintf(sink, sizeof sink, "   sink %.0f%%", 100 * c->spectrum.sink);
-    screen_putf(s, in.y + in.h - 1, in.x + 1, in.w - 1, fits ? ROLE_NORMAL : ROLE_DIM,
-                in.w < 42 ? "kept %.1f%%   K share %.0f%%%s"
-                          : "kept %.1f%%   K share of this latent %.0f%%%s",
-                100 * energy, 100 * spectrum_key_share(&c->spectrum, rank), sink);
+    for (int i = 0; i < lines; i++)
+        screen_put(s, in.y + in.h - lines + i, in.x + 1, in.w - 1, fits ? ROLE_NORMAL : ROLE_DIM,
+                   text[i]);
 }
 
 /* Keys and values apart, one above the other, when the screen is wide. */
