@@ -79,8 +79,8 @@ struct model_layer {
     struct tensor q_norm, k_norm;         /* [d], each head, before the rotation */
     struct tensor o_bias;                 /* [D] */
     struct tensor gate_bias, up_bias, down_bias; /* [F], [F], [D]; dense layers only */
-    /* MLA over normed heads (own runtime): q, k, v, q_norm and k_norm as in GQA; the latent is taken
-     * from z = [k; v] after the norm, kv_a [r+R][2·G·d], and the rope query from each normed head. */
+    /* MLA over heads (own runtime): q as in GQA, the rope query from each head. With normed heads k, v
+     * and both norms as in GQA too, and the latent is taken from z = [k; v], kv_a [r+R][2·G·d]. */
     struct tensor q_rope;                 /* [H·R][d] */
     struct tensor q_a;                    /* MLA [q_lora_rank][D]; q is then [H·(P+R)][rank] */
     struct tensor q_a_bias, q_a_norm;     /* [q_lora_rank] */

@@ -11,9 +11,9 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Bytes: few rows against a long matrix wait for memory, and what is far ahead must be asked for.
- */
-enum { AHEAD_ROWS = 3, AHEAD_BYTES = 24576 };
+/* Few rows against a long matrix wait for memory, and what comes must be asked for: so many bytes
+ * ahead where it is read in its order, and where several rows or a few heads take turns. */
+enum { AHEAD_ROWS = 3, AHEAD_NEAR = 4096, AHEAD_FAR = 24576, LONG_ROW = 256 };
 
 INLINE __mmask16 first16(int n)
 {
@@ -48,22 +48,34 @@ INLINE __m256 sum16x8(const __m512 *v)
 }
 
 /* Asks for the line where vector l of a row begins, every second time for 2-byte numbers. */
-INLINE void ask(const void *b, size_t at, int l, enum dtype type)
+INLINE void ask(const void *b, size_t at, int l, enum dtype type, size_t ahead)
 {
     const size_t size = type == DTYPE_F32 ? 4 : 2;
     if ((size_t)l * size % 64 == 0)
-        _mm_prefetch((const char *)b + at * size + AHEAD_BYTES, _MM_HINT_T1);
+        _mm_prefetch((const char *)b + at * size + ahead, _MM_HINT_T1);
 }
 
 /* --- c[m][n] = a · bᵀ --- */
 
-INLINE void dots_tile(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
-                      int ldb, float *c, int ldc, bool add, bool far)
+/* a · one row of b. */
+INLINE __m512 dots_row(int k, const float *a, enum dtype type, const void *b)
 {
-    __m512 s[3][8];
-    for (int i = 0; i < m; i++)
-        for (int j = 0; j < 8; j++)
-            s[i][j] = _mm512_setzero_ps();
+    __m512 s = _mm512_setzero_ps();
+    int l = 0;
+    for (; l + 16 <= k; l += 16) {
+        ask(b, (size_t)l, l, type, AHEAD_NEAR);
+        s = _mm512_fmadd_ps(_mm512_loadu_ps(a + l), load_as(type, b, (size_t)l, 0xffff), s);
+    }
+    if (l < k)
+        s = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(first16(k - l), a + l),
+                            load_as(type, b, (size_t)l, first16(k - l)), s);
+    return s;
+}
+
+/* n rows of b side by side. */
+INLINE void dots_rows8(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                       int ldb, __m512 s[3][8], bool far)
+{
     for (int l = 0; l < k; l += 16) {
         __mmask16 mask = first16(k - l);
         __m512 x[3];
@@ -75,12 +87,28 @@ INLINE void dots_tile(int m, int n, int k, const float *a, int lda, enum dtype t
                 break;
             size_t at = (size_t)j * ldb + l;
             if (far)
-                ask(b, at, l, type);
+                ask(b, at, l, type, AHEAD_FAR);
             __m512 y = load_as(type, b, at, mask);
             for (int i = 0; i < m; i++)
                 s[i][j] = _mm512_fmadd_ps(x[i], y, s[i][j]);
         }
     }
+}
+
+/* A single row of a waits for memory, so b is read in its order, where its rows are long. Either
+ * way a sum is one chain: the same to the last bit. */
+INLINE void dots_tile(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                      int ldb, float *c, int ldc, bool add, bool far)
+{
+    __m512 s[3][8];
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < 8; j++)
+            s[i][j] = _mm512_setzero_ps();
+    if (m == 1 && far && k >= LONG_ROW)
+        for (int j = 0; j < n; j++)
+            s[0][j] = dots_row(k, a, type, (const uint16_t *)b + (size_t)j * ldb);
+    else
+        dots_rows8(m, n, k, a, lda, type, b, ldb, s, far);
     __mmask8 mask = (__mmask8)first16(n);
     for (int i = 0; i < m; i++) {
         float *y = c + (size_t)i * ldc;
@@ -145,7 +173,7 @@ INLINE void gemm_tile(int m, int nv, __mmask16 last, int k, const float *a, int 
         for (int v = 0; v < nv; v++) {
             size_t at = (size_t)l * ldb + 16 * v;
             if (far)
-                ask(b, at, 16 * v, type);
+                ask(b, at, 16 * v, type, AHEAD_FAR);
             y[v] = load_as(type, b, at, v == nv - 1 ? last : 0xffff);
         }
         for (int i = 0; i < m; i++) {
@@ -204,7 +232,7 @@ static void gemm(int m, int n, int k, const float *a, int lda, enum dtype type, 
 INLINE void widen_row(enum dtype type, const void *src, float *dst, int n)
 {
     for (int i = 0; i < n; i += 16) {
-        ask(src, (size_t)i, i, type);
+        ask(src, (size_t)i, i, type, AHEAD_FAR);
         _mm512_mask_storeu_ps(dst + i, first16(n - i),
                               load_as(type, src, (size_t)i, first16(n - i)));
     }

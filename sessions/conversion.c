@@ -381,57 +381,6 @@ int conversion_solve(struct conversion **out, const struct conversion_input *in,
     return OK;
 }
 
-/* t's numbers as type, owned by *data; t itself when its rows do not fit the type's blocks. */
-static int round_tensor(struct tensor *t, enum dtype type, void **data, struct err *e)
-{
-    size_t n = tensor_elements(t), cols = t->dim[t->rank - 1];
-    float *f;
-    if (cols % (size_t)dtype_traits(type)->block)
-        return OK;
-    int rc = tensor_to_f32(t, &f, e);
-    if (rc)
-        return rc;
-    *data = mem_aligned(dtype_bytes(type, n), 1);
-    if (!*data)
-        rc = err_nomem(e, dtype_bytes(type, n), "rounded attention weights");
-    else
-        dtype_from_f32(type, f, *data, n);
-    free(f);
-    if (!rc) {
-        t->data = *data;
-        t->dtype = type;
-    }
-    return rc;
-}
-
-int conversion_runtime(struct conversion *c, bool rounded, const struct model **out, struct err *e)
-{
-    size_t L = (size_t)c->model.hp.n_layer;
-    int rc = OK;
-    *out = rounded ? &c->small : &c->model;
-    if (!rounded || c->small.layer)
-        return OK;
-    c->small = c->model;
-    c->small.layer = mem_calloc(L, sizeof *c->small.layer);
-    c->small_data = mem_calloc(CONVERSION_MATRICES * L, sizeof *c->small_data);
-    if (!c->small.layer || !c->small_data)
-        return err_nomem(e, L * sizeof *c->small.layer, "rounded attention weights");
-    for (size_t l = 0; l < L && !rc; l++) {
-        struct model_layer *y = &c->small.layer[l];
-        *y = c->model.layer[l];
-        struct tensor *q = y->q_rope.data ? &y->q_rope : &y->q;
-        void **data = c->small_data + CONVERSION_MATRICES * l;
-        rc = round_tensor(q, y->q_rope.data ? DTYPE_F16 : DTYPE_Q8_0, &data[0], e);
-        if (!rc)
-            rc = round_tensor(&y->kv_a, DTYPE_Q8_0, &data[1], e);
-        if (!rc)
-            rc = round_tensor(&y->kv_b, DTYPE_F16, &data[2], e);
-        if (!rc && y->o.data != c->base->layer[l].o.data)
-            rc = round_tensor(&y->o, DTYPE_Q8_0, &data[3], e);
-    }
-    return rc;
-}
-
 void conversion_free(struct conversion *c)
 {
     if (!c)

@@ -31,9 +31,9 @@ struct conversion {
     struct model small; /* as model, its attention rounded for speed; layer NULL: not made */
     void **small_data;  /* [CONVERSION_MATRICES·L] */
 };
-/* The model to run: as solved (fp32), or with q, kv_a and o rounded to Q8_0 and kv_b to F16 (made at the
- * first call), so that decoding reads about as many bytes as the quantised original does. Owned by
- * c. */
+/* The model to run: as solved (fp32), or (made at the first call; conversion_small.c) with q, kv_a and
+ * o rounded to Q8_0 and kv_b to F16, and with the original's own q where the conversion's follows
+ * from it: decoding then reads about as many bytes as the quantised original does. Owned by c. */
 int conversion_runtime(struct conversion *c, bool rounded, const struct model **out, struct err *e);
 
 /* What solving needs: the base, its statistics, and (transmla) the second pass's moments. */

@@ -29,7 +29,7 @@ static struct widths model_widths(const struct model *m)
             w.att = max_int(w.att, hp->n_head * y->v_head_dim);
             w.lat = max_int(w.lat, hp->n_head * y->kv_lora_rank);
             w.rope = max_int(w.rope, hp->n_head * y->qk_rope_head_dim);
-            if (y->q_rope.data)
+            if (y->q_norm.data)
                 w.z = max_int(w.z, 4 * hp->n_kv_head * hp->head_dim);
         } else {
             w.q = max_int(w.q, hp->n_head * hp->head_dim);
@@ -238,7 +238,7 @@ static void attention_mla(const struct engine *g, int layer, int rows, const str
     int P = y->qk_nope_head_dim, Vd = y->v_head_dim, head = q_rope ? P : P + R, width = r + R;
     if (R) {
         rope_table(s, y, seg, n_seg, g->model->hp.rope_magnitude);
-        if (q_rope) /* each normed head through its own [R][P], as values are expanded */
+        if (q_rope) /* each head through its own [R][P], as values are expanded */
             op->mla_expand(g->backend, s->q_rope, s->q, q_rope, H, 0, R, P, rows);
         else if (!op->place)
             op->store(g->backend, s->q_rope, DTYPE_F32, R, s->q + P, head, R, rows * H);
@@ -347,7 +347,7 @@ void forward_attention(const struct engine *g, int layer, const float *x, int ro
     const struct weight *gqa_w[] = {w->w[W_Q], w->w[W_K], w->w[W_V]};
     const struct weight *mla_w[] = {w->w[W_Q], w->w[W_KV_A]};
     float *y[] = {s->q, s->k, s->v};
-    bool normed = mla && w->w[W_Q_ROPE];
+    bool normed = mla && w->v[V_Q_NORM];
     if (normed)
         normed_latent(g, layer, x, rows, s);
     else if (w->w[W_Q_A])

@@ -337,6 +337,56 @@ static void check_refusals(struct workspace *w, const char *dir)
     CHECK(workspace_open(w, "/nonexistent", NULL, &e) < 0 && workspace_is_open(w), "%s", e.text);
 }
 
+/* Logits of a quantised model's conversion, run as solved or rounded; *borrows: its first layer has
+ * the original's query matrix. */
+static float *quantised_logits(const char *path, bool rounded, bool *borrows, size_t *n)
+{
+    struct err e = {0};
+    struct workspace *w = NULL;
+    struct workspace_options o = {.device = "cpu", .threads = 2, .exact = true, .rounded = rounded};
+    struct model_info info;
+    struct rankplan plan;
+    struct conversion_report report;
+    CHECK_OK(workspace_new(&w, &o, &e), e);
+    CHECK_OK(workspace_open(w, path, NULL, &e), e);
+    calibrate(w, NULL);
+    workspace_info(w, &info);
+    CHECK_OK(rankplan_init(&plan, &info.plan_model, &e), e);
+    CHECK_OK(rankplan_uniform(&plan, info.n_kv_head * info.head_dim, info.head_dim / 2, &e), e);
+    CHECK_OK(workspace_convert(w, &plan, NULL, NULL, &report, &e), e);
+    float *out = logits(w, SIDE_CONVERTED, NULL);
+    *n = (size_t)(T * info.vocab);
+    *borrows = engine_model(workspace_engine(w, SIDE_CONVERTED))->layer[0].q.data ==
+               engine_model(workspace_engine(w, SIDE_ORIGINAL))->layer[0].q.data;
+    conversion_report_done(&report);
+    rankplan_done(&plan);
+    workspace_free(w);
+    return out;
+}
+
+/* Rounded for speed, a conversion reads the original's query matrix and says about the same. */
+static void check_rounded(void)
+{
+    struct test_model_spec spec = test_model_small();
+    char path[600];
+    bool borrows;
+    size_t n;
+    spec.dtype = DTYPE_Q4_1;
+    snprintf(path, sizeof path, "%s/quantised.gguf", test_tmpdir());
+    CHECK(test_model_write_gguf(path, &spec) == 0, "writing a model");
+    float *solved = quantised_logits(path, false, &borrows, &n);
+    CHECK(!borrows, "as solved, a conversion has queries of its own");
+    float *fast = quantised_logits(path, true, &borrows, &n);
+    CHECK(borrows, "rounded, it has the original's");
+    /* kv_a and o as Q8_0: some 5e-5 of each product's energy, a few such a layer; F16 is far below.
+     */
+    double nmse = test_nmse(fast, solved, n);
+    printf("rounded NMSE %.1e\n", nmse);
+    CHECK(nmse < 1e-3 && nmse > 0, "rounded: %g", nmse);
+    free(solved);
+    free(fast);
+}
+
 int main(void)
 {
     struct test_model_spec spec = test_model_small();
@@ -358,5 +408,6 @@ int main(void)
     check_damage(dir);
     check_refusals(w, dir);
     workspace_free(w);
+    check_rounded();
     return test_end("convert");
 }
