@@ -53,7 +53,7 @@ static void calibrate(struct subject *s)
     text.ids = calloc(n, sizeof *text.ids);
     for (size_t i = 0; i < n; i++)
         text.ids[i] = (int32_t)(s->m->hp.vocab * test_uniform(&seed));
-    struct stats_form form = {0, 0};
+    struct stats_form form = {0};
     CHECK_OK(stats_new(&s->stats, s->m, &form, true, NULL, window, &e), e);
     CHECK_OK(calibrate_run(s->g, &text, s->stats, NULL, NULL, NULL, &e), e);
     calib_text_done(&text);
