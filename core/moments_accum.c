@@ -417,8 +417,12 @@ static int energy_rank(const double *w, int n)
 int moments_look(struct moments_accum *a, double *change, struct err *e)
 {
     size_t w = (size_t)a->w;
-    double *full = mem_calloc(w * w, sizeof *full), *now = mem_calloc(w, sizeof *now);
-    int rc = full && now ? OK : err_nomem(e, w * w * sizeof *full, "a spectrum");
+    double *full = (double *)(void *)a->work[0]; /* twice w² floats: see work_size */
+    *change = -1;
+    if (!full)
+        return OK; /* nothing was added yet */
+    double *now = mem_calloc(w, sizeof *now);
+    int rc = now ? OK : err_nomem(e, w * sizeof *now, "a spectrum");
     const double *c = a->c;
     for (size_t i = 0; i < w && !rc; i++)
         for (size_t j = i; j < w; j++)
@@ -440,7 +444,6 @@ int moments_look(struct moments_accum *a, double *change, struct err *e)
         now = NULL;
         *change = a->change;
     }
-    free(full);
     free(now);
     return rc;
 }

@@ -140,9 +140,10 @@ static void test_measured(void)
     test_app_settle(a);
     const struct plan_layer *l = a->ranks.plan.layer;
     CHECK(strstr(a->message, "the best of "), "%s", a->message);
-    CHECK(l[0].kv_lora_rank + l[0].qk_rope_head_dim == even &&
-              l[1].qk_rope_head_dim == l[0].qk_rope_head_dim,
-          "rank %d, rope %d for %d numbers", l[0].kv_lora_rank, l[0].qk_rope_head_dim, even);
+    for (int i = 0; i < 2; i++)
+        CHECK(l[i].kv_lora_rank + l[i].qk_rope_head_dim == even,
+              "layer %d: rank %d, rope %d for %d numbers", i, l[i].kv_lora_rank,
+              l[i].qk_rope_head_dim, even);
     test_app_leave(a);
 }
 
