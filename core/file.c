@@ -355,6 +355,14 @@ bool file_is_dir(const char *path)
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
+char *path_absolute(const char *path)
+{
+    char *here = path[0] == '/' ? NULL : getcwd(NULL, 0);
+    char *full = here ? path_join(here, path) : mem_strdup(path);
+    free(here);
+    return full;
+}
+
 char *path_join(const char *dir, const char *name)
 {
     size_t n = strlen(dir);

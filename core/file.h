@@ -35,6 +35,8 @@ int file_mkdirs(const char *path, struct err *e);
 bool file_exists(const char *path);
 bool file_is_dir(const char *path);
 /* "a/b" in fresh memory. */
+/* path, or the working folder and path; fresh memory. Links stay as they are. */
+char *path_absolute(const char *path);
 char *path_join(const char *dir, const char *name);
 /* Last component, pointing into path. */
 const char *path_base(const char *path);

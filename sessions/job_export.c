@@ -7,7 +7,8 @@
 
 struct export_args {
     struct export_options o;
-    char *path, *from;
+    char *path, *from, *text;
+    const char *file[1]; /* text */
 };
 
 static void export_args_free(void *args)
@@ -16,6 +17,7 @@ static void export_args_free(void *args)
     if (a) {
         free(a->path);
         free(a->from);
+        free(a->text);
     }
     free(a);
 }
@@ -28,9 +30,13 @@ void *export_args(const struct export_options *o)
     a->o = *o;
     a->path = mem_strdup(o->path ? o->path : "");
     a->from = o->from ? mem_strdup(o->from) : NULL;
+    a->text = o->n_files ? mem_strdup(o->files[0]) : NULL;
     a->o.path = a->path;
     a->o.from = a->from;
-    if (!a->path || (o->from && !a->from)) {
+    a->file[0] = a->text;
+    a->o.files = a->file;
+    a->o.n_files = a->text != NULL;
+    if (!a->path || (o->from && !a->from) || (o->n_files && !a->text)) {
         export_args_free(a);
         return NULL;
     }

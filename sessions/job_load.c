@@ -41,13 +41,25 @@ static void found_free(void *data)
     free(f);
 }
 
+static void scan_free(void *args)
+{
+    struct text_list *recent = args;
+    for (size_t i = 0; recent && i < recent->n; i++)
+        free(recent->text[i]);
+    if (recent)
+        free(recent->text);
+    free(recent);
+}
+
 static int scan_run(struct job *j, void *shop, void *args, struct err *e)
 {
-    (void)shop, (void)args;
+    const struct text_list *recent = args;
+    (void)shop;
     struct found_models *f = mem_calloc(1, sizeof *f);
     if (!f)
         return err_nomem(e, sizeof *f, "list of models");
-    int rc = models_scan(&f->entry, &f->n, e);
+    int rc = models_scan(&f->entry, &f->n, recent ? (const char *const *)recent->text : NULL,
+                         recent ? recent->n : 0, e);
     if (rc) {
         found_free(f);
         return rc;
@@ -56,11 +68,21 @@ static int scan_run(struct job *j, void *shop, void *args, struct err *e)
     return OK;
 }
 
-const struct job_kind job_scan = {"scan", scan_run, NULL};
+const struct job_kind job_scan = {"scan", scan_run, scan_free};
 
-void *scan_args(void)
+void *scan_args(const struct text_list *recent)
 {
-    return NULL;
+    struct text_list *copy = mem_calloc(1, sizeof *copy);
+    char **text = copy ? mem_calloc(recent->n ? recent->n : 1, sizeof *text) : NULL;
+    if (!text) {
+        free(copy);
+        return NULL; /* the scan does without */
+    }
+    copy->text = text;
+    for (size_t i = 0; i < recent->n; i++)
+        if ((text[copy->n] = mem_strdup(recent->text[i])))
+            copy->n++;
+    return copy;
 }
 
 struct load_args {

@@ -19,6 +19,11 @@ void shop_done(struct shop *s);
 /* For worker_on_failure: when the accelerator is lost, the shop goes on with the CPU. */
 void shop_failed(void *shop, int status, struct err *e);
 
+struct text_list {
+    char **text;
+    size_t n, cap;
+};
+
 extern const struct job_kind job_scan, job_load, job_spectra, job_calibrate, job_convert, job_chat;
 extern const struct job_kind job_sensitivity, job_search;
 
@@ -72,7 +77,7 @@ struct answered_turn {
     bool cut;        /* stopped by the user */
 };
 
-void *scan_args(void);                                         /* NULL: needs none */
+void *scan_args(const struct text_list *recent); /* copied: paths to list besides, newest last */
 void *load_args(const char *path, const char *fallback);       /* fallback: tried when path fails */
 /* rope[n_layer]; first: the layer to begin with. */
 void *spectra_args(enum plan_layout layout, const int *rope, int n_layer, int first);

@@ -49,6 +49,19 @@ bool text_list_add(struct text_list *l, const char *text, size_t keep)
     return true;
 }
 
+bool text_list_last(struct text_list *l, const char *text, size_t keep)
+{
+    size_t i = 0;
+    while (i < l->n && strcmp(l->text[i], text) != 0)
+        i++;
+    if (i == l->n)
+        return text_list_add(l, text, keep);
+    char *found = l->text[i];
+    memmove(l->text + i, l->text + i + 1, (l->n - i - 1) * sizeof *l->text);
+    l->text[l->n - 1] = found;
+    return false;
+}
+
 int journal_init(struct journal *j, struct err *e)
 {
     *j = (struct journal){.context = 8192, .batch = 1, .memory_bytes = 24.0 * 0x1p30};
@@ -75,6 +88,7 @@ void journal_done(struct journal *j)
     free(j->conversion);
     cJSON_Delete(j->plan);
     cJSON_Delete(j->plan_b);
+    cJSON_Delete(j->queue);
     free(j->budget);
     free(j->calibration);
     free(j->typed);
@@ -83,6 +97,7 @@ void journal_done(struct journal *j)
     free(j->eval.questions);
     text_list_done(&j->conversions);
     text_list_done(&j->history);
+    text_list_done(&j->recent);
     *j = (struct journal){0};
 }
 
@@ -173,6 +188,8 @@ char *journal_text(const struct journal *j)
         cJSON_AddItemToObject(o, "plan", cJSON_Duplicate(j->plan, true));
     if (j->plan_b)
         cJSON_AddItemToObject(o, "plan_b", cJSON_Duplicate(j->plan_b, true));
+    if (j->queue)
+        cJSON_AddItemToObject(o, "queue", cJSON_Duplicate(j->queue, true));
     add_text(o, "budget", j->budget);
     add_text(o, "calibration", j->calibration);
     cJSON *w = cJSON_AddObjectToObject(o, "what_if");
@@ -181,6 +198,7 @@ char *journal_text(const struct journal *j)
     cJSON_AddNumberToObject(w, "memory_bytes", j->memory_bytes);
     cJSON_AddItemToObject(o, "evaluate", eval_json(&j->eval));
     cJSON_AddItemToObject(o, "conversions", list_json(&j->conversions));
+    cJSON_AddItemToObject(o, "recent", list_json(&j->recent));
     cJSON_AddItemToObject(o, "history", list_json(&j->history));
     add_text(o, "typed", j->typed);
     cJSON_AddItemToObject(o, "chat", chat_json(j));
@@ -283,7 +301,7 @@ static int read_journal(struct journal *j, const cJSON *o, const char *where, st
     if (!ok)
         return err_nomem(e, 64, "journal");
     const cJSON *w = json_get(o, "what_if"), *plan = json_get(o, "plan");
-    const cJSON *plan_b = json_get(o, "plan_b");
+    const cJSON *plan_b = json_get(o, "plan_b"), *queue = json_get(o, "queue");
     if ((rc = json_int_opt(o, "screen", 0, 5, &screen, where, e)))
         return rc;
     j->screen = (int)screen;
@@ -295,9 +313,12 @@ static int read_journal(struct journal *j, const cJSON *o, const char *where, st
         return err_nomem(e, 64, "plan");
     if (plan_b && !(j->plan_b = cJSON_Duplicate(plan_b, true)))
         return err_nomem(e, 64, "plan B");
+    if (cJSON_IsArray(queue) && !(j->queue = cJSON_Duplicate(queue, true)))
+        return err_nomem(e, 64, "queue");
     if ((rc = read_eval(&j->eval, json_get(o, "evaluate"), where, e)))
         return rc;
     if ((rc = read_list(&j->conversions, json_get(o, "conversions"), 10000, e)) ||
+        (rc = read_list(&j->recent, json_get(o, "recent"), JOURNAL_RECENT, e)) ||
         (rc = read_list(&j->history, json_get(o, "history"), JOURNAL_HISTORY, e)))
         return rc;
     return read_chat(j, json_get(o, "chat"), where, e);

@@ -10,11 +10,8 @@
 
 #define JOURNAL_VERSION 1
 #define JOURNAL_HISTORY 500 /* inputs kept */
+#define JOURNAL_RECENT 20   /* models */
 
-struct text_list {
-    char **text;
-    size_t n, cap;
-};
 /* What screen 5 measures. Files NULL: none chosen yet; counts 0: all. */
 enum { EVAL_WHAT_PPL, EVAL_WHAT_TASK /* + enum choice_task */,
        EVAL_WHAT_SPEED = EVAL_WHAT_TASK + CHOICE_TASKS, EVAL_WHATS };
@@ -30,12 +27,14 @@ struct journal {
     int screen;
     cJSON *plan_b;     /* the plan held beside it, or NULL */
     cJSON *plan;       /* as rankplan_to_json wrote it; checked when the model is open */
+    cJSON *queue;      /* plans to be converted, the running one first; NULL: none */
     char *budget;      /* as typed, "50%" */
     char *calibration; /* text file used last; NULL: the model's own text */
     long long context, batch; /* what-if of screen 2 */
     double memory_bytes;
     struct eval_setup eval;
     struct text_list conversions; /* folders made, oldest first */
+    struct text_list recent;      /* models that were open, newest last */
     struct text_list history;     /* chat inputs, oldest first */
     char *typed;                  /* in the chat's prompt, not yet sent */
     char *system;                 /* NULL: the model's own */
@@ -47,6 +46,8 @@ struct journal {
 int journal_init(struct journal *j, struct err *e); /* the state of a first start */
 void journal_done(struct journal *j);
 bool text_list_add(struct text_list *l, const char *text, size_t keep); /* drops the oldest */
+/* Puts text at the end, wherever it was before; true when it is new. */
+bool text_list_last(struct text_list *l, const char *text, size_t keep);
 void text_list_done(struct text_list *l);
 bool journal_add_turn(struct journal *j, const char *prompt);
 void journal_drop_turns(struct journal *j, size_t keep);

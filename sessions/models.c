@@ -298,7 +298,17 @@ static void scan_own(struct scan *s)
     paths_done(&p);
 }
 
-int models_scan(struct model_entry **out, size_t *n, struct err *e)
+static void add_recent(struct scan *s, const char *path)
+{
+    const char *base = path_base(path);
+    if (file_is_dir(path) && has_file(path, "config.json"))
+        add(s, "recent", "HF", mem_strdup(base), mem_strdup(path));
+    else if (text_ends_with(path, ".gguf") && file_exists(path))
+        add(s, "recent", "GGUF", stem(base), mem_strdup(path));
+}
+
+int models_scan(struct model_entry **out, size_t *n, const char *const *recent, size_t n_recent,
+                struct err *e)
 {
     struct scan s = {0};
     scan_own(&s);
@@ -311,6 +321,8 @@ int models_scan(struct model_entry **out, size_t *n, struct err *e)
             caches[i].scan(&s, caches[i].source, root);
         free(root);
     }
+    while (n_recent > 0)
+        add_recent(&s, recent[--n_recent]);
     if (s.out_of_memory) {
         models_free(s.v, s.n);
         return err_nomem(e, s.n * sizeof *s.v, "the list of models");
@@ -343,8 +355,8 @@ static char *own_model(const char *name)
 
 int models_resolve(const char *name, char **path, struct err *e)
 {
-    struct model_entry *list;
-    size_t n;
+    struct model_entry *list = NULL;
+    size_t n = 0;
     *path = own_model(name ? name : MODELS_DEFAULT);
     if (!name)
         return *path ? OK
@@ -359,7 +371,7 @@ int models_resolve(const char *name, char **path, struct err *e)
     }
     if (*path)
         return OK;
-    int rc = models_scan(&list, &n, e);
+    int rc = models_scan(&list, &n, NULL, 0, e);
     if (rc)
         return rc;
     for (size_t i = 0; i < n && !*path; i++)

@@ -9,15 +9,18 @@
 
 struct model_entry {
     char *name, *path;
-    char source[16]; /* "mlathe", "huggingface", "llama.cpp", "lmstudio", "ollama", "conversion" */
+    char source[16]; /* "mlathe", "huggingface", "llama.cpp", "lmstudio", "ollama", "conversion",
+                      * "recent" */
     char format[16], family[32], dtype[16];
     int n_layer, n_head, n_kv_head, head_dim, context;
     size_t parameters, bytes, kv_bytes_per_token;
     bool usable;
     char reason[256]; /* why not; or what is missing though it is usable */
 };
-/* Fresh array of *n; unreadable folders are skipped. conversions: the folder they are kept in. */
-int models_scan(struct model_entry **out, size_t *n, struct err *e);
+/* Fresh array of *n; unreadable folders are skipped. recent [n_recent]: paths to list besides, the
+ * newest last; what is gone is left out. */
+int models_scan(struct model_entry **out, size_t *n, const char *const *recent, size_t n_recent,
+                struct err *e);
 void models_free(struct model_entry *m, size_t n);
 /* NAME, path or NULL (the default model) → path in fresh memory. */
 int models_resolve(const char *name, char **path, struct err *e);

@@ -59,7 +59,8 @@ static void remove_tmpdir(void)
 const char *test_tmpdir(void)
 {
     if (!tmpdir[0]) {
-        snprintf(tmpdir, sizeof tmpdir, "/tmp/mlathe-test-XXXXXX");
+        const char *under = getenv("TMPDIR");
+        snprintf(tmpdir, sizeof tmpdir, "%s/mlathe-test-XXXXXX", under ? under : "/tmp");
         if (!mkdtemp(tmpdir)) {
             perror("mkdtemp");
             exit(1);

@@ -308,6 +308,69 @@ static void test_bad_model_keeps_the_good_one(void)
     test_app_leave(a);
 }
 
+/* What is sent while another model opens would belong to a transcript that is put away. */
+static void test_sent_while_opening(void)
+{
+    struct app *a = test_app_start(one, "cpu");
+    if (test_failures)
+        return;
+    test_app_press(a, "F4 h i Enter");
+    test_app_settle(a);
+    app_open(a, other, NULL);
+    test_app_press(a, "m o r e Enter");
+    CHECK(!a->chat.answering && strstr(a->message, "opened"), "%s", a->message);
+    CHECK(strcmp(a->chat.prompt.text, "more") == 0, "typed: %s", a->chat.prompt.text);
+    test_app_settle(a);
+    CHECK(a->j.n_turn == 0, "the other model's chat is put away");
+    test_app_leave(a);
+}
+
+/* A model opened by a name in the working folder is found from another one, and listed. */
+static void test_recent(void)
+{
+    char here[400];
+    CHECK(getcwd(here, sizeof here) && chdir(test_tmpdir()) == 0, "folder");
+    struct app *a = test_app_start("one.gguf", "cpu");
+    CHECK(a->j.model && strcmp(a->j.model, one) == 0, "%s", a->j.model);
+    test_app_settle(a);
+    bool listed = false;
+    for (size_t i = 0; i < a->found.n; i++)
+        listed = listed || (!strcmp(a->found.entry[i].path, one) &&
+                            !strcmp(a->found.entry[i].source, "recent"));
+    CHECK(listed, "%zu models", a->found.n);
+    test_app_leave(a);
+    CHECK(chdir(here) == 0, "back");
+}
+
+/* Plans that wait, and the one that was being converted, wait on after leaving. */
+static void test_queue(void)
+{
+    struct app *a = test_app_start(one, "cpu");
+    size_t made = a->j.conversions.n;
+    test_app_press(a, "F2 c F2 Right c F2 Right c");
+    CHECK(a->convert.n_queue == 2, "%zu wait: %s", a->convert.n_queue, a->message);
+    test_app_leave(a);
+    a = test_app_start(NULL, "cpu");
+    CHECK(a->convert.n_queue == 3 && a->j.conversions.n == made && strstr(a->message, "3 plans"),
+          "%zu wait: %s", a->convert.n_queue, a->message);
+    test_app_press(a, "F3 c");
+    test_app_settle(a);
+    CHECK(a->convert.n_queue == 0 && a->j.conversions.n == made + 3, "%zu wait, %zu made: %s",
+          a->convert.n_queue, a->j.conversions.n, a->message);
+    test_app_press(a, "F2 Right c F2 Right c");
+    test_app_leave(a);
+    int plans = files_in("plans/one");
+    a = test_app_start(NULL, "cpu");
+    CHECK(a->convert.n_queue == 2, "%zu wait", a->convert.n_queue);
+    test_app_press(a, "F3 Esc");
+    CHECK(a->convert.n_queue == 0, "let go");
+    test_app_leave(a);
+    CHECK(files_in("plans/one") == plans + 2, "and kept as files");
+    a = test_app_start(NULL, "cpu");
+    CHECK(a->convert.n_queue == 0 && a->j.conversions.n == made + 3, "they do not come back");
+    test_app_leave(a);
+}
+
 int main(void)
 {
     struct test_model_spec spec = test_model_small();
@@ -325,6 +388,9 @@ int main(void)
     test_engines();
     test_parting();
     test_other_model();
+    test_recent();
+    test_queue();
+    test_sent_while_opening();
     test_two_programs();
     test_broken_journal();
     test_bad_model_keeps_the_good_one();

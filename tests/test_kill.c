@@ -20,7 +20,8 @@
  * that it is done and nothing waits to be saved. */
 enum { CONVERT, PLAN, CHAT, EXPORT, HEAL, SCENES_ON_SCREEN, CLI = SCENES_ON_SCREEN, SCENES };
 static const char *const scenes[SCENES] = {
-    [CONVERT] = "key F2 b Ctrl-U\ntype %d%%\nkey Enter c\nwait idle 300\n",
+    /* Esc: what waits since an earlier kill goes into files. */
+    [CONVERT] = "key F3 Esc F2 b Ctrl-U\ntype %d%%\nkey Enter c\nwait idle 300\n",
     [PLAN] = "key F2 b Ctrl-U\ntype %d%%\nkey Enter s Ctrl-U\ntype ~/out/plan.json\nkey Enter\n",
     [CHAT] = "key F4 Ctrl-U\ntype /clear\nkey Enter\ntype message %d\nkey Enter\nwait idle 300\n",
     [EXPORT] = "key F6 Enter Ctrl-U\ntype ~/out/export\nkey Enter Enter\nwait idle 300\n",
@@ -32,6 +33,7 @@ static const char *const names[SCENES] = {"convert", "plan", "chat", "export", "
 struct known {
     char message[32]; /* the last chat input that was confirmed */
     char budget[16];
+    bool later[100]; /* percents that were typed since and not confirmed: may be there or not */
     bool plan, export, cli; /* is there for good */
 };
 
@@ -104,8 +106,10 @@ static void learn(struct known *k, int scene, int round)
 {
     if (scene == CHAT)
         snprintf(k->message, sizeof k->message, "message %d", round);
-    if (scene == PLAN || scene == CONVERT)
+    if (scene == PLAN || scene == CONVERT) {
         snprintf(k->budget, sizeof k->budget, "%d%%", percent(round));
+        memset(k->later, 0, sizeof k->later);
+    }
     k->plan |= scene == PLAN;
     k->export |= scene == EXPORT;
     k->cli |= scene == CLI;
@@ -175,7 +179,11 @@ static void check_journal(const struct known *k, const char *when)
     CHECK(j.conversion && file_is_dir(j.conversion), "%s: the conversion in use is lost", when);
     check_conversions(j.conversion, when);
     /* A later budget may have been saved before the kill; an older one may not come back. */
-    CHECK(!k->budget[0] || j.plan, "%s: the plan is lost", when);
+    int budget = j.budget ? atoi(j.budget) : 0;
+    CHECK(j.plan, "%s: the plan is lost", when);
+    CHECK(!k->budget[0] || budget == atoi(k->budget) ||
+              (budget > 0 && budget < 100 && k->later[budget]),
+          "%s: the budget is %d%%, confirmed was %s", when, budget, k->budget);
     journal_done(&j);
     free(note);
 }
@@ -291,6 +299,8 @@ int main(int argc, char **argv)
             late++; /* it had ended */
         if (confirmed(scene))
             learn(&known, scene, i);
+        else if (scene == PLAN || scene == CONVERT)
+            known.later[percent(i)] = true;
         snprintf(when, sizeof when, "kill %d, %s after %.3f of %.3f s", i - SCENES + 1,
                  names[scene], wait, took[scene]);
         start_again(&known, when);

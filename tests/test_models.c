@@ -83,7 +83,7 @@ int main(void)
     setenv("HOME", at("user"), 1);
     unsetenv("HF_HOME"), unsetenv("HF_HUB_CACHE");
     unsetenv("LLAMA_CACHE"), unsetenv("OLLAMA_MODELS");
-    CHECK_OK(models_scan(&m, &n, &e), e);
+    CHECK_OK(models_scan(&m, &n, NULL, 0, &e), e);
     CHECK(n == 7, "%zu models", n);
     const struct model_entry *bare = find(m, n, "bare"), *strange = find(m, n, "strange");
     CHECK(bare && bare->usable && strstr(bare->reason, "no tokenizer"));
@@ -100,6 +100,16 @@ int main(void)
     CHECK(ollama && ollama->usable && !strcmp(ollama->source, "ollama"));
     CHECK(find(m, n, "half") && !strcmp(find(m, n, "half")->source, "conversion"));
     CHECK(find(m, n, "half") && find(m, n, "half")->kv_bytes_per_token == 128);
+    models_free(m, n);
+
+    struct test_model_spec spec = test_model_small();
+    char elsewhere[400];
+    snprintf(elsewhere, sizeof elsewhere, "%s", at("elsewhere.gguf"));
+    CHECK(test_model_write_gguf(elsewhere, &spec) == 0, "model");
+    const char *recent[] = {elsewhere, "/gone.gguf", at("home/data/models/own.gguf")};
+    CHECK_OK(models_scan(&m, &n, recent, 3, &e), e);
+    CHECK(n == 8, "%zu models: the gone one is left out, the known one stands once", n);
+    CHECK(find(m, n, "elsewhere") && !strcmp(find(m, n, "elsewhere")->source, "recent"));
     models_free(m, n);
 
     CHECK_OK(models_resolve("own", &path, &e), e);

@@ -56,6 +56,36 @@ static struct level measure(void)
     return l;
 }
 
+/* What came of the jobs: every batch that the app takes is looked at on its way (the linker wraps
+ * worker_take). */
+enum { JOBS_MAX = 24 };
+static struct tally {
+    const char *kind;
+    int done, stopped, failed;
+} tally[JOBS_MAX];
+
+void __real_worker_take(struct worker *w, struct worker_batch *out);
+void __wrap_worker_take(struct worker *w, struct worker_batch *out);
+void __wrap_worker_take(struct worker *w, struct worker_batch *out)
+{
+    __real_worker_take(w, out);
+    for (const struct event *e = out->events; e; e = e->next) {
+        if (e->kind != EVENT_DONE || !e->job_kind)
+            continue;
+        struct tally *t = tally;
+        while (t->kind && strcmp(t->kind, e->job_kind->name) != 0 && t < tally + JOBS_MAX - 1)
+            t++;
+        t->kind = e->job_kind->name;
+        *(e->status == OK ? &t->done : e->status == ERR_CANCELLED ? &t->stopped : &t->failed) += 1;
+    }
+}
+
+static void print_tally(void)
+{
+    for (const struct tally *t = tally; t < tally + JOBS_MAX && t->kind; t++)
+        printf("%-12s %6d done %6d stopped %6d failed\n", t->kind, t->done, t->stopped, t->failed);
+}
+
 /* Every cell holds one character that may be shown, wide ones have their other half, and the cursor
  * is on the screen. */
 static void check_frame(const struct screen *s)
@@ -132,6 +162,59 @@ static int random_key(const struct app *a)
             return key;
     }
     return UI_ESC;
+}
+
+/* What users come for; keys alone hardly ever answer its questions. */
+static const struct deed {
+    const char *keys, *answer; /* answer: typed after the keys; NULL: they ask nothing */
+    bool converted;            /* of a conversion, which is made if there is none */
+} deeds[] = {
+    {"F2 k", "~/calib.txt", false},
+    {"F2 c", NULL, false},
+    {"F2 p", NULL, false},
+    {"F2 w", NULL, false},
+    {"F3 h", "256 tokens ~/calib.txt", true},
+    {"F4", "tell me more", true},
+    {"F5 f", "~/calib.txt", false},
+    {"F5 n", "2", false},
+    {"F5 x", "64", false},
+    {"F5 r", NULL, true},
+    {"F6 Enter", "~/data/exports/e", true},
+    {"F6 d", NULL, true},
+};
+
+static void wait_for(struct app *a, double sec)
+{
+    for (double until = clock_now() + sec; app_busy(a) && clock_now() < until;) {
+        usleep(2000);
+        worker_drain(a->worker);
+        app_collect(a);
+    }
+}
+
+/* Begins one of them; it then runs on under random keys, or is stopped, or is let come to its end.
+ */
+static void begin(struct app *a)
+{
+    const struct deed *d = &deeds[pick((int)(sizeof deeds / sizeof *deeds))];
+    test_app_press(a, app_context(a) & (IN_ASK | IN_HELP) ? "Esc" : "F1");
+    if (d->converted && !a->has_conversion) {
+        test_app_press(a, "F2 c");
+        wait_for(a, 10);
+    }
+    test_app_press(a, d->keys);
+    if (d->answer && app_context(a) == IN_TALK)
+        test_app_press(a, "Tab");
+    if (d->answer && (app_context(a) & IN_TEXT)) {
+        app_key(a, UI_CTRL('u'));
+        app_paste(a, d->answer, strlen(d->answer));
+        app_key(a, UI_ENTER);
+    }
+    int then = pick(4);
+    if (then)
+        wait_for(a, then < 3 ? 4 : 0.2 * test_uniform(&seed));
+    if (then == 3)
+        app_key(a, UI_ESC);
 }
 
 static void press(struct app *a, struct screen *s)
@@ -234,6 +317,8 @@ int main(int argc, char **argv)
     double start = clock_now(), end = start + 60 * minutes, slow = 0;
     double round_sec = 60 * minutes / 20;
     for (double next = start + round_sec; clock_now() < end && !test_failures;) {
+        if (pick(150) == 0)
+            begin(&a);
         double before = clock_now();
         press(&a, &s);
         double took = clock_now() - before;
@@ -259,7 +344,8 @@ int main(int argc, char **argv)
     printf("seed %llu: %ld keys in %.0f s, slowest %.0f ms; warm %.1f MiB, end %.1f MiB\n",
            (unsigned long long)first_seed, keys, clock_now() - start, 1e3 * slow,
            warm.resident / 0x1p20, now.resident / 0x1p20);
-    if (minutes >= 1 && rounds > 5) { /* a few seconds are all warm-up */
+    print_tally();
+    if (minutes >= 10 && rounds > 5) { /* less is all warm-up */
         CHECK(now.resident <= 1.05 * warm.resident, "memory grew");
         CHECK(now.descriptors <= warm.descriptors, "%d descriptors, %d after the warm-up",
               now.descriptors, warm.descriptors);

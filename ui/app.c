@@ -112,6 +112,8 @@ static int open_journal(struct app *a, struct err *e)
     if (note)
         app_message(a, ROLE_WARN, "%s", note);
     free(note);
+    a->queue_found = a->j.queue;
+    a->j.queue = NULL;
     return OK;
 }
 
@@ -120,10 +122,13 @@ static void open_first(struct app *a)
 {
     const char *wish = a->options.model;
     char *path = NULL;
-    worker_submit(a->worker, &job_scan, scan_args());
-    if (wish && models_resolve(wish, &path, NULL) == OK && a->j.model &&
-        strcmp(path, a->j.model) == 0)
-        wish = NULL; /* the same model again: with its conversion */
+    worker_submit(a->worker, &job_scan, scan_args(&a->j.recent));
+    if (wish && models_resolve(wish, &path, NULL) == OK && a->j.model) {
+        char *full = path_absolute(path);
+        if (full && strcmp(full, a->j.model) == 0)
+            wish = NULL; /* the same model again: with its conversion */
+        free(full);
+    }
     free(path);
     if (wish)
         app_open(a, wish, NULL);
@@ -177,18 +182,19 @@ static void found_done(struct app *a)
 
 void app_done(struct app *a)
 {
-    if (a->saver && a->worker) {
-        convert_drop_queue(a);
+    if (a->saver && a->worker)
         app_save(a, true);
-    }
     saver_free(a->saver); /* posts to the worker: goes first */
+    a->saver = NULL;
     worker_free(a->worker);
+    a->worker = NULL; /* it has stopped everything */
     shop_done(&a->shop);
     convert_drop(a);
     heal_drop(a);
     eval_drop(a);
     export_drop(a);
     plan_drop(a);
+    cJSON_Delete(a->queue_found);
     if (a->chat.prompt.text)
         chat_done(&a->chat);
     textbuf_done(&a->ask.text);
@@ -210,6 +216,7 @@ double app_save(struct app *a, bool now)
         return left;
     a->save_due_sec = 0;
     plan_keep(a);
+    convert_keep(a);
     text_set(&a->j.typed, a->chat.prompt.text);
     saver_put(a->saver, a->journal_path, journal_text(&a->j), true);
     return -1;
@@ -222,10 +229,14 @@ bool app_busy(const struct app *a)
 
 void app_open(struct app *a, const char *path, const char *fallback)
 {
+    char *full = file_exists(path) ? path_absolute(path) : mem_strdup(path); /* or a name */
+    if (full)
+        path = full; /* the next start may be from another folder */
     text_set(&a->opening, path);
     worker_cancel_kind(a->worker, &job_spectra);
     worker_cancel_kind(a->worker, &job_eval);
     worker_submit(a->worker, &job_load, load_args(path, fallback));
+    free(full);
 }
 
 void app_go(struct app *a, int screen)
@@ -276,9 +287,12 @@ static void take_loaded(struct app *a, struct loaded_model *m)
         app_message(a, ROLE_GOOD, "opened %s: 2 shows its ranks, 4 talks to it", a->info.name);
     if (a->chat_note[0])
         app_message(a, ROLE_WARN, "%s", a->chat_note);
+    if (a->j.model && text_list_last(&a->j.recent, a->j.model, JOURNAL_RECENT))
+        worker_submit(a->worker, &job_scan, scan_args(&a->j.recent));
     plan_loaded(a, m);
     if (m->has_conversion)
         convert_adopt(a, &m->plan, &m->report);
+    convert_restore(a);
     eval_model_changed(a);
     export_drop(a);
     app_changed(a);
@@ -323,8 +337,7 @@ static void job_ended(struct app *a, const struct event *v)
     if (v->job_kind == &job_load && v->status && v->status != ERR_CANCELLED)
         app_message(a, ROLE_BAD, "%s", v->text ? v->text : "not opened");
     else if (v->status && v->status != ERR_CANCELLED && v->job_kind != &job_chat &&
-             v->job_kind != &job_convert && v->job_kind != &job_eval &&
-             v->job_kind != &job_export)
+             v->job_kind != &job_convert && v->job_kind != &job_eval && v->job_kind != &job_export)
         app_message(a, ROLE_BAD, "%s: %s", v->job_kind->name, v->text ? v->text : "failed");
 }
 
@@ -413,7 +426,7 @@ static void leave(struct app *a)
 {
     /* Spectra and scans start again by themselves; longer work is worth a question. */
     const struct job_kind *long_job = worker_count(a->worker, &job_heal)        ? &job_heal
-                                      : worker_count(a->worker, &job_convert)     ? &job_convert
+                                      : worker_count(a->worker, &job_convert)   ? &job_convert
                                       : worker_count(a->worker, &job_calibrate) ? &job_calibrate
                                       : worker_count(a->worker, &job_eval)      ? &job_eval
                                       : worker_count(a->worker, &job_export)    ? &job_export
@@ -460,7 +473,7 @@ static bool list_request(struct app *a, enum request r)
         break;
     case REQ_PATH: ask_open(a, r, "open model (path or name)", "", true); break;
     case REQ_SCAN:
-        worker_submit(a->worker, &job_scan, scan_args());
+        worker_submit(a->worker, &job_scan, scan_args(&a->j.recent));
         app_message(a, ROLE_DIM, "looking for models again");
         break;
     default: return false;
@@ -474,7 +487,10 @@ static bool convert_request(struct app *a, enum request r)
 {
     int *top = &a->convert.top;
     switch (r) {
-    case REQ_START: heal_drop(a); convert_start(a); return true;
+    case REQ_START:
+        heal_drop(a);
+        convert_start(a);
+        return true;
     case REQ_STOP: return convert_stop(a);
     case REQ_UP: --*top; break;
     case REQ_DOWN: ++*top; break;

@@ -45,6 +45,7 @@ struct ranks_state {
     int layer, top;
     int mark;                  /* 1 + the layer where a range begins, 0: no range */
     bool linear;               /* spectra by value instead of decades */
+    int zoom;                  /* the joint spectrum around its cut: 2^zoom times */
     bool energy_pending;       /* allocate by energy when the spectra are complete */
     bool has_sensitivity, sensitivity_pending;
     struct sensitivity sensitivity; /* valid with has_sensitivity; may be of another rope width */
@@ -101,6 +102,8 @@ struct eval_state {
 struct export_state {
     int at;                        /* enum stock_engine, the selected line */
     int numbers[STOCK_ENGINES];    /* which of the types it takes */
+    bool mtp, fold_biases;         /* as export_options has them */
+    int narrow_rank;
     bool running, dry_run, has_report;
     struct export_report report;   /* valid with has_report: of the last run */
     bool report_dry;
@@ -118,6 +121,7 @@ struct app {
     char *journal_path;
     int lock;                /* -1: this program saves nothing by itself */
     double save_due_sec;     /* 0: nothing to save */
+    cJSON *queue_found;      /* of the last start, until a model is open; NULL: none */
     bool quit, redraw_all, suspend;
     int leave_warned;        /* asked to leave while something runs */
     bool clock_off;          /* scripts: times, speeds and memory read "--" */

@@ -103,6 +103,10 @@ static bool can_talk(struct app *a)
         app_message(a, ROLE_WARN, "an answer is being written: Esc stops it");
         return false;
     }
+    if (worker_count(a->worker, &job_load)) { /* it may put this transcript away */
+        app_message(a, ROLE_WARN, "a model is being opened: send it once it is there");
+        return false;
+    }
     if (!a->has_model || a->chat_reason[0]) {
         app_message(a, ROLE_WARN, "%s",
                     a->has_model ? a->chat_reason : "no model is open: open one on screen 1");

@@ -22,14 +22,16 @@ static void end_run(struct convert_state *c)
     c->phase = CONVERT_NONE;
 }
 
-/* Plans that will not have their turn are kept as files. */
-void convert_drop_queue(struct app *a)
+/* Plans that will not have their turn are kept as files; on leaving, in the journal. */
+static void drop_queue(struct app *a)
 {
     struct convert_state *c = &a->convert;
     size_t n = c->n_queue;
     for (size_t i = 0; i < n; i++) {
-        free(plan_put_away(a, &c->queue[i]));
-        saver_flush(a->saver); /* the next one's name is free when this one's is taken */
+        if (a->saver) {
+            free(plan_put_away(a, &c->queue[i]));
+            saver_flush(a->saver); /* the next one's name is free when this one's is taken */
+        }
         rankplan_done(&c->queue[i]);
     }
     free(c->queue);
@@ -44,7 +46,7 @@ void convert_drop(struct app *a)
 {
     struct convert_state *c = &a->convert;
     end_run(c);
-    convert_drop_queue(a);
+    drop_queue(a);
     if (c->has_result) {
         rankplan_done(&c->result_plan);
         conversion_report_done(&c->result);
@@ -101,6 +103,61 @@ static void begin(struct app *a, struct rankplan *plan)
     }
     if (!c->calibrate_first)
         submit(a);
+    app_changed(a);
+}
+
+static bool push(struct convert_state *c, struct rankplan *plan)
+{
+    if (!mem_grow((void **)&c->queue, &c->cap_queue, c->n_queue + 1, sizeof *c->queue)) {
+        rankplan_done(plan);
+        return false;
+    }
+    c->queue[c->n_queue++] = *plan;
+    return true;
+}
+
+void convert_keep(struct app *a)
+{
+    const struct convert_state *c = &a->convert;
+    cJSON *list = a->queue_found ? cJSON_Duplicate(a->queue_found, true) : cJSON_CreateArray();
+    cJSON *plan = NULL;
+    if (running(a) && rankplan_to_json(&c->plan, &plan, NULL) == OK)
+        cJSON_AddItemToArray(list, plan);
+    for (size_t i = 0; i < c->n_queue; i++)
+        if (rankplan_to_json(&c->queue[i], &plan, NULL) == OK)
+            cJSON_AddItemToArray(list, plan);
+    cJSON_Delete(a->j.queue);
+    a->j.queue = NULL;
+    if (cJSON_GetArraySize(list))
+        a->j.queue = list;
+    else
+        cJSON_Delete(list);
+}
+
+/* They wait until the user says so: a start alone should not load the machine. */
+void convert_restore(struct app *a)
+{
+    struct convert_state *c = &a->convert;
+    cJSON *found = a->queue_found;
+    if (!found || !a->info.convertible)
+        return;
+    a->queue_found = NULL;
+    for (cJSON *item; (item = cJSON_DetachItemFromArray(found, 0)) != NULL;) {
+        struct rankplan plan;
+        struct err why = {0};
+        if (rankplan_from_json(&plan, &a->info.plan_model, item, "a waiting plan", &why) == OK) {
+            push(c, &plan);
+            cJSON_Delete(item);
+        } else {
+            plan_keep_foreign(a, &item, why.text);
+            saver_flush(a->saver);
+        }
+    }
+    cJSON_Delete(found);
+    if (c->n_queue)
+        app_message(a, ROLE_WARN, "%zu plan%s to be converted: screen 3, c begins, Esc lets go",
+                    c->n_queue, c->n_queue > 1 ? "s wait" : " waits");
+    app_changed(a);
 }
 
 /* Behind the running one; the same plan does not wait twice. */
@@ -111,21 +168,38 @@ static void enqueue(struct app *a, struct rankplan *plan)
     if (rankplan_equal(before, plan)) {
         app_message(a, ROLE_WARN, "this plan is being converted already: Esc on screen 3 stops it");
         rankplan_done(plan);
-    } else if (!mem_grow((void **)&c->queue, &c->cap_queue, c->n_queue + 1, sizeof *c->queue)) {
+    } else if (!push(c, plan)) {
         app_message(a, ROLE_BAD, "out of memory");
-        rankplan_done(plan);
     } else {
-        c->queue[c->n_queue++] = *plan;
+        app_changed(a);
         app_message(a, ROLE_GOOD, "%zu plan%s wait%s behind the running conversion (screen 3)",
                     c->n_queue, c->n_queue > 1 ? "s" : "", c->n_queue > 1 ? "" : "s");
     }
 }
 
+static void begin_next(struct app *a)
+{
+    struct convert_state *c = &a->convert;
+    if (!c->n_queue)
+        return;
+    struct rankplan next = c->queue[0];
+    memmove(c->queue, c->queue + 1, --c->n_queue * sizeof *c->queue);
+    begin(a, &next);
+}
+
 void convert_start(struct app *a)
 {
+    const struct convert_state *c = &a->convert;
     struct rankplan plan;
     if (!a->ranks.has_plan) {
         app_message(a, ROLE_WARN, "open a model that can be converted first (screen 1)");
+        return;
+    }
+    /* What waits since the last start goes first, unless screen 2 asks for another plan. */
+    if (!running(a) && c->n_queue &&
+        (a->j.screen == SCREEN_CONVERT || rankplan_equal(&c->queue[0], &a->ranks.plan))) {
+        begin_next(a);
+        app_go(a, SCREEN_CONVERT);
         return;
     }
     if (rankplan_copy(&plan, &a->ranks.plan, NULL)) {
@@ -140,25 +214,19 @@ void convert_start(struct app *a)
     app_go(a, SCREEN_CONVERT);
 }
 
-static void begin_next(struct app *a)
-{
-    struct convert_state *c = &a->convert;
-    if (!c->n_queue)
-        return;
-    struct rankplan next = c->queue[0];
-    memmove(c->queue, c->queue + 1, --c->n_queue * sizeof *c->queue);
-    begin(a, &next);
-}
-
 bool convert_stop(struct app *a)
 {
-    if (!running(a))
-        return false;
+    if (!running(a)) {
+        bool waits = a->convert.n_queue > 0;
+        drop_queue(a);
+        app_changed(a);
+        return waits;
+    }
     if (a->convert.calibrate_first)
         worker_cancel_kind(a->worker, &job_calibrate);
     worker_cancel_kind(a->worker, &job_convert);
     app_message(a, ROLE_NORMAL, "stopping…");
-    convert_drop_queue(a);
+    drop_queue(a);
     return true;
 }
 
@@ -190,7 +258,7 @@ void convert_event(struct app *a, struct event *v)
     if (c->result.path[0]) {
         text_set(&a->j.conversion, c->result.path);
         text_list_add(&a->j.conversions, c->result.path, 1000);
-        worker_submit(a->worker, &job_scan, scan_args()); /* the list of screen 1 */
+        worker_submit(a->worker, &job_scan, scan_args(&a->j.recent)); /* the list of screen 1 */
         app_message(a, ROLE_GOOD, "converted and saved; 4 talks with both");
     } else if (a->lock < 0) {
         app_message(a, ROLE_WARN, "converted; not saved, since another mlathe has the workspace");
@@ -215,6 +283,7 @@ static void ended(struct app *a, const struct event *v)
     if (v->job_kind == &job_calibrate ? !c->calibrate_first : v->status == OK)
         return;
     c->ended_sec = clock_now();
+    app_changed(a);
     c->phase = v->status == ERR_CANCELLED ? CONVERT_STOPPED : CONVERT_FAILED;
     if (v->status == ERR_CANCELLED) {
         app_message(a, ROLE_NORMAL, "stopped: everything is as before");

@@ -24,6 +24,19 @@ const struct rankplan *export_plan(const struct app *a)
                                  : NULL;
 }
 
+/* Which engines need it; transformers keeps biases. */
+static bool folds(const struct app *a, enum stock_engine t)
+{
+    return a->export.fold_biases && a->info.stock.biases && t != STOCK_HF;
+}
+
+void export_verdict(const struct app *a, enum stock_engine t, struct stock_verdict *out)
+{
+    struct stock_facts facts = a->info.stock;
+    facts.biases = facts.biases && !folds(a, t);
+    stock_check(&facts, export_plan(a), t, out);
+}
+
 void export_drop(struct app *a)
 {
     struct export_state *x = &a->export;
@@ -40,6 +53,12 @@ static void start(struct app *a, const char *path, bool dry_run, bool force)
                                .dtype = export_numbers(a, (enum stock_engine)x->at),
                                .path = path,
                                .from = a->j.conversion,
+                               .narrow_rank = x->narrow_rank,
+                               .mtp = x->mtp,
+                               .fold_biases = folds(a, (enum stock_engine)x->at),
+                               .files = (const char *const *)&a->j.calibration,
+                               .n_files = a->j.calibration != NULL,
+                               .tokens = PLAN_TOKENS,
                                .force = force,
                                .dry_run = dry_run};
     if (worker_count(a->worker, &job_export)) {
@@ -71,7 +90,7 @@ static const char *refusal(const struct app *a, struct stock_verdict *v)
 {
     if (!a->convert.has_result)
         return "nothing is converted yet: c on screen 2 converts";
-    stock_check(&a->info.stock, export_plan(a), (enum stock_engine)a->export.at, v);
+    export_verdict(a, (enum stock_engine)a->export.at, v);
     return v->fit == STOCK_NO ? v->text : NULL;
 }
 
@@ -93,8 +112,25 @@ static void want(struct app *a, bool dry_run)
     free(path);
 }
 
-bool export_answer(struct app *a, const char *text)
+static bool answer_queries(struct app *a, const char *text)
 {
+    char *end;
+    long rank = strtol(text, &end, 10);
+    while (*end == ' ')
+        end++;
+    if (end == text || *end || rank < 0 || rank > a->info.hidden) {
+        snprintf(a->ask.error, sizeof a->ask.error,
+                 "give a rank from 1 to %d, or 0 for queries as they are", a->info.hidden);
+        return false;
+    }
+    a->export.narrow_rank = (int)rank;
+    return true;
+}
+
+bool export_answer(struct app *a, enum request what, const char *text)
+{
+    if (what == REQ_EXPORT_QUERIES)
+        return answer_queries(a, text);
     char *path = ask_expand_home(text);
     struct export_state *x = &a->export;
     bool named = path && path[0], there = named && file_exists(path);
@@ -123,6 +159,31 @@ static void next_numbers(struct app *a)
                 dtype_traits(export_numbers(a, (enum stock_engine)a->export.at))->name);
 }
 
+/* What only some engines or models can have. */
+static void change_option(struct app *a, enum request r)
+{
+    struct export_state *x = &a->export;
+    char preset[16] = "";
+    if (r == REQ_EXPORT_QUERIES) {
+        snprintf(preset, sizeof preset, "%d", x->narrow_rank);
+        ask_open(a, r, "rank of the queries (0: as they are)", preset, false);
+    } else if (r == REQ_EXPORT_MTP) {
+        x->mtp = !x->mtp;
+        app_message(a, ROLE_NORMAL,
+                    x->mtp ? "with a prediction layer, fitted to the calibration text"
+                           : "without a prediction layer");
+    } else if (!a->has_model || !a->info.stock.biases) {
+        app_message(a, ROLE_WARN,
+                    a->has_model ? "this model has no biases to fold"
+                                 : "no model is open: open one on screen 1");
+    } else {
+        x->fold_biases = !x->fold_biases;
+        app_message(a, ROLE_NORMAL,
+                    x->fold_biases ? "biases are folded for engines that have none"
+                                   : "biases stay as they are");
+    }
+}
+
 bool export_request(struct app *a, enum request r)
 {
     struct export_state *x = &a->export;
@@ -134,6 +195,9 @@ bool export_request(struct app *a, enum request r)
     case REQ_PAGE_DOWN:
     case REQ_LAST: x->at = STOCK_ENGINES - 1; break;
     case REQ_EXPORT_TYPE: next_numbers(a); break;
+    case REQ_EXPORT_QUERIES:
+    case REQ_EXPORT_MTP:
+    case REQ_EXPORT_FOLD: change_option(a, r); break;
     case REQ_EXPORT_DRY: want(a, true); break;
     case REQ_EXPORT_PATH: want(a, false); break;
     case REQ_STOP:

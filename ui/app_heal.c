@@ -23,7 +23,7 @@ static void clear_curve(struct heal_screen *h)
 void heal_drop(struct app *a)
 {
     struct heal_screen *h = &a->heal;
-    if (h->phase == HEAL_RUNNING)
+    if (h->phase == HEAL_RUNNING && a->worker)
         worker_cancel_kind(a->worker, &job_heal);
     clear_curve(h);
     free(h->file);
@@ -220,7 +220,7 @@ void heal_event(struct app *a, struct event *v)
     if (a->convert.result.path[0]) {
         text_set(&a->j.conversion, a->convert.result.path);
         text_list_add(&a->j.conversions, a->convert.result.path, 1000);
-        worker_submit(a->worker, &job_scan, scan_args());
+        worker_submit(a->worker, &job_scan, scan_args(&a->j.recent));
     }
     chat_model_changed(a);
     eval_model_changed(a);

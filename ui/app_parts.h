@@ -24,6 +24,7 @@ void plan_want_spectra(struct app *a);
 void plan_keep(struct app *a); /* writes the plan into the journal */
 int plan_step(const struct app *a);
 void plan_range(const struct app *a, int *first, int *last); /* the layers that a change is for */
+void plan_keep_foreign(struct app *a, cJSON **plan, const char *why); /* into a file; frees it */
 char *plan_put_away(struct app *a, const struct rankplan *p); /* into a file: its path, or NULL */
 int plan_curves(const struct app *a, bool *calibrated); /* layers whose spectrum fits the plan */
 bool plan_curve_fits(const struct app *a, int layer);
@@ -75,11 +76,13 @@ void sensitivity_wants(const struct app *a, char *text, size_t size);
 
 /* app_export.c */
 bool export_request(struct app *a, enum request r);
-bool export_answer(struct app *a, const char *path); /* false: ask.error */
+bool export_answer(struct app *a, enum request what, const char *text); /* false: ask.error */
 void export_event(struct app *a, struct export_report *r);
 void export_job_done(struct app *a, const struct event *v);
 void export_drop(struct app *a);
 enum dtype export_numbers(const struct app *a, enum stock_engine t); /* chosen for that engine */
+/* stock_check of the plan below, with the options chosen. */
+void export_verdict(const struct app *a, enum stock_engine t, struct stock_verdict *out);
 /* The plan that an export would be of: the conversion's, else screen 2's; NULL: neither. */
 const struct rankplan *export_plan(const struct app *a);
 
@@ -90,7 +93,8 @@ void convert_event(struct app *a, struct event *v);
 void convert_job_done(struct app *a, const struct event *v);
 void convert_adopt(struct app *a, struct rankplan *plan, struct conversion_report *r);
 void convert_drop(struct app *a);
-void convert_drop_queue(struct app *a); /* plans that wait go to files */
+void convert_keep(struct app *a); /* writes the plans that wait into the journal */
+void convert_restore(struct app *a); /* those of the last start, once a model is open */
 
 /* app_heal.c: healing the conversion in use, on screen 3 */
 bool heal_request(struct app *a, enum request r);

@@ -413,6 +413,11 @@ static bool request(struct app *a, enum request r)
             return false;
         toggle_mark(a);
         return true;
+    case REQ_ZOOM:
+        s->zoom = (s->zoom + 1) % 4;
+        app_message(a, ROLE_NORMAL, s->zoom ? "the spectrum around its cut, %d times as near"
+                                            : "all of the spectrum", 1 << s->zoom);
+        return true;
     case REQ_SCALE:
         s->linear = !s->linear;
         app_message(a, ROLE_NORMAL, s->linear ? "spectra by value" : "spectra in decades");
@@ -621,7 +626,8 @@ static bool answer(struct app *a, enum request what, const char *text)
     case REQ_SAVE_PLAN: return answer_save(a, text);
     case REQ_LOAD_PLAN: return answer_load(a, text);
     case REQ_CALIBRATE: return answer_calibrate(a, text);
-    case REQ_EXPORT_PATH: return export_answer(a, text);
+    case REQ_EXPORT_PATH:
+    case REQ_EXPORT_QUERIES: return export_answer(a, what, text);
     case REQ_HEAL: return heal_answer(a, text);
     case REQ_PATH: {
         char *path = ask_expand_home(text);
@@ -659,7 +665,7 @@ char *plan_put_away(struct app *a, const struct rankplan *p)
 }
 
 /* A plan of another model is put into a file instead of being dropped. */
-static void keep_foreign_plan(struct app *a, cJSON **plan, const char *why)
+void plan_keep_foreign(struct app *a, cJSON **plan, const char *why)
 {
     const cJSON *model = json_get(*plan, "model");
     char *dir = path_join(a->paths.data, "plans");
@@ -703,7 +709,7 @@ void plan_loaded(struct app *a, const struct loaded_model *m)
     if (a->j.plan) {
         rc = rankplan_from_json(&r->plan, &a->info.plan_model, a->j.plan, "plan", &e);
         if (rc)
-            keep_foreign_plan(a, &a->j.plan, e.text);
+            plan_keep_foreign(a, &a->j.plan, e.text);
     }
     if (rc && m->has_conversion)
         rc = rankplan_copy(&r->plan, &m->plan, &e);
@@ -717,7 +723,7 @@ void plan_loaded(struct app *a, const struct loaded_model *m)
     }
     r->has_plan = true;
     if (!compare_loaded(a))
-        keep_foreign_plan(a, &a->j.plan_b, "plan B was for another model");
+        plan_keep_foreign(a, &a->j.plan_b, "plan B was for another model");
     plan_want_spectra(a);
 }
 

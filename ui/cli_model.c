@@ -50,7 +50,7 @@ int cli_models(struct cli *c, struct err *e)
 {
     struct model_entry *m;
     size_t n;
-    int rc = models_scan(&m, &n, e);
+    int rc = models_scan(&m, &n, NULL, 0, e);
     if (rc)
         return rc;
     if (c->o.json) {

@@ -43,6 +43,7 @@ static const struct binding table[] = {
     {REQ_SWAP, IN_RANKS, {'v'}, NULL, "swap plans A and B"},
     {REQ_MARK, IN_RANKS, {' ', 'V'}, NULL, "mark a range of layers: changes count for all of it"},
     {REQ_SCALE, IN_RANKS, {'L'}, NULL, "spectra in decades, or linear"},
+    {REQ_ZOOM, IN_RANKS, {'Z'}, NULL, "a closer look at the spectrum around its cut"},
     {REQ_WHATIF, IN_RANKS, {'x'}, NULL, "type context x batch and a memory: 8192x1 24GiB"},
 
     {REQ_START, IN_EVAL, {UI_ENTER, 'r'}, "run", "measure"},
@@ -57,6 +58,9 @@ static const struct binding table[] = {
 
     {REQ_EXPORT_PATH, IN_EXPORT, {UI_ENTER, 'w'}, "write", "write the export; asks for its name"},
     {REQ_EXPORT_TYPE, IN_EXPORT, {'t'}, "numbers", "another type of numbers"},
+    {REQ_EXPORT_QUERIES, IN_EXPORT, {'r'}, NULL, "type a rank for the queries (0: as they are)"},
+    {REQ_EXPORT_MTP, IN_EXPORT, {'m'}, NULL, "with DeepSeek's layer that predicts one token more"},
+    {REQ_EXPORT_FOLD, IN_EXPORT, {'b'}, NULL, "fold biases, for engines that have none"},
     {REQ_EXPORT_DRY, IN_EXPORT, {'d'}, "dry run", "say what would be written, write nothing"},
 
     {REQ_SEND, IN_PROMPT, {UI_ENTER}, "send", "send the prompt; after a trailing \\: a new line"},
@@ -182,6 +186,7 @@ static const char *const request_names[REQ_COUNT] = {
     [REQ_WHATIF] = "what-if",
     [REQ_MARK] = "mark",
     [REQ_SCALE] = "scale",
+    [REQ_ZOOM] = "zoom",
     [REQ_UNDO] = "undo",
     [REQ_REDO] = "redo",
     [REQ_PROBE] = "probe",
@@ -206,6 +211,9 @@ static const char *const request_names[REQ_COUNT] = {
     [REQ_EXPORT_TYPE] = "export-numbers",
     [REQ_EXPORT_DRY] = "export-dry",
     [REQ_EXPORT_PATH] = "export-write",
+    [REQ_EXPORT_QUERIES] = "export-queries",
+    [REQ_EXPORT_MTP] = "export-prediction",
+    [REQ_EXPORT_FOLD] = "export-fold",
     [REQ_SEND] = "send",
     [REQ_NEWLINE] = "new-line",
     [REQ_MODE] = "mode",

@@ -197,10 +197,12 @@ static void draw(struct app *a, struct screen *s, struct rect body)
                      c->phase == CONVERT_NONE && c->has_result ? "convert: the conversion in use"
                      : first                                   ? "convert: calibrating first"
                                                                : title[c->phase]);
-    for (size_t i = 0; i < c->n_queue && n < (int)sizeof words - 24; i++)
-        n +=
-            snprintf(words + n, sizeof words - (size_t)n,
-                     i ? ", %.0f%%" : "; then a plan of %.0f%%", 100 * rankplan_kept(&c->queue[i]));
+    for (size_t i = 0; i < c->n_queue && n < (int)sizeof words - 32; i++)
+        n += snprintf(words + n, sizeof words - (size_t)n,
+                      i      ? ", %.0f%%"
+                      : runs ? "; then a plan of %.0f%%"
+                             : "; c begins plans of %.0f%%",
+                      100 * rankplan_kept(&c->queue[i]));
     screen_box(s, top, ROLE_BORDER, words);
     struct rect in = layout_inside(top);
     if (runs)

@@ -10,7 +10,7 @@
 enum { COL_NUMBERS = 16, COL_LOADS = 23 };
 
 static void draw_engine(const struct app *a, struct screen *s, int y, struct rect in,
-                        enum stock_engine t, const struct rankplan *p)
+                        enum stock_engine t)
 {
     struct stock_verdict v;
     bool selected = a->export.at == (int)t;
@@ -20,11 +20,13 @@ static void draw_engine(const struct app *a, struct screen *s, int y, struct rec
     for (; name[n] && n < sizeof numbers - 1; n++)
         numbers[n] = (char)(name[n] >= 'A' && name[n] <= 'Z' ? name[n] + 32 : name[n]);
     numbers[n] = 0;
-    stock_check(&a->info.stock, p, t, &v);
+    export_verdict(a, t, &v);
     bool loads = v.fit != STOCK_NO;
     enum role role = selected ? ROLE_SELECTED : ROLE_NORMAL;
-    if (selected)
+    if (selected) {
         screen_fill(s, (struct rect){y, in.x, 1, in.w}, role);
+        screen_cursor(s, y, in.x);
+    }
     screen_put(s, y, in.x, 1, role, selected ? "▶" : " ");
     screen_put(s, y, in.x + 2, in.w - 2, role, stock_name(t));
     screen_put(s, y, in.x + COL_NUMBERS, in.w - COL_NUMBERS, role, numbers);
@@ -55,6 +57,42 @@ static int put_wrapped(struct screen *s, int y, int end, int x, int w, enum role
     return y;
 }
 
+/* What can be chosen besides, with its keys. */
+static void draw_options(const struct app *a, struct screen *s, int y, int x, int w)
+{
+    const struct export_state *e = &a->export;
+    char queries[16] = "whole";
+    if (e->narrow_rank)
+        snprintf(queries, sizeof queries, "rank %d", e->narrow_rank);
+    int k = screen_putf(s, y, x + 1, w - 1, e->narrow_rank ? ROLE_NORMAL : ROLE_DIM,
+                        "queries %s (r)   ", queries);
+    k += screen_putf(s, y, x + 1 + k, w - 1 - k, e->mtp ? ROLE_NORMAL : ROLE_DIM,
+                     "prediction layer %s (m)   ", e->mtp ? "yes" : "no");
+    if (a->info.stock.biases)
+        screen_putf(s, y, x + 1 + k, w - 1 - k, e->fold_biases ? ROLE_NORMAL : ROLE_DIM,
+                    "biases %s (b)", e->fold_biases ? "folded" : "kept");
+}
+
+/* What the options cost, as the export measured it. */
+static int draw_costs(const struct app *a, struct screen *s, int y, int end, int x, int w)
+{
+    const struct export_report *r = &a->export.report;
+    char error[16] = "--";
+    if (!a->clock_off)
+        snprintf(error, sizeof error, "%.0e", r->loss.nmse);
+    if (r->query_kept > 0 && y < end)
+        screen_putf(s, y++, x, w, ROLE_NORMAL, "queries keep %.2f%% of their energy",
+                    100 * r->query_kept);
+    if (r->drafted && y < end)
+        screen_putf(s, y++, x, w, ROLE_NORMAL, "prediction layer: %d of %d guesses right",
+                    r->accepted, r->drafted);
+    if (r->loss.done && y < end)
+        screen_putf(s, y++, x, w, ROLE_NORMAL,
+                    "%s: squared error of the logits %s, same first %d of %d", r->loss.name, error,
+                    r->loss.same_top1, r->loss.tokens);
+    return y;
+}
+
 static int draw_result(const struct app *a, struct screen *s, int y, int end, int x, int w)
 {
     const struct export_state *e = &a->export;
@@ -76,6 +114,7 @@ static int draw_result(const struct app *a, struct screen *s, int y, int end, in
         screen_tail(s, y++, x + 2, w - 2, ROLE_NORMAL, app_path_text(r->path, shown));
     for (size_t i = 0; i < r->n_file && i < 12 && y < end; i++)
         screen_putf(s, y++, x + 2, w - 2, ROLE_DIM, "%s", r->file[i].name);
+    y = draw_costs(a, s, y, end, x, w);
     char error[16] = "--"; /* its digits differ between machines */
     if (!a->clock_off)
         snprintf(error, sizeof error, "%.0e", k->nmse);
@@ -109,8 +148,9 @@ static void draw(struct app *a, struct screen *s, struct rect body)
     screen_put(s, y, in.x + COL_NUMBERS, w - COL_NUMBERS, ROLE_DIM, "numbers");
     screen_put(s, y++, in.x + COL_LOADS + 2, w - COL_LOADS, ROLE_DIM, "loads");
     for (int t = 0; t < STOCK_ENGINES && y < end; t++)
-        draw_engine(a, s, y++, in, (enum stock_engine)t, p);
-    stock_check(&a->info.stock, p, (enum stock_engine)a->export.at, &v);
+        draw_engine(a, s, y++, in, (enum stock_engine)t);
+    export_verdict(a, (enum stock_engine)a->export.at, &v);
+    draw_options(a, s, y++, x, w);
     y++;
     if (v.text[0])
         y = 1 + put_wrapped(s, y, end, x, w, v.fit == STOCK_NO ? ROLE_WARN : ROLE_NORMAL, v.text);

@@ -31,8 +31,10 @@ static void draw_row(const struct app *a, struct screen *s, int y, struct rect i
     int rest_width = in.w >= 56 ? 34 : in.w >= 40 ? 19 : 0;
     kvmem_text((double)m->bytes, size, sizeof size);
     count_text((double)m->parameters, count);
-    if (selected)
+    if (selected) {
         screen_fill(s, (struct rect){y, in.x, 1, in.w}, role);
+        screen_cursor(s, y, in.x);
+    }
     screen_put(s, y, in.x, 1, role, selected ? "▶" : " ");
     screen_put(s, y, in.x + 1, 1, role, is_open(a, m) ? "●" : m->usable ? " " : "✗");
     screen_put(s, y, in.x + 3, in.w - 3 - rest_width - 1, role, m->name ? m->name : "?");

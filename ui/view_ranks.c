@@ -48,8 +48,10 @@ static void draw_layer(const struct app *a, struct screen *s, int y, struct rect
     double gqa = kvmem_gqa_numbers(r->plan.model.n_kv_head, r->plan.model.head_dim);
     int numbers = kvmem_mla_numbers(p->kv_lora_rank, p->qk_rope_head_dim);
     int bar = in.w - COL_BAR - W_ENERGY - W_DAMAGE;
-    if (selected)
+    if (selected) {
         screen_fill(s, (struct rect){y, in.x, 1, in.w}, role);
+        screen_cursor(s, y, in.x);
+    }
     int first, last;
     plan_range(a, &first, &last);
     screen_put(s, y, in.x, 1, role, selected ? "▶" : l >= first && l <= last ? "│" : " ");
@@ -109,55 +111,93 @@ static void draw_list(struct app *a, struct screen *s, struct rect r)
         screen_right(s, r.y + r.h - 1, r.x, r.w - 2, ROLE_FOCUS, " ↓ more ");
 }
 
-/* log10 of y relative to its first element, over four decades at least and eight at most. */
-static double *decades(const double *y, int n, double *lo)
-{
-    double *v = mem_calloc((size_t)n, sizeof *v), least = 0;
-    for (int i = 0; v && i < n; i++) {
-        /* What is nothing but rounding is left out of the picture. */
-        v[i] = y[0] > 0 && y[i] > 1e-8 * y[0] ? log10(y[i] / y[0]) : NAN;
-        if (v[i] < least)
-            least = v[i];
-    }
-    *lo = least > -4 ? -4 : floor(least);
-    return v;
-}
-
-/* y relative to its first element. */
-static double *shares(const double *y, int n, double *lo)
-{
-    double *v = mem_calloc((size_t)n, sizeof *v);
-    for (int i = 0; v && i < n; i++)
-        v[i] = y[0] > 0 ? y[i] / y[0] : NAN;
-    *lo = 0;
-    return v;
-}
-
 struct curve {
     const double *y;
     int n, cut; /* cut: index of the first component dropped; -1: none */
     bool linear;
+    int zoom; /* 2^zoom times, around the cut */
 };
 
-/* Plot area with decades at the left, indices below, and the cut as a dotted line. */
+/* The part of a curve that is in the picture: its first component, their number, and between which
+ * values: shares of the first component of all, or their log10. */
+struct window {
+    int from, n;
+    double lo, hi;
+};
+
+/* All of it goes from 1 down to 0, or over four decades at least and eight at most; a part of it
+ * from its largest to its smallest value. */
+static struct window look(const struct curve *c, const double *v)
+{
+    struct window w = {0, c->n, c->linear ? 0 : -4, c->linear ? 1 : 0};
+    double least = INFINITY, most = -INFINITY;
+    if (c->zoom) {
+        w.n = c->n >> c->zoom > 8 ? c->n >> c->zoom : c->n < 8 ? c->n : 8;
+        w.from = c->cut - w.n / 2;
+        w.from = w.from < 0 ? 0 : w.from + w.n > c->n ? c->n - w.n : w.from;
+    }
+    for (int i = w.from; i < w.from + w.n; i++) {
+        least = fmin(least, v[i]); /* of a number and NaN: the number */
+        most = fmax(most, v[i]);
+    }
+    if (!c->linear && least < w.lo)
+        w.lo = floor(least);
+    if (c->zoom && least < most) {
+        w.lo = least;
+        w.hi = most;
+    }
+    return w;
+}
+
+/* What is nothing but rounding is left out of the picture. */
+static double *values(const struct curve *c)
+{
+    double *v = mem_calloc((size_t)c->n, sizeof *v), first = c->y[0];
+    for (int i = 0; v && i < c->n; i++) {
+        double share = first > 0 ? c->y[i] / first : NAN;
+        v[i] = c->linear ? share : share > 1e-8 ? log10(share) : NAN;
+    }
+    return v;
+}
+
+/* Of all: every second decade, or 1, 0.5, 0. Of a part: its largest, middle and smallest value. */
+static void draw_axis(struct screen *s, struct rect area, int x, const struct curve *c,
+                      const struct window *w)
+{
+    for (int d = 0; !c->linear && !c->zoom && d >= (int)w->lo; d -= 2)
+        screen_putf(s, area.y + (int)(d / w->lo * (area.h - 1) + 0.5), x, 5, ROLE_DIM, "1e%d", d);
+    for (int i = 0; (c->linear || c->zoom) && i < 3; i++) {
+        double at = w->hi - 0.5 * i * (w->hi - w->lo);
+        double share = c->linear ? at : pow(10, at);
+        char text[16];
+        snprintf(text, sizeof text,
+                 share < 0.01 && share > 0 ? "%.0e"
+                 : c->zoom                 ? "%.2f"
+                                           : "%.1f",
+                 share);
+        char *zero = strstr(text, "e-0"); /* four columns: 3e-4 */
+        if (zero)
+            memmove(zero + 2, zero + 3, strlen(zero + 2));
+        screen_put(s, area.y + i * (area.h - 1) / 2, x, 5, ROLE_DIM, text);
+    }
+}
+
+/* Plot area with values at the left, indices below, and the cut as a dotted line. */
 static void draw_plot(struct screen *s, struct rect in, const struct curve *c, bool fresh)
 {
     struct plot p;
-    double lo, *v = (c->linear ? shares : decades)(c->y, c->n, &lo);
+    double *v = values(c);
     struct rect area = {in.y, in.x + 5, in.h - 1, in.w - 6};
-    if (!v || s->plain || area.h < 2 || area.w < 8 || plot_init(&p, area.h, area.w, s->ascii, NULL)) {
+    if (!v || s->plain || area.h < 2 || area.w < 8 ||
+        plot_init(&p, area.h, area.w, s->ascii, NULL)) {
         free(v);
         return;
     }
-    plot_curve(&p, v, c->n, lo, c->linear ? 1 : 0);
-    for (int i = 0; c->linear && i < 3; i++) /* 1, 0.5, 0 */
-        screen_putf(s, area.y + i * (area.h - 1) / 2, in.x, 5, ROLE_DIM, "%.1f", 1 - 0.5 * i);
-    for (int d = 0; !c->linear && d >= (int)lo; d--) {
-        int row = (int)(-d / -lo * (area.h - 1) + 0.5);
-        if (d % 2 == 0)
-            screen_putf(s, area.y + row, in.x, 5, ROLE_DIM, "1e%d", d);
-    }
-    int cut = c->cut >= 0 && c->cut < c->n ? plot_column(&p, c->cut, c->n) : -1;
+    struct window w = look(c, v);
+    plot_curve(&p, v + w.from, w.n, w.lo, w.hi);
+    draw_axis(s, area, in.x, c, &w);
+    int cut =
+        c->cut >= w.from && c->cut < w.from + w.n ? plot_column(&p, c->cut - w.from, w.n) : -1;
     char text[16], mark[32];
     for (int y = 0; y < area.h; y++)
         for (int x = 0; x < area.w; x++) {
@@ -169,14 +209,15 @@ static void draw_plot(struct screen *s, struct rect in, const struct curve *c, b
             else if (!empty)
                 screen_put(s, area.y + y, area.x + x, 1, role, text);
         }
-    /* Below: 0, the cut, and the last index, without running into one another. */
+    /* Below: where it begins, the cut, and where it ends, without running into one another. */
     int y = in.y + in.h - 1;
     snprintf(mark, sizeof mark, "r=%d", c->cut);
     int at = cut - (int)strlen(mark) / 2, width = (int)strlen(mark);
     at = at < 0 ? 0 : at + width > area.w ? area.w - width : at;
-    if (cut < 0 || at >= 2)
-        screen_put(s, y, area.x, 1, ROLE_DIM, "0");
-    snprintf(text, sizeof text, "%d", c->n);
+    snprintf(text, sizeof text, "%d", w.from);
+    if (cut < 0 || at > (int)strlen(text))
+        screen_put(s, y, area.x, area.w, ROLE_DIM, text);
+    snprintf(text, sizeof text, "%d", w.from + w.n);
     if (cut < 0 || at + width < area.w - (int)strlen(text))
         screen_right(s, y, area.x, area.w, ROLE_DIM, text);
     if (cut >= 0)
@@ -261,9 +302,12 @@ static void draw_joint(const struct app *a, struct screen *s, struct rect r)
     struct rect in = layout_inside(r);
     bool fits = plan_curve_fits(a, k->layer);
     char title[128];
-    snprintf(title, sizeof title, "layer %d: %s%s%s", k->layer,
+    char zoom[16] = "";
+    if (k->zoom)
+        snprintf(zoom, sizeof zoom, " %d× (Z)", 1 << k->zoom);
+    snprintf(title, sizeof title, "layer %d: %s%s%s%s", k->layer,
              c->there && c->spectrum.calibrated ? "spectrum, calibrated" : "spectrum, weights only",
-             c->there && !fits ? ", " : "", c->there && !fits ? waiting_text(a) : "");
+             zoom, c->there && !fits ? ", " : "", c->there && !fits ? waiting_text(a) : "");
     screen_box(s, r, ROLE_BORDER, title);
     if (in.h < 4)
         return;
@@ -272,7 +316,7 @@ static void draw_joint(const struct app *a, struct screen *s, struct rect r)
         return;
     }
     int rank = k->plan.layer[k->layer].kv_lora_rank;
-    struct curve curve = {c->spectrum.joint, c->spectrum.n, rank, k->linear};
+    struct curve curve = {c->spectrum.joint, c->spectrum.n, rank, k->linear, k->zoom};
     char text[3][160];
     int lines = curve_lines(a, c, k->layer, in.w, text), room = in.h - PLOT_ROWS;
     lines = lines < room ? lines : room > 1 ? room : 1;
@@ -292,8 +336,8 @@ static void draw_apart(const struct app *a, struct screen *s, struct rect r)
         return;
     bool fits = plan_curve_fits(a, k->layer);
     struct rect top = {r.y, r.x, r.h / 2, r.w}, low = {r.y + r.h / 2, r.x, r.h - r.h / 2, r.w};
-    struct curve key = {c->spectrum.key, c->spectrum.n_key, -1, k->linear};
-    struct curve value = {c->spectrum.value, c->spectrum.n_value, -1, k->linear};
+    struct curve key = {c->spectrum.key, c->spectrum.n_key, -1, k->linear, 0};
+    struct curve value = {c->spectrum.value, c->spectrum.n_value, -1, k->linear, 0};
     screen_box(s, top, ROLE_BORDER, "keys alone");
     screen_box(s, low, ROLE_BORDER, "values alone");
     if (key.n > 0)
