@@ -1,7 +1,6 @@
 /* workspace: the one place that knows two models exist. It owns the original model, its tokenizer
- * and engine, the calibration statistics, and the converted model beside it, and offers every job
- * as a plain blocking function. Only one thread may use a workspace: the worker (screens) or main
- * (command line). Results come back as plain values that the caller owns. */
+ * and engine, its statistics and the converted model, and offers every job as a plain blocking
+ * function to one thread: the worker (screens) or main (command line). Results are the caller's. */
 #ifndef MLATHE_SESSIONS_WORKSPACE_H
 #define MLATHE_SESSIONS_WORKSPACE_H
 
@@ -58,8 +57,7 @@ const struct model *workspace_model(const struct workspace *w, enum side side);
 const struct tokenizer *workspace_tokenizer(const struct workspace *w, struct err *e);
 const struct chatfmt *workspace_chatfmt(const struct workspace *w, struct err *e);
 
-/* Calibration: N tokens as windows of 256 spread evenly over each file (shared equally), plus a few
- * long windows for the phase statistics; or text that the model writes itself. */
+/* Windows of 256 tokens all over the files, and a few long ones; or text of the model's own. */
 struct calib_options {
     const char *const *files;
     int n_files;       /* 0: self-generated */
@@ -67,12 +65,10 @@ struct calib_options {
     long long tokens;  /* 0: 32768 from files, 8192 self-generated */
     uint64_t seed;
     int stat_groups; /* query heads share statistics in so many groups; 0: as memory allows */
-    double until; /* layers whose spectra change by less between half and all of the tokens so far
-                   * collect no more; 0: all tokens */
+    double until;    /* a layer whose spectrum changes by less collects no more; 0: all tokens */
 };
-/* on_layer (may be NULL): called as each layer's statistics are complete. Statistics are kept in
- * the workspace and, unless cache_dir is NULL, in a file there that a later call with the same
- * model and text loads instead. */
+/* on_layer (may be NULL) is called as each layer is done. Statistics are kept here and, unless
+ * cache_dir is NULL, in a file there that a later call with the same model and text loads. */
 struct calib_sink {
     void (*on_layer)(void *user, int layer, const struct spectrum *s);
     void *user;
@@ -82,8 +78,7 @@ struct calib_sink {
 int workspace_calibrate(struct workspace *w, const struct calib_options *o, const char *cache_dir,
                         const struct calib_sink *sink, const struct progress *p, struct err *e);
 bool workspace_calibrated(const struct workspace *w);
-/* How far the statistics have settled, as a sentence: what half of the tokens would have changed.
- */
+/* How far statistics have settled, in words: what half of the tokens would have changed. */
 int workspace_settled(const struct workspace *w, char *text, size_t size, struct err *e);
 /* What a plan made now records as its calibration (source, tokens, seed, sha256). */
 void workspace_stamp_plan(const struct workspace *w, struct rankplan *plan);
