@@ -184,11 +184,12 @@ int main(void)
         freq[j] = 0.8 * pow(0.5, j);
     CHECK_OK(json_read_file(&root, test_path("heal/reference.json"), 1 << 20, &e), e);
     CHECK_OK(model_open(&m, test_path("arch/llama_gqa_tied"), &e), e);
-    CHECK_OK(backend_open(&b, "cpu", &opt, &e), e);
+    CHECK_OK(backend_open(&b, "ref", &opt, &e), e);
     CHECK_OK(engine_new(&g, m, b, NULL, &e), e);
     struct conversion *c = convert(m, freq, keep);
-    /* The original runs in fp32 here: 1e-6 of a loss of 12, and of gradients. Steps are 1e-3 of a
-     * tensor's rms, of which fp32 weights keep 6e-5. */
+    /* The original runs in fp32 here: 1e-6 of a loss of 12, and of gradients, by the backend that
+     * rounds alike on every processor: Adam's second step makes more of that rounding where a
+     * gradient is small. Steps are 1e-3 of a tensor's rms, of which fp32 weights keep 6e-5. */
     check(&grad_f64, g, c, root, 5e-6, 2e-5, 1e-5);
     check(grad_fast(), g, c, root, 1e-5, 3e-5, 2e-4);
     conversion_free(c);
