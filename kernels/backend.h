@@ -10,7 +10,7 @@
 #ifndef MLATHE_KERNELS_BACKEND_H
 #define MLATHE_KERNELS_BACKEND_H
 
-#include "kernels/dtype.h"
+#include "kernels/backend_args.h"
 
 struct algebra_ops;
 struct backend;
@@ -33,52 +33,6 @@ struct backend_options {
     size_t copies; /* bytes that copies of weights may take, 0: any; beyond it they are used as the
                     * file has them, more slowly */
     const char *isa; /* "scalar", "avx2", "avx512": the most to use, for tests; NULL: all */
-};
-
-/* out[T][H·d]; q[T][H·d] rotated, the query rows sit at positions past … past+T−1.
- * k, v: cache rows 0 … past+T−1 of G·d numbers each. */
-struct attn_gqa_args {
-    float *out;
-    const float *q;
-    const void *k, *v;
-    enum dtype kv; /* F32 or F16 */
-    int T, past, H, G, d;
-    float scale;
-    float softcap; /* 0: none */
-    int window;    /* 0: none; counts the token itself */
-};
-
-/* Absorbed MLA. out[T][H·r]: attention-weighted latents. q_lat[T][H·r] and q_rope[T][H·R].
- * cache rows 0 … past+T−1: r latent numbers, then R rotated key numbers. */
-struct attn_mla_args {
-    float *out;
-    const float *q_lat, *q_rope;
-    const void *cache;
-    enum dtype kv;
-    int T, past, H, r, R;
-    float scale, softcap;
-    int window;
-};
-
-enum glu_act { GLU_SILU, GLU_GELU_TANH };
-
-/* Vectors on their way from projections to where attention reads them: n numbers of each of heads
- * heads, of which R from at on rotate, pairs (at + j, at + j + R/2). Row t, head h lies at src +
- * t·ld_src + h·stride_src and goes to dst + (row + t)·ld_dst + h·stride_dst, numbers of type. */
-struct place_part {
-    const float *src;
-    void *dst; /* may be src where type is F32 and nothing moves */
-    enum dtype type;
-    int ld_src, stride_src, ld_dst, stride_dst;
-    int heads, n, at, R;
-    int cached; /* 1: row is past; else 0 */
-};
-enum { PLACE_PARTS = 3 };
-struct place_args {
-    struct place_part part[PLACE_PARTS];
-    int parts, T, past;
-    const float *cos, *sin; /* host, [T][pairs]; every part's R is 2·pairs or 0 */
-    int pairs;
 };
 
 struct backend_ops {

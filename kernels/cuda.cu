@@ -13,18 +13,18 @@
  * TF32, 50 of fp32 and 30 of fp64 products), seconds expected:
  *
  *                                      Llama-3-8B   Llama-2-7B   Llama-3-70B
- *   upload, BF16, 55 GB/s               16 GB  0.3   13 GB  0.3   140 GB  2.6 (streams: each pass)
+ *   upload, BF16, 55 GB/s               16 GB  0.3   13 GB  0.3   140 GB  2.6 (each pass streams)
  *   forward pass, 2·N·T FLOP           6.6e14  1.6  5.4e14  1.4   5.7e15   14
  *   widening, 10 bytes a weight, group  1.6 TB 0.5   1.3 TB 0.4    14 TB  4.2
  *   attention over F32 caches          2.2e12  0.7  2.2e12  0.7   1.1e13  3.5 (at 3 TFLOP/s)
  *   second moments (moments_device.c)  4.1e14  8.3  5.8e14   12   8.0e14   16
- *   eigenproblems (cuda_solver.cu)               5            22            13 (16 host cores or there)
+ *   eigenproblems (cuda_solver.cu)               5            22            13 (16 host cores too)
  *   refit: two passes, sums, solves              8             7            73
- *   probes, 4 ranks, 4,096 rows        4.2e15   11  3.5e15    9   9.2e16  230 (only with --calib)
+ *   probes, 4 ranks, 4,096 rows        4.2e15   11  3.5e15    9   9.2e16  230 (with --calib only)
  *
- * Phase covariances and candidates stay on the host. So about 25, 45 and 130 s with refit and without
- * probes. What a better program would save: second moments in TF32 with fp32's exactness by three
- * products (a third of their time), heads' products in batches. None of it measured. */
+ * Phase covariances and candidates stay on the host. So about 25, 45 and 130 s with refit and
+ * without probes. What a better program would save: second moments in TF32 with fp32's exactness by
+ * three products (a third of their time), heads' products in batches. None of it measured. */
 #include "kernels/cuda_quant.h"
 
 #include <stdio.h>

@@ -64,7 +64,7 @@ static __device__ __forceinline__ uint32_t cuda_word(float f)
 #endif
 
 enum {
-    CUDA_THREADS = 128,   /* of every kernel but gemm */
+    CUDA_THREADS = 128,   /* of most kernels */
     CUDA_FEW = 8,         /* rows of activations up to which weights are dequantised at each use */
     CUDA_RING = 4 << 20,  /* bytes of the ring that carries ids and tables to the device */
     CUDA_PANEL = 1 << 24, /* numbers of a weight that are fp32 at a time in prefill */

@@ -181,7 +181,7 @@ void cuda_attn_join(struct cuda *c, const struct attn_args *a)
 template <bool half, int N>
 static void launch(struct cuda *c, const struct attn_args &a, dim3 grid, size_t bytes)
 {
-    if (bytes > 48 << 10 &&
+    if (bytes > 40 << 10 && /* beyond 48 KiB, what is static included, it must be asked for */
         !cuda_ok(c,
                  cudaFuncSetAttribute(attn_kernel<half, N>,
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),

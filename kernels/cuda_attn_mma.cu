@@ -7,20 +7,19 @@
  *
  * The four warps share the inner products by columns (each reads its quarter of the queries once
  * for all 32 keys and adds up through shared memory) and the values by columns too. cp.async brings
- * the next keys while these are worked on, where two blocks with two buffers each fit a processor;
- * else the second block does. Refuses (false) values wider than 512 numbers and rows beyond shared
- * memory.
+ * the next keys while these are worked on, where there is room for a second buffer without giving
+ * up a processor's second block, which hides loads as well. Refuses (false) values wider than 512
+ * numbers and rows beyond shared memory.
  *
  * Roofline: the cache's bytes; FLOPs 2·2·h·(2r + R) a key with the second halves. At h = 32, r =
  * 512, R = 64, F16: 1152 bytes and 140 kFLOP a key, 121 FLOP a byte, of 220 to 290 that an H100 has
- * to give. Clocks of a tile of 32 keys and 16 queries (37 KB) on a processor: shared memory 36
- * steps · 16
- * + 4 · 80 = 900, products 72 + 64 a warp at 4 to 8 clocks = 550 to 1100; two blocks overlap them:
- * about 1000, 37 bytes a clock, 8.5 TB/s for 16 heads on 132 processors at 1.75 GHz, 4.2 TB/s for
- * 32, 2.1 for 64. Batch 1, 4k, h = 32: 4.7 MB of cache 1.4 µs at 3.35 TB/s, parts of 64 splits 4.2
- * MB to and from L2 2 µs, latency of two tiles and two launches 4 µs: about 8 µs a layer expected,
- * aim ≤ 10. GQA of Llama-3-8B (8 heads of 128, 16 MiB a layer at 4k) 5 µs of bytes. None of it
- * measured. */
+ * to give. Clocks of a tile of 32 keys and 16 queries (37 KB) on a processor: shared memory 900 (36
+ * steps of 16, four warps of 80), products 550 to 1100 (72 and 64 a warp at 4 to 8 clocks); two
+ * blocks overlap them: about 1000, 37 bytes a clock, 8.5 TB/s for 16 heads on 132 processors
+ * at 1.75 GHz, 4.2 TB/s for 32, 2.1 for 64. Batch 1, 4k, h = 32: 4.7 MB of cache 1.4 µs at 3.35
+ * TB/s, parts of 64 splits 4.2 MB to and from L2 2 µs, latency of two tiles and two launches 4 µs:
+ * about 8 µs a layer expected, aim ≤ 10. GQA of Llama-3-8B (8 heads of 128, 16 MiB a layer at 4k) 5
+ * µs of bytes. None of it measured. */
 #include "kernels/cuda_attn.h"
 #include "kernels/cuda_mma.h"
 
@@ -349,7 +348,10 @@ bool cuda_attn_mma(struct cuda *c, struct attn_args *a)
     if (a->dv > 512 || a->v == a->k || q + tile + FIXED > c->shared_most)
         return false;
     struct mma_args m = {*a, 1, 0, 0, 0};
-    if (2 * (q + 2 * tile + FIXED) <= c->shared_most)
+    /* Two blocks a processor hide each other's loads; a second buffer does too, and where only one
+     * block fits it must. */
+    bool two = 2 * (q + tile + FIXED) <= c->shared_most;
+    if (two ? 2 * (q + 2 * tile + FIXED) <= c->shared_most : q + 2 * tile + FIXED <= c->shared_most)
         m.stages = 2;
     bool rows_wide = a->ldk % 8 == 0;
     m.wide_k = rows_wide && a->dk % 8 == 0 && (uintptr_t)a->k % 16 == 0;

@@ -111,7 +111,7 @@ struct emu_machine {
     /* What the machine is; tests change these. */
     bool driver = true, backwards = false;
     int devices = 2, major = 9, minor = 0, processors = 6;
-    size_t memory = (size_t)1 << 30;
+    size_t memory = (size_t)1 << 30, shared_most = EMU_SHARED; /* of a block */
     /* The launch under way. */
     dim3 grid, block, block_at;
     struct emu_fibre *fibre = nullptr;
@@ -261,7 +261,8 @@ static inline void *emu_shared(int line, size_t bytes)
         if (emu.array[i].line == line)
             return emu.shared + emu.array[i].at;
     size_t at = emu.shared_used + EMU_GUARD, end = at + ((bytes + 15) & ~(size_t)15) + EMU_GUARD;
-    if (emu.arrays == EMU_ARRAYS || bytes > EMU_SHARED) {
+    size_t all = end - (size_t)(emu.arrays + 1) * 2 * EMU_GUARD; /* what a device would need */
+    if (emu.arrays == EMU_ARRAYS || all > emu.shared_most) {
         emu_fault("too much shared memory", line);
         emu_wait(EMU_AT_BARRIER, -1);
     }

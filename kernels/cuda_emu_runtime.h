@@ -143,7 +143,7 @@ static inline cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int 
     *p = {};
     snprintf(p->name, sizeof p->name, "emulated device %d", device);
     p->major = emu.major, p->minor = emu.minor, p->multiProcessorCount = emu.processors;
-    p->sharedMemPerBlockOptin = EMU_SHARED;
+    p->sharedMemPerBlockOptin = emu.shared_most;
     return cudaSuccess;
 }
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)

@@ -1,17 +1,17 @@
-/* The CUDA backend's products for up to CUDA_FEW rows of activations: weights are dequantised as they
- * are read, once for all rows. A warp makes two numbers of the result, so that the activations that
- * it reads serve two rows of the weight; weights that share an input go in one launch, and so do
- * the gate, the product beside it and the activation. Refuses nothing: shapes were checked.
+/* The CUDA backend's products for up to CUDA_FEW rows of activations: weights are dequantised as
+ * they are read, once for all rows. A warp makes two numbers of the result, so that the activations
+ * that it reads serve two rows of the weight; weights that share an input go in one launch, and so
+ * do the gate, the product beside it and the activation. Refuses nothing: shapes were checked.
  *
  * Roofline: the weight's bytes. Of an H100's 3.35 TB/s, whole model: Llama-3-8B (8.0e9 numbers) 4.8
  * ms a token in 16 bits, 2.5 ms in Q8_0, 1.5 ms in Q4_1; Llama-2-7B 4.0, 2.1, 1.3 ms; 70B in Q4_K
  * 12 ms. To keep a processor's 25 GB/s coming for 700 ns takes 18 KB under way; 1024 threads (64
  * registers) with 16 bytes for each of two rows have 32 KB, with the 8 of quants 16 KB and as much
  * again of the next round, which the loop's unrolling begins early. Instructions a warp and 512
- * numbers, counted in the code for 9.0: Q8_0 some 65, Q4_1 75 (16 byte permutations, 30 additions, 18
- * FMA, 6 loads), at 4 a clock 34 and 17 bytes a clock and processor: 7.8 and 3.9 TB/s at 132 of them
- * and 1.75 GHz, so Q4 comes near its bound on an H100 and would be held by it on an H200's 4.8.
- * Activations come from L1, 1 KB for two rows of 256 numbers. None of it measured. */
+ * numbers, counted in the code for 9.0: Q8_0 some 65, Q4_1 75 (16 byte permutations, 30 additions,
+ * 18 FMA, 6 loads), at 4 a clock 34 and 17 bytes a clock and processor: 7.8 and 3.9 TB/s at 132 of
+ * them and 1.75 GHz, so Q4 comes near its bound on an H100 and would be held by it on an
+ * H200's 4.8. Activations come from L1, 1 KB for two rows of 256 numbers. None of it measured. */
 #include "kernels/cuda_quant.h"
 
 enum { WARPS = CUDA_THREADS / 32, GEMV_PARTS = 3 };

@@ -2,19 +2,21 @@
  * not. Formats that kernels do not read become fp32 on the way, exactly, for 4 bytes a number.
  *
  * Bytes travel through two pinned buffers: the pool's threads copy into one while the device takes
- * the other, an event says when a buffer may be filled again. Free memory decides what stays: an
- * eighth of the device is kept for caches, activations and statistics, and a weight that would
- * reach into it stays in host memory (it must outlive the backend's weight) and comes to a ring in
- * device memory at each use, unless it still lies there from the last. All of it happens in the
- * one stream, so a kernel never meets bytes that another still reads.
- * Refuses weights that neither fit nor find room for that ring.
+ * the other, an event says when a buffer may be filled again. On the way they part blocks from
+ * their scales, as kernels read them (cuda_quant.h). Free memory decides what stays: an eighth of
+ * the device is kept for caches, activations and statistics, and a weight that would reach into it
+ * stays in host memory (it must outlive the backend's weight) and comes to a ring in device memory
+ * at each use, unless it still lies there from the last. All of it happens in the one stream, so a
+ * kernel never meets bytes that another still reads. Refuses weights that neither fit nor find room
+ * for that ring.
  *
  * Roofline: PCIe 5 x16 carries 55 GB/s of pinned memory, the host's threads copy 20 GB/s on two
- * cores and more than the link on eight. Llama-3-8B in BF16 (16 GB) loads in 0.3 s (page cache, 8
- * cores). Streamed decoding costs the streamed bytes at that rate for every token: of a 70B in
- * Q4_K (40 GB) on 24 GB 19 GB, 0.35 s a token, beside which 12 ms of arithmetic need no overlap. A
- * conversion takes a layer's weights up once, for all windows of it: 70B in BF16 140 GB, 2.6 s in
- * all against 13 s of forward pass. None of it measured. */
+ * cores and more than the link on eight; taking blocks apart is some 5 GB/s a core. Llama-3-8B in
+ * BF16 (16 GB) loads in 0.3 s (page cache, 8 cores). Streamed decoding costs the streamed bytes at
+ * that rate for every token: of a 70B in Q4_K (40 GB) on 24 GB 19 GB, 0.35 s a token, beside which
+ * 12 ms of arithmetic need no overlap. A conversion takes a layer's weights up once, for all
+ * windows of it: 70B in BF16 140 GB, 2.6 s in all against 13 s of forward pass. None of it
+ * measured. */
 #include "kernels/cuda_quant.h"
 
 #include <stdlib.h>

@@ -276,6 +276,43 @@ static void test_streaming(void)
     CHECK(emu.n_blocks == 0, "%d device allocations left", emu.n_blocks);
 }
 
+/* Attention of wide latents with as much shared memory as devices of 9.0, 8.0 and 12.0 have: one
+ * buffer or two, the same numbers to the bit. */
+static void test_shared_memory(void)
+{
+    enum { H = 20, R = 64, L = 512, KEYS = 150, N = KEYS * (L + R), Q = H * (L + R) };
+    static const size_t most[] = {227 << 10, 163 << 10, 99 << 10};
+    struct err e = {};
+    uint64_t seed = 4;
+    float *x = (float *)calloc(Q, sizeof *x), *y = (float *)calloc(3 * H * L, sizeof *y);
+    uint16_t *cache = (uint16_t *)calloc(N, sizeof *cache);
+    for (int i = 0; i < Q; i++)
+        x[i] = (float)test_normal(&seed);
+    for (int i = 0; i < N; i++)
+        cache[i] = f32_to_f16((float)test_normal(&seed));
+    for (int i = 0; i < 3; i++) {
+        emu.shared_most = most[i];
+        struct backend *b = open_device(emu.memory, &e);
+        struct attn_mla_args a = {};
+        float *q = (float *)b->ops->alloc(b, Q * sizeof *q);
+        a.out = (float *)b->ops->alloc(b, H * L * sizeof *y);
+        void *there = b->ops->alloc(b, N * sizeof *cache);
+        b->ops->put(b, q, x, Q * sizeof *q);
+        b->ops->put(b, there, cache, N * sizeof *cache);
+        a.q_lat = q, a.q_rope = q + H * L, a.cache = there;
+        a.kv = DTYPE_F16, a.T = 1, a.past = KEYS - 1, a.H = H, a.r = L, a.R = R, a.scale = 0.05f;
+        b->ops->attn_mla(b, &a);
+        b->ops->get(b, y + i * H * L, a.out, H * L * sizeof *y);
+        CHECK_OK(b->ops->sync(b, &e), e);
+        b->ops->free(b, q), b->ops->free(b, a.out), b->ops->free(b, there);
+        backend_close(b);
+        CHECK(!memcmp(y, y + i * H * L, H * L * sizeof *y), "%zu KiB of shared memory",
+              most[i] >> 10);
+    }
+    emu.shared_most = EMU_SHARED;
+    free(x), free(y), free(cache);
+}
+
 /* Two engines of models that share tensors keep one copy on the device. */
 static void test_shared(const char *path)
 {
@@ -461,6 +498,7 @@ int main(void)
     test_refusals();
     test_pinned();
     test_streaming();
+    test_shared_memory();
     test_losses();
     return test_end("cuda_emu");
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One command for a machine with an NVIDIA GPU: builds for it, runs the operations' parity on it, times
-# each operation against the memory's speed, runs compute-sanitizer, times a model beside llama.cpp
-# and a conversion by phase, within ten minutes, and prints one table. What is missing (compute-
-# sanitizer, llama-bench, a model) is a line that says so; what fails does not stop the rest.
+# One command for a machine with an NVIDIA GPU: builds for it, runs the operations' parity on it,
+# times each operation against the memory's speed, runs compute-sanitizer, times a model beside
+# llama.cpp and a conversion by phase, within ten minutes, and prints one table. What is missing
+# (compute-sanitizer, llama-bench, a model) is a line that says so; what fails does not stop the rest.
 # usage: tests/gpu.sh [MODEL.gguf [TEXT]]
 #   GPU_BUILD=DIR     a build with -DWITH_CUDA=ON made elsewhere (no toolkit needed here)
 #   GPU_SECONDS=600   for everything; GPU_DEVICE=cuda:1 for another device
@@ -17,12 +17,15 @@ logs=$(mktemp -d) || exit 1
 rows=() failed=0
 trap 'rm -rf -- "$logs"' EXIT
 
-table() { printf '\n%-22s %-10s %6s  %s\n' step result s figure; printf '%s\n' "${rows[@]}"; }
+table() {
+    printf '\n%-22s %-10s %6s  %s\n' step result s figure
+    printf '%s\n' "${rows[@]}"
+}
 row() { rows+=("$(printf '%-22s %-10s %6s  %s' "$1" "$2" "$3" "$4")"); }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# step NAME SECONDS FIGURE COMMAND…: runs it for at most that long and what is left of all; FIGURE is an
-# awk program that makes the table's last column of its output.
+# step NAME SECONDS FIGURE COMMAND…: runs it for at most that long and what is left of all; FIGURE is
+# an awk program that makes the table's last column of its output.
 step() {
     local name=$1 limit=$2 figure=$3 start=$SECONDS rc=0 log result=ok
     shift 3
@@ -45,7 +48,7 @@ step() {
     [[ $result == ok ]]
 }
 
-# --- what is here ---------------------------------------------------------------------------------
+# --- what is here -------------------------------------------------------------------------------
 
 PATH=$PATH:/usr/local/cuda/bin:/opt/cuda/bin
 gpu=$(nvidia-smi -i "$index" --query-gpu=name,compute_cap,driver_version,memory.total \
@@ -78,7 +81,7 @@ if [[ ! -x $build/test_cuda || ! -x $build/mlathe ]]; then
     exit 1
 fi
 
-# --- right, and how fast --------------------------------------------------------------------------
+# --- right, and how fast ------------------------------------------------------------------------
 
 export MLATHE_TEST_DEVICE=$device OPENBLAS_NUM_THREADS=1
 last='{ line = $0 } END { print line }'

@@ -30,10 +30,10 @@ for source in kernels/cuda*.cu; do
 done
 
 # Registers: a block of 128 threads with 168 or fewer leaves room for three blocks a processor, 64
-# or fewer for 1024 threads, enough to keep its memory busy; 255 is the most there is. gemv has a budget
-# for one row of activations (decoding) and one for several, four blocks of 128. Attention asks for
-# three blocks by its launch bounds, and for two where values are wide. Static shared memory;
-# attention asks for its tiles at launch.
+# or fewer for 1024 threads, enough to keep its memory busy; 255 is the most there is. gemv has a
+# budget for one row of activations (decoding) and one for several, four blocks of 128. Attention
+# asks for three blocks by its launch bounds, and for two where values are wide. Static shared
+# memory; attention asks for its tiles at launch.
 awk '
     BEGIN {
         registers["attn_kernel"] = 200; shared["attn_kernel"] = 1024
@@ -46,6 +46,7 @@ awk '
         registers["norm_kernel"] = 40;   shared["norm_kernel"] = 64
         registers["place_kernel"] = registers["store_kernel"] = registers["glu_kernel"] = 32
         registers["softmax_kernel"] = registers["dots_kernel"] = registers["keys_kernel"] = 64
+        registers["divergence_kernel"] = 64; shared["divergence_kernel"] = 64
         registers["fold_kernel"] = registers["weigh_kernel"] = 32
         registers["add_kernel"] = registers["scale_kernel"] = registers["rows_kernel"] = 32
     }
