@@ -23,7 +23,7 @@ struct pair {
     int blocks, rows; /* rows to store */
 };
 
-/* A block of both. sub: Q6_K's u is that much too large. */
+/* A block of both: Q6_K has a d for either half, the others one d and an m. */
 struct block {
     __m512i u[8]; /* 4 consecutive numbers of each row */
     __m512 d[2], m;
