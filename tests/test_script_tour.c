@@ -89,14 +89,14 @@ int main(void)
     CHECK(file_mkdirs(path, NULL) == 0, "folder");
     snprintf(path, sizeof path, "%s/tour/data/models/tiny.gguf", test_tmpdir());
     CHECK(test_model_write_gguf(path, &spec) == 0, "model");
-    CHECK(play("tour", path) == 30, "shots of the tour");
+    CHECK(play("tour", path) == 32, "shots of the tour");
     CHECK(play("small", NULL) == 14, "shots of small screens");
     screens_home("export");
     snprintf(path, sizeof path, "%s/export/data/models", test_tmpdir());
     CHECK(file_mkdirs(path, NULL) == 0, "folder");
     snprintf(path, sizeof path, "%s/export/data/models/tiny.gguf", test_tmpdir());
     CHECK(test_model_write_gguf(path, &spec) == 0, "model");
-    CHECK(play("export", path) == 5, "shots of exports");
+    CHECK(play("export", path) == 7, "shots of exports");
     screens_home("empty");
     CHECK(play("hostile", NULL) == 8, "shots without a model");
     return test_end("script_tour");
