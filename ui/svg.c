@@ -188,7 +188,7 @@ static void put_line(struct markup *m, const struct frame *f, int k)
     int step = s->n > 4 * FAMILY_POINTS ? s->n / FAMILY_POINTS : 1;
     if (p->many) {
         double share = p->n_series > 1 ? (double)k / (p->n_series - 1) : 0;
-        markup_printf(m, "<path class=\"thin\" stroke=\"hsl(%.0f,75%%,50%%)\" d=\"",
+        markup_printf(m, "<path class=\"thin\" stroke=\"hsl(%.0f,75%%,60%%)\" d=\"",
                       215 + 145 * share);
     } else {
         markup_printf(m, "<path class=\"line s%d\" d=\"", k % TONES);
@@ -282,7 +282,7 @@ static double put_legend_entry(struct markup *m, const struct frame *f, int k, d
         n += (*s & 0xc0) != 0x80;
     if (p->many)
         markup_printf(m,
-                      "<path stroke-width=\"2\" stroke=\"hsl(%d,75%%,50%%)\" d=\"M%.1f %.1fh24\"/>",
+                      "<path stroke-width=\"2\" stroke=\"hsl(%d,75%%,60%%)\" d=\"M%.1f %.1fh24\"/>",
                       k ? 360 : 215, x, y - 4);
     else if (p->kind == SVG_LINES)
         markup_printf(m, "<path class=\"line s%d\" d=\"M%.1f %.1fh24\"/>", k % TONES, x, y - 4);
