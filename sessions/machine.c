@@ -134,6 +134,13 @@ static void look_at_gpus(struct machine *m)
     }
     if (d)
         closedir(d);
+    /* Containers may hide the folders and still have the device. */
+    struct machine_gpu *g =
+        !m->n_gpu && cuda_works(m->no_gpu, sizeof m->no_gpu) ? add_gpu(m, "NVIDIA") : NULL;
+    if (g) {
+        snprintf(g->name, sizeof g->name, "NVIDIA device");
+        g->usable = true;
+    }
 }
 
 void machine_look(struct machine *m)

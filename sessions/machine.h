@@ -21,6 +21,7 @@ struct machine {
     double usable_bytes; /* what a container or a resource limit leaves of it */
     struct machine_gpu gpu[MACHINE_MAX_GPUS];
     int n_gpu;
+    char no_gpu[256]; /* why none can be used where n_gpu is 0 */
 };
 void machine_look(struct machine *m);
 /* Bytes free for us on the disk that path lies on or would lie on; < 0 when nobody knows.

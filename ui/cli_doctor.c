@@ -174,7 +174,7 @@ static void print_machine(const struct machine *m, const struct term_facts *t)
                m->gpu[i].reason);
     }
     if (!m->n_gpu)
-        printf("gpu        none found\n");
+        printf("gpu        none found: %s\n", m->no_gpu);
     cli_clean(t->type[0] ? t->type : "none", name, sizeof name);
     printf("terminal   %s, %s, %d colours", name, t->utf8 ? "UTF-8" : "no UTF-8", t->colours);
     if (t->width)
