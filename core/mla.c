@@ -321,7 +321,7 @@ struct refit {
     double *prior, *solve; /* [d][r], [r][d] scratch */
     double ridge, damping;
     bool plain; /* under the plain second moments, one for all heads */
-    int of; /* group of heads that CA and K are of; -1: none */
+    int of;     /* group of heads that CA and K are of; -1: none */
 };
 
 /* part 0: keys, 1: values. */

@@ -58,9 +58,9 @@ struct moments {
     double sink;     /* attention's share on a sequence's first token, mean over heads */
     double change; /* of c's spectrum since half of the tokens, Σ|λ − λ'|/Σλ; -1: not known */
     double moved;  /* and of the rank that keeps MOMENTS_ENERGY of it, in numbers */
-    double *c;       /* [w][w] E[z zᵀ]; affine: E[y yᵀ] */
-    double *m;       /* [H][d][d] E[q_h q_hᵀ] */
-    float *key;      /* affine: [nk(nk+1)/2] E[k kᵀ], nk = G·d; else NULL */
+    double *c;     /* [w][w] E[z zᵀ]; affine: E[y yᵀ] */
+    double *m;     /* [H][d][d] E[q_h q_hᵀ] */
+    float *key;    /* affine: [nk(nk+1)/2] E[k kᵀ], nk = G·d; else NULL */
     float *cko; /* [groups][w(w+1)/2] E_m Σ_n p² ‖W_O,h(v_n − o_m)‖² z_n z_nᵀ, group mean */
     float *cv;    /* [groups][w(w+1)/2] E_m z̄ z̄ᵀ, z̄ = Σ_n p z_n, group mean */
     double *cvi;  /* [H] tr(L_h E_m Σ_n p² v_n v_nᵀ) */

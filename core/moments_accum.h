@@ -18,9 +18,9 @@ struct moments_accum {
     double *c, *m, *key, *cko, *cv, *cvi, *phase, *turn, *six, *sink;
     double *seen;         /* [w] mean spectrum of c at the last look, ascending; NULL: none yet */
     double change, moved; /* since the look before it */
-    float *y;         /* batch: [rows][w] */
-    float *qr, *kr;   /* rotated copies */
-    float *cos, *sin; /* [T][rope_dim/2] */
+    float *y;             /* batch: [rows][w] */
+    float *qr, *kr;       /* rotated copies */
+    float *cos, *sin;     /* [T][rope_dim/2] */
     int rows_cap, T_cap;
     float **work; /* one block a thread */
     size_t work_cap;

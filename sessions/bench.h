@@ -32,8 +32,8 @@ int bench_run(const struct engine *g, const struct bench_options *o, const struc
               struct bench_row **rows, int *n, struct err *e);
 
 /* Bytes a second that all threads together read from memory, by a sweep of our own over more than
- * the caches hold, best of some; on a device what copies within its memory read and write. 0: no room
- * for it. */
+ * the caches hold, best of some; on a device what copies within its memory read and write. 0: no
+ * room for it. */
 double bench_bandwidth(const struct engine *g);
 int bench_threads(const struct engine *g);
 /* Bytes of weights that one token needs, as the file has them; of experts the chosen ones. */

@@ -25,8 +25,8 @@ struct stream {
     size_t x_width, q_width, k_width, v_width;
     size_t done, total;            /* progress in rows × layers */
     struct moments_device *device; /* adds a layer's windows where they are; NULL: the host does */
-    bool want_x; /* the group's x is wanted on the host although the device adds */
-    float *dots; /* backend, one group; NULL without its algebra */
+    bool want_x;  /* the group's x is wanted on the host although the device adds */
+    float *dots;  /* backend, one group; NULL without its algebra */
     double until; /* layers settle at so small a change; 0: never */
 };
 

@@ -6,7 +6,8 @@
 #include "sessions/worker.h"
 
 extern const struct job_kind job_export;
-/* o is copied, its path and the first of its files too. The result is EVENT_EXPORTED with a struct export_report. */
+/* o is copied, its path and the first of its files too. The result is EVENT_EXPORTED with a struct
+ * export_report. */
 void *export_args(const struct export_options *o);
 
 #endif

@@ -415,8 +415,10 @@ static bool request(struct app *a, enum request r)
         return true;
     case REQ_ZOOM:
         s->zoom = (s->zoom + 1) % 4;
-        app_message(a, ROLE_NORMAL, s->zoom ? "the spectrum around its cut, %d times as near"
-                                            : "all of the spectrum", 1 << s->zoom);
+        app_message(a, ROLE_NORMAL,
+                    s->zoom ? "the spectrum around its cut, %d times as near"
+                            : "all of the spectrum",
+                    1 << s->zoom);
         return true;
     case REQ_SCALE:
         s->linear = !s->linear;
