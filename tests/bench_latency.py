@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Measures the screens on a pseudo-terminal: key to painted while a conversion runs, and the CPU
-time of a program that has nothing to do. Not part of the suite (it needs a quiet machine).
+"""Measures the screens on a pseudo-terminal of 200 x 60: key to painted while a conversion runs, bytes
+that a new screen takes, and the CPU time of a program that has nothing to do. Not part of the suite
+(it needs a quiet machine).
 
 usage: bench_latency.py MLATHE MODEL [SECONDS]
 """
@@ -12,7 +13,7 @@ def spawn(binary, model, home):
     if pid == 0:
         env = dict(os.environ, MLATHE_HOME=home, TERM="xterm-256color", LANG="C.UTF-8")
         os.execve(binary, [binary, model], env)
-    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 60, 200, 0, 0))
     os.kill(pid, signal.SIGWINCH)
     return pid, fd
 
@@ -59,6 +60,15 @@ def measure(fd, seconds):
     return times
 
 
+def frames(fd):
+    """Bytes of every screen's first frame, and of one painted anew (Ctrl-L)."""
+    sizes = []
+    for key in b"1", b"2", b"3", b"4", b"\x1bOR", b"\x1b[15~", b"6", b"2", b"\x0c":
+        os.write(fd, key)
+        sizes.append(len(drain(fd, 0.3)[0]))
+    return sizes
+
+
 def control(seconds):
     """The same through a program that only echoes: what the machine itself adds."""
     pid, fd = pty.fork()
@@ -93,6 +103,7 @@ def main():
         os.write(fd, b"2")
         drain(fd, 1)
         report("idle worker", measure(fd, 3))
+        print("bytes a new screen:", *frames(fd))
         os.write(fd, b"c")
         drain(fd, 0.02)
         os.write(fd, b"2")
