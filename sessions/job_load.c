@@ -138,6 +138,7 @@ static void describe(struct shop *s, struct loaded_model *m)
     struct err why = {0};
     workspace_info(s->w, &m->info);
     workspace_describe(s->w, m->device, sizeof m->device);
+    snprintf(m->device_note, sizeof m->device_note, "%s", workspace_device_note(s->w));
     m->calibrated = workspace_calibrated(s->w);
     if (!workspace_tokenizer(s->w, &why) || !workspace_chatfmt(s->w, &why))
         snprintf(m->chat_reason, sizeof m->chat_reason, "%.250s", why.text);

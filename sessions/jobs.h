@@ -28,20 +28,20 @@ extern const struct job_kind job_scan, job_load, job_spectra, job_calibrate, job
 extern const struct job_kind job_sensitivity, job_search;
 
 enum {
-    EVENT_MODELS = 1, /* struct found_models */
-    EVENT_LOADED,     /* struct loaded_model */
-    EVENT_SPECTRUM,   /* struct layer_spectrum */
-    EVENT_LAYER,      /* struct layer_done */
-    EVENT_CONVERTED,  /* struct converted_model */
-    EVENT_ANSWERED,   /* struct answered_turn */
-    EVENT_EVAL,     /* struct eval_news (sessions/job_eval.h) */
-    EVENT_RESULTS,  /* struct eval_results (there) */
+    EVENT_MODELS = 1,  /* struct found_models */
+    EVENT_LOADED,      /* struct loaded_model */
+    EVENT_SPECTRUM,    /* struct layer_spectrum */
+    EVENT_LAYER,       /* struct layer_done */
+    EVENT_CONVERTED,   /* struct converted_model */
+    EVENT_ANSWERED,    /* struct answered_turn */
+    EVENT_EVAL,        /* struct eval_news (sessions/job_eval.h) */
+    EVENT_RESULTS,     /* struct eval_results (there) */
     EVENT_SENSITIVITY, /* struct sensitivity */
     EVENT_SEARCHED,    /* struct search_result */
-    EVENT_EXPORTED, /* struct export_report (sessions/job_export.h) */
-    EVENT_HEAL,   /* struct heal_point (sessions/job_heal.h) */
-    EVENT_HEALED, /* struct healed_model (there) */
-    EVENT_SAVED,      /* from the saver: data is the path, status and text say how it went */
+    EVENT_EXPORTED,    /* struct export_report (sessions/job_export.h) */
+    EVENT_HEAL,        /* struct heal_point (sessions/job_heal.h) */
+    EVENT_HEALED,      /* struct healed_model (there) */
+    EVENT_SAVED,       /* from the saver: data is the path, status and text say how it went */
 };
 
 struct found_models {
@@ -50,13 +50,13 @@ struct found_models {
 };
 struct loaded_model {
     struct model_info info;
-    char device[128];
-    char chat_reason[256]; /* why it cannot chat; "" when it can */
-    char chat_note[512];   /* when it does not chat in its own format; "" when it does */
+    char device[128], device_note[256]; /* what computes; why not an accelerator, or "" */
+    char chat_reason[256];              /* why it cannot chat; "" when it can */
+    char chat_note[512]; /* when it does not chat in its own format; "" when it does */
     bool calibrated;
     bool has_conversion;
-    struct rankplan plan;             /* valid with has_conversion */
-    struct conversion_report report;  /* valid with has_conversion */
+    struct rankplan plan;            /* valid with has_conversion */
+    struct conversion_report report; /* valid with has_conversion */
 };
 struct layer_spectrum {
     int layer, rope_dim;
@@ -78,7 +78,7 @@ struct answered_turn {
 };
 
 void *scan_args(const struct text_list *recent); /* copied: paths to list besides, newest last */
-void *load_args(const char *path, const char *fallback);       /* fallback: tried when path fails */
+void *load_args(const char *path, const char *fallback); /* fallback: tried when path fails */
 /* rope[n_layer]; first: the layer to begin with. */
 void *spectra_args(enum plan_layout layout, const int *rope, int n_layer, int first);
 /* file NULL: the model writes its own text. */

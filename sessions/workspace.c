@@ -72,9 +72,11 @@ void workspace_free(struct workspace *w)
 void workspace_describe(const struct workspace *w, char *text, size_t size)
 {
     w->backend->ops->describe(w->backend, text, size);
-    size_t n = strlen(text);
-    if (w->backend->note[0] && n < size)
-        snprintf(text + n, size - n, " (%s)", w->backend->note);
+}
+
+const char *workspace_device_note(const struct workspace *w)
+{
+    return w->backend->note;
 }
 
 static int fill_plan_model(struct workspace *w, struct err *e)

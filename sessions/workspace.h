@@ -42,6 +42,7 @@ struct workspace;
 int workspace_new(struct workspace **out, const struct workspace_options *o, struct err *e);
 void workspace_free(struct workspace *w);
 void workspace_describe(const struct workspace *w, char *text, size_t size); /* device line */
+const char *workspace_device_note(const struct workspace *w);                /* why the CPU, or "" */
 
 /* Opens a GGUF, a Hugging Face folder, or a conversion folder (base and converted model). On
  * failure what was open stays open. */
@@ -49,9 +50,8 @@ int workspace_open(struct workspace *w, const char *path, const struct progress 
 bool workspace_is_open(const struct workspace *w);
 void workspace_info(const struct workspace *w, struct model_info *info);
 bool workspace_has_conversion(const struct workspace *w);
-/* NULL when there is none. */
+/* What runs, or the model itself, a conversion in full precision; NULL when there is none. */
 const struct engine *workspace_engine(const struct workspace *w, enum side side);
-/* The model itself, a conversion in full precision; NULL when there is none. */
 const struct model *workspace_model(const struct workspace *w, enum side side);
 /* The tokenizer is optional for a model (logits need none): NULL with the reason in e. */
 const struct tokenizer *workspace_tokenizer(const struct workspace *w, struct err *e);

@@ -356,7 +356,9 @@ static void test_too_small(const char *model)
             CHECK(rc == ERR_NOMEM && !workspace_is_open(w) && strstr(e.text, "MiB free"), "%d: %s",
                   rc, e.text);
         else
-            CHECK(!rc && !strncmp(text, "cpu", 3) && strstr(text, "no memory for"), "%s", text);
+            CHECK(!rc && !strncmp(text, "cpu", 3) &&
+                      strstr(workspace_device_note(w), "no memory for"),
+                  "%s", text);
         workspace_free(w);
     }
     emu.memory = memory;
@@ -460,7 +462,8 @@ static void test_lost(const char *model, const char *text, int stage, long launc
     shop_failed(&shop, rc, &e);
     CHECK(strstr(e.text, "goes on with the CPU"), "%s", e.text);
     workspace_describe(shop.w, device, sizeof device);
-    CHECK(!strncmp(device, "cpu", 3) && strstr(device, "lost"), "%s", device);
+    CHECK(!strncmp(device, "cpu", 3) && strstr(workspace_device_note(shop.w), "lost"), "%s",
+          device);
     if (!stage)
         CHECK_OK(workspace_calibrate(shop.w, &c, NULL, NULL, NULL, &e), e);
     CHECK_OK(convert(shop.w, &e), e);

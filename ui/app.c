@@ -283,7 +283,9 @@ static void take_loaded(struct app *a, struct loaded_model *m)
         text_set(&a->j.conversion, NULL);
         text_set(&a->j.model, m->info.path);
     }
-    if (a->j.screen == SCREEN_MODEL && !a->message[0])
+    if (m->device_note[0] && !a->message[0])
+        app_message(a, ROLE_WARN, "opened %s on the CPU: %s", a->info.name, m->device_note);
+    else if (a->j.screen == SCREEN_MODEL && !a->message[0])
         app_message(a, ROLE_GOOD, "opened %s: 2 shows its ranks, 4 talks to it", a->info.name);
     if (a->chat_note[0])
         app_message(a, ROLE_WARN, "%s", a->chat_note);
