@@ -133,28 +133,6 @@ INLINE void dots_rows(int m, int n, int k, const float *a, int lda, enum dtype t
                   add, far);
 }
 
-INLINE void dots_as(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
-                    int ldb, float *c, int ldc, bool add)
-{
-    bool far = m <= AHEAD_ROWS && type != DTYPE_F32;
-    for (int i = 0; i < m; i += 3, a += 3 * (size_t)lda, c += 3 * (size_t)ldc)
-        switch (m - i) {
-        case 1: dots_rows(1, n, k, a, lda, type, b, ldb, c, ldc, add, far); break;
-        case 2: dots_rows(2, n, k, a, lda, type, b, ldb, c, ldc, add, far); break;
-        default: dots_rows(3, n, k, a, lda, type, b, ldb, c, ldc, add, far);
-        }
-}
-
-static void dots(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
-                 int ldb, float *c, int ldc, bool add)
-{
-    switch (type) {
-    case DTYPE_F16: dots_as(m, n, k, a, lda, DTYPE_F16, b, ldb, c, ldc, add); break;
-    case DTYPE_BF16: dots_as(m, n, k, a, lda, DTYPE_BF16, b, ldb, c, ldc, add); break;
-    default: dots_as(m, n, k, a, lda, DTYPE_F32, b, ldb, c, ldc, add);
-    }
-}
-
 /* --- c[m][n] = a · b --- */
 
 /* nv vectors of columns, of the last one those that the mask names. */
@@ -203,29 +181,7 @@ INLINE void gemm_rows(int m, int n, int k, const float *a, int lda, enum dtype t
                   ldc, add);
 }
 
-INLINE void gemm_as(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
-                    int ldb, float *c, int ldc, bool add)
-{
-    for (int i = 0; i < m; i += 6, a += 6 * (size_t)lda, c += 6 * (size_t)ldc)
-        switch (m - i) {
-        case 1: gemm_rows(1, n, k, a, lda, type, b, ldb, c, ldc, add); break;
-        case 2: gemm_rows(2, n, k, a, lda, type, b, ldb, c, ldc, add); break;
-        case 3: gemm_rows(3, n, k, a, lda, type, b, ldb, c, ldc, add); break;
-        case 4: gemm_rows(4, n, k, a, lda, type, b, ldb, c, ldc, add); break;
-        case 5: gemm_rows(5, n, k, a, lda, type, b, ldb, c, ldc, add); break;
-        default: gemm_rows(6, n, k, a, lda, type, b, ldb, c, ldc, add);
-        }
-}
-
-static void gemm(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
-                 int ldb, float *c, int ldc, bool add)
-{
-    switch (type) {
-    case DTYPE_F16: gemm_as(m, n, k, a, lda, DTYPE_F16, b, ldb, c, ldc, add); break;
-    case DTYPE_BF16: gemm_as(m, n, k, a, lda, DTYPE_BF16, b, ldb, c, ldc, add); break;
-    default: gemm_as(m, n, k, a, lda, DTYPE_F32, b, ldb, c, ldc, add);
-    }
-}
+#include "kernels/cpu_rows.h"
 
 /* --- rows of numbers --- */
 
