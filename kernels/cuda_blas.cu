@@ -22,51 +22,42 @@ int cuda_blas_gemm(const struct cuda_blas *b, bool exact, int rows, int T, int c
                    const float *x, float *y, int ldy, bool add)
 {
     (void)b, (void)exact;
-    emu_begin();
-    emu_catch_up();
-    cblas_sgemm(CblasColMajor, CblasTrans, CblasNoTrans, rows, T, cols, 1, w, cols, x, cols,
-                add ? 1 : 0, y, ldy);
-    emu_check_guards();
-    emu_end();
+    emu_library([&] {
+        cblas_sgemm(CblasColMajor, CblasTrans, CblasNoTrans, rows, T, cols, 1, w, cols, x, cols,
+                    add ? 1 : 0, y, ldy);
+    });
     return OK;
 }
 
 int cuda_blas_gemm_batch(const struct cuda_blas *b, const struct algebra_gemm *g)
 {
     (void)b;
-    emu_begin();
-    emu_catch_up();
-    for (int i = 0; i < g->count; i++)
-        cblas_sgemm(CblasColMajor, g->tb ? CblasTrans : CblasNoTrans,
-                    g->ta ? CblasTrans : CblasNoTrans, g->n, g->m, g->k, g->alpha,
-                    g->b + (size_t)i * g->step_b, g->ldb, g->a + (size_t)i * g->step_a, g->lda,
-                    g->beta, g->c + (size_t)i * g->step_c, g->ldc);
-    emu_check_guards();
-    emu_end();
+    emu_library([&] {
+        for (int i = 0; i < g->count; i++)
+            cblas_sgemm(CblasColMajor, g->tb ? CblasTrans : CblasNoTrans,
+                        g->ta ? CblasTrans : CblasNoTrans, g->n, g->m, g->k, g->alpha,
+                        g->b + (size_t)i * g->step_b, g->ldb, g->a + (size_t)i * g->step_a, g->lda,
+                        g->beta, g->c + (size_t)i * g->step_c, g->ldc);
+    });
     return OK;
 }
 
 int cuda_blas_syrk(const struct cuda_blas *b, int n, int k, const float *a, int lda, float *c)
 {
     (void)b;
-    emu_begin();
-    emu_catch_up();
-    cblas_ssyrk(CblasColMajor, CblasLower, CblasNoTrans, n, k, 1, a, lda, 1, c, n);
-    emu_check_guards();
-    emu_end();
+    emu_library(
+        [&] { cblas_ssyrk(CblasColMajor, CblasLower, CblasNoTrans, n, k, 1, a, lda, 1, c, n); });
     return OK;
 }
 
 int cuda_blas_back(const struct cuda_blas *b, int n, int m, const double *factor, double *x)
 {
     (void)b;
-    emu_begin();
-    emu_catch_up();
-    for (int i = 0; i < 2; i++)
-        cblas_dtrsm(CblasColMajor, CblasRight, CblasLower, i ? CblasNoTrans : CblasTrans,
-                    CblasNonUnit, m, n, 1, factor, n, x, m);
-    emu_check_guards();
-    emu_end();
+    emu_library([&] {
+        for (int i = 0; i < 2; i++)
+            cblas_dtrsm(CblasColMajor, CblasRight, CblasLower, i ? CblasNoTrans : CblasTrans,
+                        CblasNonUnit, m, n, 1, factor, n, x, m);
+    });
     return OK;
 }
 #else

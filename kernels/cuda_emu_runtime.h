@@ -56,6 +56,16 @@ static inline void emu_catch_up(void)
     emu.n_late = 0;
 }
 
+/* What a library does in the stream's order, by the host's own. */
+template <class F> static void emu_library(F work)
+{
+    emu_begin();
+    emu_catch_up();
+    work();
+    emu_check_guards();
+    emu_end();
+}
+
 static inline void emu_do(const struct emu_node &n)
 {
     const dim3 grid = n.grid, block = n.block;

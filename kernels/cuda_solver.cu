@@ -59,11 +59,7 @@ static bool solve(struct cuda_solver *s, int n, double *a, double *w, void *devi
                   size_t device_bytes, void *host, size_t host_bytes, int *info)
 {
     (void)s, (void)device, (void)device_bytes, (void)host, (void)host_bytes;
-    emu_begin();
-    emu_catch_up();
-    *info = (int)LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'V', 'L', n, a, n, w);
-    emu_check_guards();
-    emu_end();
+    emu_library([&] { *info = (int)LAPACKE_dsyevd(LAPACK_COL_MAJOR, 'V', 'L', n, a, n, w); });
     return true;
 }
 
@@ -78,11 +74,7 @@ static bool factor(struct cuda_solver *s, int n, double *a, void *device, size_t
                    void *host, size_t host_bytes, int *info)
 {
     (void)s, (void)device, (void)device_bytes, (void)host, (void)host_bytes;
-    emu_begin();
-    emu_catch_up();
-    *info = (int)LAPACKE_dpotrf(LAPACK_COL_MAJOR, 'L', n, a, n);
-    emu_check_guards();
-    emu_end();
+    emu_library([&] { *info = (int)LAPACKE_dpotrf(LAPACK_COL_MAJOR, 'L', n, a, n); });
     return true;
 }
 #else
