@@ -136,6 +136,11 @@ static bool whole_rope(const struct solve *s, const struct mla_options *o)
            (!s->src->shape.still || o->layout == LAYOUT_OWN);
 }
 
+static double damping(const struct mla_options *o)
+{
+    return o->damping > 0 ? o->damping : 1;
+}
+
 static int build_forms(struct solve *s, const struct mla_options *o, struct err *e)
 {
     bool fitted = o->method == METHOD_MLATHE && s->m->phase && !s->src->shape.still &&
@@ -143,7 +148,7 @@ static int build_forms(struct solve *s, const struct mla_options *o, struct err 
     bool shrunk = fitted && !(o->without & STEP_SHRINK);
     int rc = phase_fit_init(&s->fit, s->m, &s->rope, shrunk ? s->shrink : NULL, e);
     if (!rc && fitted && !(o->without & STEP_JOINT) && !whole_rope(s, o))
-        rc = phase_fit_joint(&s->fit, s->m, &s->rope, o->damping > 0 ? o->damping : 1, e);
+        rc = phase_fit_joint(&s->fit, s->m, &s->rope, damping(o), e);
     for (int h = 0; h < s->H && !rc; h++)
         nope_form(s, h, s->B + (size_t)h * (size_t)s->d * (size_t)s->nk);
     if (!rc && s->Q)
@@ -330,7 +335,7 @@ static int refit_init(struct refit *f, const struct solve *s, int r, const struc
 {
     size_t rr = (size_t)r * (size_t)r, dr = (size_t)s->d * (size_t)r;
     size_t size = (size_t)s->w * (size_t)r + 2 * rr + 3 * dr;
-    *f = (struct refit){.of = -1, .damping = o->damping > 0 ? o->damping : 1};
+    *f = (struct refit){.of = -1, .damping = damping(o)};
     f->plain = o->without & (part ? STEP_VALUES : STEP_KEYS);
     f->CA = mem_calloc(size, sizeof *f->CA);
     if (!f->CA)

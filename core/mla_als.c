@@ -20,9 +20,9 @@ struct als {
     struct solve *s;
     int r, groups;
     double *P; /* [2][groups][r][r] what a change of A costs: P A C summed over terms */
-    double *rhs, *x, *res, *dir, *out, *t; /* [r][w] */
-    double *CA, *K, *EC;                   /* [w][r], [r][r], [d][w] */
-    double *mean;                          /* [w][w] of all moments */
+    double *rhs, *res, *dir, *out, *t; /* [r][w] */
+    double *CA, *K, *EC;               /* [w][r], [r][r], [d][w] */
+    double *mean;                      /* [w][w] of all moments */
     double *up, *seen; /* [r][d] a head's map, transposed; [d][r] metric times the map */
 };
 
@@ -30,12 +30,12 @@ static int als_init(struct als *a, struct solve *s, int r, struct err *e)
 {
     size_t w = (size_t)s->w, R = (size_t)r, d = (size_t)s->d;
     size_t groups = (size_t)moments_groups(&s->m->shape);
-    size_t size = 2 * groups * R * R + 7 * R * w + R * R + d * w + 2 * d * R + w * w;
+    size_t size = 2 * groups * R * R + 6 * R * w + R * R + d * w + 2 * d * R + w * w;
     *a = (struct als){.s = s, .r = r, .groups = (int)groups};
     a->P = mem_calloc(size, sizeof *a->P);
     if (!a->P)
         return err_nomem(e, size * sizeof *a->P, "alternating least squares");
-    double **part[] = {&a->rhs, &a->x, &a->res, &a->dir, &a->out, &a->t, &a->CA};
+    double **part[] = {&a->rhs, &a->res, &a->dir, &a->out, &a->t, &a->CA};
     double *at = a->P + 2 * groups * R * R;
     for (size_t i = 0; i < sizeof part / sizeof *part; i++, at += R * w)
         *part[i] = at;

@@ -243,20 +243,22 @@ static int look_whether_settled(const struct stream *s, struct moments_accum *a,
     return rc;
 }
 
-/* The i-th group to look at: all over the text from the first on, which may be files one by one. */
-static int group_at(int i, int n)
+/* Groups are looked at all over the text, which may be files one by one: each so many after the
+ * last one, around the end. By the golden ratio no stretch of visits is far from even; without a
+ * common divisor all have their turn. */
+static int group_step(int n)
 {
-    int step = (int)(0.618 * n); /* the golden ratio: no stretch of visits is far from even */
-    for (int a = 0, b = 0; step > 1; step--) {
-        for (a = n, b = step; b;) {
+    for (int step = (int)(0.618 * n); step > 1; step--) {
+        int a = n, b = step;
+        while (b) {
             int rest = a % b;
             a = b;
             b = rest;
         }
         if (a == 1)
-            break;
+            return step;
     }
-    return (int)((long long)i * (step < 1 ? 1 : step) % n);
+    return 1;
 }
 
 static int layer_pass(struct stream *s, int layer, const struct moments_shape *shape,
@@ -265,19 +267,18 @@ static int layer_pass(struct stream *s, int layer, const struct moments_shape *s
 {
     const struct calib_text *t = s->text;
     struct states_group group;
-    int i = 0, n = states_window_groups(t);
+    int i = 0, at = 0, n = states_window_groups(t), step = group_step(n);
     bool settled = false;
     int rc = moments_device_new(&s->device, s->b, a, STATES_GROUP * t->window, t->window, e);
-    for (; i < n && !rc && states_group(t, group_at(i, n), &group); i++) {
-        int which = group_at(i, n);
-        bool sampled = !t->n_long && (which == 0 || which == n - 1);
+    for (; i < n && !rc && states_group(t, at, &group); i++, at = (at + step) % n) {
+        bool sampled = !t->n_long && (at == 0 || at == n - 1);
         s->want_x = sampled;
         residual_energy(s, &group);
         rc = run_group(s, layer, &group, "calibrating", p, e);
         if (!rc && !s->device && !settled)
             rc = moments_add(a, s->b->pool, s->x, s->q, s->k, s->v, group.n / group.T, group.T, e);
         if (!rc && sampled)
-            rc = keep_sample(s, sample, which != 0, t->window, e);
+            rc = keep_sample(s, sample, at != 0, t->window, e);
         if (!rc && !s->device && !settled)
             rc = look_whether_settled(s, a, i + 1, n, &settled, e);
     }

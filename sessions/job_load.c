@@ -1,5 +1,6 @@
 /* Jobs that look for models and open one. A model that cannot be opened leaves the open one as it
  * is: workspace_open promises that, and this file touches nothing before it succeeded. */
+#include "sessions/journal.h"
 #include "sessions/jobs.h"
 #include "sessions/workspace_device.h"
 
@@ -44,10 +45,8 @@ static void found_free(void *data)
 static void scan_free(void *args)
 {
     struct text_list *recent = args;
-    for (size_t i = 0; recent && i < recent->n; i++)
-        free(recent->text[i]);
     if (recent)
-        free(recent->text);
+        text_list_done(recent);
     free(recent);
 }
 
@@ -72,16 +71,9 @@ const struct job_kind job_scan = {"scan", scan_run, scan_free};
 
 void *scan_args(const struct text_list *recent)
 {
-    struct text_list *copy = mem_calloc(1, sizeof *copy);
-    char **text = copy ? mem_calloc(recent->n ? recent->n : 1, sizeof *text) : NULL;
-    if (!text) {
-        free(copy);
-        return NULL; /* the scan does without */
-    }
-    copy->text = text;
-    for (size_t i = 0; i < recent->n; i++)
-        if ((text[copy->n] = mem_strdup(recent->text[i])))
-            copy->n++;
+    struct text_list *copy = mem_calloc(1, sizeof *copy); /* NULL: the scan does without */
+    for (size_t i = 0; copy && i < recent->n; i++)
+        text_list_add(copy, recent->text[i], recent->n);
     return copy;
 }
 
