@@ -306,11 +306,13 @@ int worker_count(struct worker *w, const struct job_kind *kind)
     return n;
 }
 
-void worker_drain(struct worker *w)
+bool worker_drain(struct worker *w)
 {
     char bytes[16];
+    bool woken = false;
     while (read(w->wake[0], bytes, sizeof bytes) > 0)
-        ;
+        woken = true;
+    return woken;
 }
 
 void worker_take(struct worker *w, struct worker_batch *out)

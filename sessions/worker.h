@@ -82,7 +82,7 @@ void worker_cancel(struct worker *w, unsigned job);
 void worker_cancel_kind(struct worker *w, const struct job_kind *kind);
 /* Jobs of a kind that run or wait (kind NULL: of all). */
 int worker_count(struct worker *w, const struct job_kind *kind);
-void worker_drain(struct worker *w);
+bool worker_drain(struct worker *w); /* true: take the batch, no other wake comes before */
 void worker_take(struct worker *w, struct worker_batch *out);
 void worker_batch_done(struct worker_batch *b);
 /* Any thread may post: ownership of data moves to the outbox (freed when memory is out). */

@@ -115,8 +115,8 @@ static void run(struct loop *l)
          * held the lock, and a key must not. */
         if (key)
             paint(l);
-        worker_drain(a->worker);
-        if (f[1].revents) {
+        /* Not by revents: a wake that came while a key was painted is gone with this. */
+        if (worker_drain(a->worker)) {
             app_collect(a);
             l->stale = true;
         }
