@@ -147,8 +147,28 @@ static void test_shutdown(void)
     }
 }
 
+/* Draining says that there is a batch to take: it may have come after poll returned for a key, and
+ * nothing else tells of it. */
+static void test_drained_is_told(void)
+{
+    struct worker_batch b;
+    struct worker *w;
+    struct err e;
+    int shop = 0, tries = 0;
+    CHECK_OK(worker_new(&w, &shop, &e), e);
+    CHECK(!worker_drain(w), "nothing has come");
+    worker_submit(w, &fails, NULL);
+    while (!worker_drain(w) && ++tries < 10000) /* no poll: only draining looks */
+        usleep(1000);
+    CHECK(tries < 10000, "the wake was drained and not told");
+    worker_take(w, &b);
+    worker_batch_done(&b);
+    worker_free(w);
+}
+
 int main(void)
 {
+    test_drained_is_told();
     test_posts();
     test_cancel();
     test_shutdown();
