@@ -1,5 +1,5 @@
-/* Solves one layer: nope forms, weighted latent, per-head refit (method: steps 3, 5, 6, 7), and
- * the published TransMLA latent. All algebra in fp64; only the result is fp32. */
+/* Solves one layer: nope forms, weighted latent (method: steps 3, 5, 7), and the published
+ * TransMLA latent. All algebra in fp64; only the result is fp32. */
 #include "core/mla_solve.h"
 
 #include <math.h>
@@ -9,8 +9,7 @@
 #include "kernels/algebra.h"
 #include "kernels/linalg.h"
 
-#define SQRT_FLOOR 1e-6  /* method step 5: eigenvalues of a metric, relative to the largest */
-#define REFIT_RIDGE 1e-4 /* method step 6: relative to the mean diagonal */
+#define SQRT_FLOOR 1e-6 /* method step 5: eigenvalues of a metric, relative to the largest */
 
 void mla_gemm(bool ta, bool tb, int m, int n, int k, const double *a, int lda, const double *b,
               int ldb, double beta, double *c, int ldc)
@@ -24,7 +23,7 @@ void mla_store(const double *from, float *to, size_t n)
         to[k] = (float)from[k];
 }
 
-static void solve_done(struct solve *s)
+void mla_solve_done(struct solve *s)
 {
     double **all[] = {&s->r2,  &s->B, &s->MK, &s->L,  &s->LG, &s->W, &s->Winv, &s->U,
                       &s->val, &s->A, &s->X0, &s->t1, &s->t2, &s->Q, &s->BQ,   &s->F};
@@ -35,8 +34,8 @@ static void solve_done(struct solve *s)
     rope_choice_done(&s->rope);
 }
 
-static int solve_init(struct solve *s, const struct mla_source *src, const struct moments *m, int r,
-                      struct err *e)
+int mla_solve_init(struct solve *s, const struct mla_source *src, const struct moments *m, int r,
+                   struct err *e)
 {
     const struct moments_shape *p = &src->shape;
     *s = (struct solve){.src = src,
@@ -127,16 +126,24 @@ static void nope_form(const struct solve *s, int h, double *B)
     }
 }
 
+void mla_nope_forms(struct solve *s)
+{
+    for (int h = 0; h < s->H; h++)
+        nope_form(s, h, s->B + (size_t)h * (size_t)s->d * (size_t)s->nk);
+    if (s->Q)
+        mla_affine_forms(s);
+}
+
 /* Every rotation is kept: logits are whole, and what does not turn fits into a latent of the rest.
  */
 static bool whole_rope(const struct solve *s, const struct mla_options *o)
 {
     return o->method == METHOD_MLATHE && !(o->without & STEP_ROPE) && !s->Q &&
-           2 * s->rope.pairs == s->G * s->src->shape.rope_dim &&
+           o->rope_dim == s->G * s->src->shape.rope_dim &&
            (!s->src->shape.still || o->layout == LAYOUT_OWN);
 }
 
-static double damping(const struct mla_options *o)
+double mla_damping(const struct mla_options *o)
 {
     return o->damping > 0 ? o->damping : 1;
 }
@@ -148,16 +155,14 @@ static int build_forms(struct solve *s, const struct mla_options *o, struct err 
     bool shrunk = fitted && !(o->without & STEP_SHRINK);
     int rc = phase_fit_init(&s->fit, s->m, &s->rope, shrunk ? s->shrink : NULL, e);
     if (!rc && fitted && !(o->without & STEP_JOINT) && !whole_rope(s, o))
-        rc = phase_fit_joint(&s->fit, s->m, &s->rope, damping(o), e);
-    for (int h = 0; h < s->H && !rc; h++)
-        nope_form(s, h, s->B + (size_t)h * (size_t)s->d * (size_t)s->nk);
-    if (!rc && s->Q)
-        mla_affine_forms(s);
+        rc = phase_fit_joint(&s->fit, s->m, &s->rope, mla_damping(o), e);
+    if (!rc)
+        mla_nope_forms(s);
     return rc;
 }
 
 /* L_h = W_O,hᵀ W_O,h and its sums over groups. */
-static int output_metrics(struct solve *s, struct err *e)
+int mla_output_metrics(struct solve *s, struct err *e)
 {
     int d = s->d, width = s->H * d;
     size_t dd = (size_t)d * (size_t)d;
@@ -319,126 +324,6 @@ static int latent(struct solve *s, int r, struct err *e)
     return OK;
 }
 
-/* What the refits under one moment share. */
-struct refit {
-    double *CA, *K;        /* [w][r] C Aᵀ, [r][r] A C Aᵀ */
-    double *factor, *rhs;  /* [r][r], [d][r] scratch */
-    double *prior, *solve; /* [d][r], [r][d] scratch */
-    double ridge, damping;
-    bool plain; /* under the plain second moments, one for all heads */
-    int of;     /* group of heads that CA and K are of; -1: none */
-};
-
-/* part 0: keys, 1: values. */
-static int refit_init(struct refit *f, const struct solve *s, int r, const struct mla_options *o,
-                      int part, struct err *e)
-{
-    size_t rr = (size_t)r * (size_t)r, dr = (size_t)s->d * (size_t)r;
-    size_t size = (size_t)s->w * (size_t)r + 2 * rr + 3 * dr;
-    *f = (struct refit){.of = -1, .damping = damping(o)};
-    f->plain = o->without & (part ? STEP_VALUES : STEP_KEYS);
-    f->CA = mem_calloc(size, sizeof *f->CA);
-    if (!f->CA)
-        return err_nomem(e, size * sizeof *f->CA, "a refit");
-    f->K = f->CA + (size_t)s->w * (size_t)r;
-    f->factor = f->K + rr;
-    f->rhs = f->factor + rr;
-    f->prior = f->rhs + dr;
-    f->solve = f->prior + dr;
-    return OK;
-}
-
-/* Brings the moment of head h (of packed cko or cv) into f. */
-static void refit_moment(struct solve *s, struct refit *f, const float *packed, int h, int r)
-{
-    int w = s->w, group = f->plain ? 0 : h / (s->H / moments_groups(&s->m->shape));
-    double mean = 0;
-    if (f->of == group)
-        return;
-    f->of = group;
-    if (!f->plain)
-        moments_of_head(s->m, packed, h, s->t1);
-    mla_gemm(false, true, w, r, w, f->plain ? s->m->c : s->t1, w, s->A, w, 0, f->CA, r);
-    mla_gemm(false, false, r, r, w, s->A, w, f->CA, r, 0, f->K, r);
-    for (int i = 0; i < r; i++)
-        mean += f->K[(size_t)i * (size_t)(r + 1)] / r;
-    f->ridge = f->damping * REFIT_RIDGE * mean;
-}
-
-/* out[d][r] = (S C Aᵀ + ε S X0)(A C Aᵀ + ε)⁻¹ with S [d][w] given as rows (cols from at): least
- * squares under the moment C, pulled towards the unfitted map. S [d][ns]. */
-static int refit(struct solve *s, struct refit *f, const double *S, int ns, int at, int r,
-                 double *out, struct err *e)
-{
-    int d = s->d;
-    size_t rr = (size_t)r * (size_t)r;
-    mla_gemm(false, false, d, r, ns, S, ns, f->CA + (size_t)at * (size_t)r, r, 0, f->rhs, r);
-    mla_gemm(false, false, d, r, ns, S, ns, s->X0 + (size_t)at * (size_t)r, r, 0, f->prior, r);
-    if (!(f->ridge > 0)) { /* nothing ever flowed here: keep the unfitted map */
-        memcpy(out, f->prior, (size_t)d * (size_t)r * sizeof *out);
-        return OK;
-    }
-    memcpy(f->factor, f->K, rr * sizeof *f->K);
-    for (int i = 0; i < r; i++) {
-        f->factor[(size_t)i * (size_t)(r + 1)] += f->ridge;
-        for (int j = 0; j < d; j++) /* transposed right-hand side [r][d] */
-            f->solve[(size_t)i * (size_t)d + (size_t)j] =
-                f->rhs[(size_t)j * (size_t)r + (size_t)i] +
-                f->ridge * f->prior[(size_t)j * (size_t)r + (size_t)i];
-    }
-    int rc = linalg_solve_spd(r, d, f->factor, f->solve, e);
-    for (int j = 0; j < d && !rc; j++)
-        for (int i = 0; i < r; i++)
-            out[(size_t)j * (size_t)r + (size_t)i] = f->solve[(size_t)i * (size_t)d + (size_t)j];
-    return rc;
-}
-
-/* Key and value map of head h into k and v [d][r]; fit[2] or NULL: straight from X0. pick: the
- * identity [d][d], which selects the head's own values from z. */
-static int up_map(struct solve *s, int h, int r, struct refit *fit, const double *pick, double *k,
-                  double *v, struct err *e)
-{
-    int d = s->d, w = s->w, wide = s->Q ? w : s->nk; /* columns of a key map */
-    int row = s->nk + h / (s->H / s->G) * d, at = s->Q ? 0 : row, ns = s->Q ? w : d;
-    const double *B = (s->Q ? s->BQ : s->B) + (size_t)h * (size_t)d * (size_t)wide;
-    const double *V = s->Q ? s->Q + (size_t)row * (size_t)w : pick;
-    if (!fit) {
-        mla_gemm(false, false, d, r, wide, B, wide, s->X0, r, 0, k, r);
-        mla_gemm(false, false, d, r, ns, V, ns, s->X0 + (size_t)at * (size_t)r, r, 0, v, r);
-        return OK;
-    }
-    refit_moment(s, &fit[0], s->m->cko, h, r);
-    int rc = refit(s, &fit[0], B, wide, 0, r, k, e);
-    if (rc)
-        return rc;
-    refit_moment(s, &fit[1], s->m->cv, h, r);
-    return refit(s, &fit[1], V, ns, at, r, v, e);
-}
-
-/* kv_b of every head: refitted (mlathe), or straight from X0 (rank n, transmla, no statistics). */
-static int up_maps(struct solve *s, const struct mla_options *o, int r, bool fitted, float *kv_b,
-                   struct err *e)
-{
-    int d = s->d;
-    size_t dr = (size_t)d * (size_t)r, dd = (size_t)d * (size_t)d;
-    struct refit fit[2] = {{0}, {0}};
-    double *work = mem_calloc(2 * dr + dd, sizeof *work), *out = work, *pick = work + 2 * dr;
-    int rc = work ? OK : err_nomem(e, 2 * dr * sizeof *work, "a refit");
-    for (int i = 0; i < 2 && fitted && !rc; i++)
-        rc = refit_init(&fit[i], s, r, o, i, e);
-    for (int i = 0; i < d && !rc; i++)
-        pick[i * (d + 1)] = 1;
-    for (int h = 0; h < s->H && !rc; h++) {
-        rc = up_map(s, h, r, fitted ? fit : NULL, pick, out, out + dr, e);
-        if (!rc)
-            mla_store(out, kv_b + (size_t)h * 2 * dr, 2 * dr);
-    }
-    free(fit[0].CA);
-    free(fit[1].CA);
-    free(work);
-    return rc;
-}
-
 /* TransMLA's latent (method: section 2): K in the basis of the components that lost their
  * rotation, scaled by the ratio of mean column norms (BKV; the slice of V skips R columns), plain
  * PCA of [K/ratio; V], shared up maps. Leaves A, X0 and the spectrum as `latent` does. */
@@ -596,23 +481,20 @@ static int fill_spectrum(struct solve *s, const struct mla_options *o, struct sp
     return rc;
 }
 
-/* Rope, forms and latent for rank r; fitted says whether the refit applies. */
-static int solve_maps(struct solve *s, const struct mla_options *o, int r, bool spectrum,
-                      bool *fitted, struct err *e)
+/* Rope, forms and metric, and (latent) the r rows of A and X0 that lose least. */
+int mla_solve_latent(struct solve *s, const struct mla_options *o, int r, bool wanted,
+                     struct err *e)
 {
     double *rest;
-    bool plain = r >= s->w && !spectrum, whole;
     int rc = choose_rope(s, o, &rest, e);
-    *fitted = false;
     if (!rc)
         rc = build_forms(s, o, e);
-    whole = !rc && whole_rope(s, o) && r >= s->n - 2 * s->rope.pairs;
-    if (rc || plain || (whole && !spectrum)) {
+    if (rc || !wanted) {
         /* z itself, or all of it that does not turn, is the latent: nothing to solve */
     } else if (o->method == METHOD_TRANSMLA) {
         rc = latent_transmla(s, rest, o->c_second ? o->c_second : s->m->c, r, e);
     } else {
-        rc = output_metrics(s, e);
+        rc = mla_output_metrics(s, e);
         if (!rc && o->without & STEP_WEIGHTS && s->src->shape.affine)
             rc = err_set(e, ERR_UNSUPPORTED,
                          "step \"weights\" cannot be left out where keys and values are wider than "
@@ -625,18 +507,89 @@ static int solve_maps(struct solve *s, const struct mla_options *o, int r, bool 
             rc = build_weighting(s, e);
         if (!rc)
             rc = latent(s, r, e);
-        *fitted = s->m->cko && !(o->without & STEP_HEADS);
     }
     free(rest);
-    if (!rc && r >= s->w) {
+    return rc;
+}
+
+/* Whether a latent of r numbers holds all that does not turn. */
+bool mla_holds_all(const struct solve *s, const struct mla_options *o, int r)
+{
+    return r >= s->w || (whole_rope(s, o) && r >= s->n - o->rope_dim);
+}
+
+/* The arrays of a result, and how many floats each of the four main ones has. */
+static int result_init(struct mla_result *out, const struct mla_source *src, int r, int R,
+                       size_t size[3], struct err *e)
+{
+    const struct moments_shape *p = &src->shape;
+    size_t D = (size_t)p->D, H = (size_t)p->H, d = (size_t)p->d, pairs = (size_t)(R / 2);
+    *out = (struct mla_result){.r = r, .R = R, .normed = src->q_norm != NULL};
+    size[0] = out->normed ? H * (size_t)R * d : H * (d + (size_t)R) * D;
+    size[1] = (size_t)(r + R) * (out->normed ? (size_t)moments_n(p) : D);
+    size[2] = H * 2 * d * (size_t)r;
+    out->freq = mem_calloc(pairs, sizeof *out->freq);
+    out->q = mem_calloc(size[0], sizeof *out->q);
+    out->kv_a = mem_calloc(size[1], sizeof *out->kv_a);
+    out->kv_b = mem_calloc(size[2], sizeof *out->kv_b);
+    bool ok = out->freq && out->q && out->kv_a && out->kv_b;
+    if (src->freq_long)
+        ok &= (out->freq_long = mem_calloc(pairs, sizeof *out->freq_long)) != NULL;
+    if (src->bq && !out->normed)
+        ok &= (out->q_bias = mem_calloc(H * (d + (size_t)R), sizeof *out->q_bias)) != NULL;
+    if ((src->bk || src->bv) && !out->normed)
+        ok &= (out->kv_a_bias = mem_calloc((size_t)(r + R), sizeof *out->kv_a_bias)) != NULL;
+    if (ok)
+        return OK;
+    mla_result_done(out);
+    return err_nomem(e, size[0] * sizeof *out->q, "a converted layer");
+}
+
+int mla_result_copy(struct mla_result *out, const struct mla_result *from,
+                    const struct mla_source *src, struct err *e)
+{
+    size_t size[3], pairs = (size_t)(from->R / 2), width = (size_t)(src->shape.d + from->R);
+    int rc = result_init(out, src, from->r, from->R, size, e);
+    if (rc)
+        return rc;
+    memcpy(out->freq, from->freq, pairs * sizeof *out->freq);
+    memcpy(out->q, from->q, size[0] * sizeof *out->q);
+    memcpy(out->kv_a, from->kv_a, size[1] * sizeof *out->kv_a);
+    memcpy(out->kv_b, from->kv_b, size[2] * sizeof *out->kv_b);
+    if (out->freq_long)
+        memcpy(out->freq_long, from->freq_long, pairs * sizeof *out->freq_long);
+    if (out->q_bias)
+        memcpy(out->q_bias, from->q_bias, (size_t)src->shape.H * width * sizeof *out->q_bias);
+    if (out->kv_a_bias)
+        memcpy(out->kv_a_bias, from->kv_a_bias,
+               (size_t)(from->r + from->R) * sizeof *out->kv_a_bias);
+    return OK;
+}
+
+int mla_solve_rank(struct solve *s, const struct mla_options *o, int r, struct mla_result *out,
+                   struct err *e)
+{
+    bool fitted = o->method == METHOD_MLATHE && s->m->cko && !(o->without & STEP_HEADS) &&
+                  !mla_holds_all(s, o, r);
+    size_t size[3];
+    int rc = result_init(out, s->src, r, o->rope_dim, size, e);
+    if (!rc && r >= s->w)
         identity_latent(s, r);
-        *fitted = false;
-    } else if (!rc && whole && !spectrum) {
+    else if (!rc && mla_holds_all(s, o, r))
         unrotated_latent(s, r);
-        *fitted = false;
-    }
-    if (!rc && *fitted && o->rounds > 0)
+    if (!rc && fitted && o->rounds > 0)
         rc = mla_alternate(s, r, o->rounds, e);
+    for (int a = 0; a < o->rope_dim / 2 && !rc; a++) {
+        out->freq[a] = s->src->freq[s->rope.index[a]];
+        if (out->freq_long)
+            out->freq_long[a] = s->src->freq_long[s->rope.index[a]];
+    }
+    if (!rc)
+        rc = mla_write_maps(s, out, e);
+    if (!rc)
+        rc = mla_up_maps(s, o, r, fitted, out->kv_b, e);
+    if (rc)
+        mla_result_done(out);
     return rc;
 }
 
@@ -644,44 +597,15 @@ int mla_solve(const struct mla_source *src, const struct moments *m, const struc
               struct mla_result *out, struct spectrum *spectrum, struct err *e)
 {
     struct solve s;
-    bool fitted;
-    int r = o->rank, R = o->rope_dim;
-    *out = (struct mla_result){.r = r, .R = R, .normed = src->q_norm != NULL};
-    int rc = solve_init(&s, src, m, r, e);
+    *out = (struct mla_result){0};
+    int r = o->rank, rc = mla_solve_init(&s, src, m, r, e);
     if (!rc)
-        rc = solve_maps(&s, o, r, spectrum != NULL, &fitted, e);
-    size_t D = (size_t)s.D, H = (size_t)s.H, d = (size_t)s.d;
-    if (!rc) {
-        out->freq = mem_calloc((size_t)(R / 2), sizeof *out->freq);
-        size_t q_size = out->normed ? H * (size_t)R * d : H * (d + (size_t)R) * D;
-        out->q = mem_calloc(q_size, sizeof *out->q);
-        out->kv_a =
-            mem_calloc((size_t)(r + R) * (out->normed ? (size_t)s.n : D), sizeof *out->kv_a);
-        out->kv_b = mem_calloc(H * 2 * d * (size_t)r, sizeof *out->kv_b);
-        bool ok = out->freq && out->q && out->kv_a && out->kv_b;
-        if (src->freq_long)
-            ok &= (out->freq_long = mem_calloc((size_t)(R / 2), sizeof *out->freq_long)) != NULL;
-        if (src->bq && !out->normed)
-            ok &= (out->q_bias = mem_calloc(H * (d + (size_t)R), sizeof *out->q_bias)) != NULL;
-        if ((src->bk || src->bv) && !out->normed)
-            ok &= (out->kv_a_bias = mem_calloc((size_t)(r + R), sizeof *out->kv_a_bias)) != NULL;
-        if (!ok)
-            rc = err_nomem(e, H * (d + (size_t)R) * D * sizeof *out->q, "a converted layer");
-    }
-    for (int a = 0; a < R / 2 && !rc; a++) {
-        out->freq[a] = src->freq[s.rope.index[a]];
-        if (out->freq_long)
-            out->freq_long[a] = src->freq_long[s.rope.index[a]];
-    }
+        rc = mla_solve_latent(&s, o, r, spectrum || !mla_holds_all(&s, o, r), e);
     if (!rc)
-        rc = mla_write_maps(&s, out, e);
-    if (!rc)
-        rc = up_maps(&s, o, r, fitted, out->kv_b, e);
-    if (!rc && spectrum)
-        rc = fill_spectrum(&s, o, spectrum, e);
-    solve_done(&s);
-    if (rc)
+        rc = mla_solve_rank(&s, o, r, out, e);
+    if (!rc && spectrum && (rc = fill_spectrum(&s, o, spectrum, e)) != OK)
         mla_result_done(out);
+    mla_solve_done(&s);
     return rc;
 }
 
@@ -702,12 +626,11 @@ int mla_spectrum(const struct mla_source *src, const struct moments *m, const st
                  struct spectrum *out, struct err *e)
 {
     struct solve s;
-    bool fitted;
-    int rc = solve_init(&s, src, m, 1, e);
+    int rc = mla_solve_init(&s, src, m, 1, e);
     if (!rc)
-        rc = solve_maps(&s, o, 1, true, &fitted, e);
+        rc = mla_solve_latent(&s, o, 1, true, e);
     if (!rc)
         rc = fill_spectrum(&s, o, out, e);
-    solve_done(&s);
+    mla_solve_done(&s);
     return rc;
 }

@@ -95,6 +95,9 @@ struct mla_result {
     float *o;                  /* [D][H·d] where the output projection was refitted, or NULL */
 };
 void mla_result_done(struct mla_result *r);
+/* Of the same layer; without o. */
+int mla_result_copy(struct mla_result *out, const struct mla_result *from,
+                    const struct mla_source *src, struct err *e);
 
 struct mla_options {
     enum plan_method method;
@@ -115,9 +118,24 @@ struct mla_options {
 double mla_solve_bytes(const struct moments_shape *s, int r);
 int mla_solve(const struct mla_source *src, const struct moments *m, const struct mla_options *o,
               struct mla_result *out, struct spectrum *spectrum, struct err *e);
-/* error[i] = |attention output change|² / |attention output|² of each result on layer inputs
- * x [rows][D], sequences of `window` rows starting at position 0. */
-int mla_measure(const struct mla_source *src, const float *x, int rows, int window,
+/* What of a solve no rank changes: mla_complete makes of it what mla_solve would at that rank (up to
+ * rounding), from the same source, moments and options. It holds a latent of `most` numbers, 16·w·most
+ * bytes; beyond them it can only be completed where nothing is dropped. */
+struct mla_prepared;
+int mla_prepare(struct mla_prepared **out, const struct mla_source *src, const struct moments *m,
+                const struct mla_options *o, int most, struct err *e);
+void mla_prepared_free(struct mla_prepared *p);
+/* The energy that rank r keeps, as spectrum_energy says it. */
+double mla_prepared_energy(const struct mla_prepared *p, int r);
+int mla_complete(const struct mla_prepared *p, const struct mla_source *src,
+                 const struct moments *m, int r, struct mla_result *out, struct err *e);
+
+/* y[rows][D] = attention outputs of the original on layer inputs x [rows][D], sequences of `window`
+ * rows starting at position 0. */
+int mla_original(const struct mla_source *src, const float *x, int rows, int window, float *y,
+                 struct err *e);
+/* error[i] = |attention output change|² / |attention output|² of each result, y: of the original. */
+int mla_measure(const struct mla_source *src, const float *x, const float *y, int rows, int window,
                 const struct mla_result *const *results, int n, double *error, struct err *e);
 /* The spectrum alone. */
 int mla_spectrum(const struct mla_source *src, const struct moments *m, const struct mla_options *o,

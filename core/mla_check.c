@@ -8,6 +8,8 @@
 #include "core/mla.h"
 #include "kernels/linalg.h"
 
+#define CHECK_BAND 64 /* rows that meet their past together */
+
 /* Work space of one measurement; T rows at a time. */
 struct check {
     const struct mla_source *src;
@@ -16,20 +18,31 @@ struct check {
     float *z;         /* keys, while the latent takes their place */
     float *kn, *vn;   /* one head's rebuilt keys, values */
     float *P;         /* [T][T] */
+    float *cos, *sin; /* [T][pairs] of the rotation last asked for */
     float *o;         /* [T][H·d] */
     float *y;         /* [T][D] */
 };
 
-static void rotate(float *x, int ld, int rows, int R, const double *freq, double magnitude)
+/* cos and sin of every position, for all heads alike. */
+static void set_turns(struct check *c, const double *freq, int R)
 {
-    double turn = magnitude > 0 ? magnitude : 1;
-    for (int t = 0; t < rows; t++) {
-        float *v = x + (size_t)t * (size_t)ld;
+    double turn = c->src->shape.magnitude > 0 ? c->src->shape.magnitude : 1;
+    for (int t = 0; t < c->T; t++)
         for (int j = 0; j < R / 2; j++) {
-            float c = (float)(turn * cos(t * freq[j])), s = (float)(turn * sin(t * freq[j]));
-            float re = v[j], im = v[j + R / 2];
-            v[j] = re * c - im * s;
-            v[j + R / 2] = im * c + re * s;
+            c->cos[t * (R / 2) + j] = (float)(turn * cos(t * freq[j]));
+            c->sin[t * (R / 2) + j] = (float)(turn * sin(t * freq[j]));
+        }
+}
+
+static void rotate(const struct check *c, float *x, int ld, int R)
+{
+    for (int t = 0; t < c->T; t++) {
+        const float *cs = c->cos + t * (R / 2), *sn = c->sin + t * (R / 2);
+        float *re = x + (size_t)t * (size_t)ld, *im = re + R / 2;
+        for (int j = 0; j < R / 2; j++) {
+            float was = re[j];
+            re[j] = was * cs[j] - im[j] * sn[j];
+            im[j] = im[j] * cs[j] + was * sn[j];
         }
     }
 }
@@ -38,6 +51,29 @@ static void gemm_nt(int m, int n, int k, float alpha, const float *a, int lda, c
                     int ldb, float beta, float *c, int ldc)
 {
     linalg_sgemm(NULL, false, true, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+/* P = [P +] alpha·q kᵀ of n numbers, where a token sees its past: in bands of rows. */
+static void add_logits(struct check *c, int n, float alpha, const float *q, int ldq, const float *k,
+                       int ldk, bool add)
+{
+    for (int t = 0; t < c->T; t += CHECK_BAND) {
+        int rows = c->T - t < CHECK_BAND ? c->T - t : CHECK_BAND;
+        gemm_nt(rows, t + rows, n, alpha, q + (size_t)t * (size_t)ldq, ldq, k, ldk, add,
+                c->P + (size_t)t * (size_t)c->T, c->T);
+    }
+}
+
+/* Head h's output: the weights of P times v. */
+static void read_values(struct check *c, int h, const float *v, int ldv)
+{
+    int width = c->H * c->d;
+    moments_softmax(&c->src->shape, c->P, c->T);
+    for (int t = 0; t < c->T; t += CHECK_BAND) {
+        int rows = c->T - t < CHECK_BAND ? c->T - t : CHECK_BAND;
+        linalg_sgemm(NULL, false, false, rows, c->d, t + rows, 1, c->P + (size_t)t * (size_t)c->T,
+                     c->T, v, ldv, 0, c->o + (size_t)t * (size_t)width + h * c->d, width);
+    }
 }
 
 static void add_bias(float *y, int rows, int n, const float *bias)
@@ -81,19 +117,17 @@ static void output(struct check *c)
 
 static void attend_original(struct check *c, const float *x)
 {
-    int T = c->T, d = c->d, H = c->H, kd = c->G * d;
+    int d = c->d, H = c->H, kd = c->G * d, R = c->src->shape.rope_dim;
     project(c, x);
+    set_turns(c, c->src->freq, R);
     for (int h = 0; h < H; h++)
-        rotate(c->q + h * d, H * d, T, c->src->shape.rope_dim, c->src->freq,
-               c->src->shape.magnitude);
+        rotate(c, c->q + h * d, H * d, R);
     for (int g = 0; g < c->G; g++)
-        rotate(c->k + g * d, kd, T, c->src->shape.rope_dim, c->src->freq, c->src->shape.magnitude);
+        rotate(c, c->k + g * d, kd, R);
     for (int h = 0; h < H; h++) {
         int g = h / (H / c->G);
-        gemm_nt(T, T, d, (float)c->src->scale, c->q + h * d, H * d, c->k + g * d, kd, 0, c->P, T);
-        moments_softmax(&c->src->shape, c->P, T);
-        linalg_sgemm(NULL, false, false, T, d, T, 1, c->P, T, c->v + g * d, kd, 0, c->o + h * d,
-                     H * d);
+        add_logits(c, d, (float)c->src->scale, c->q + h * d, H * d, c->k + g * d, kd, false);
+        read_values(c, h, c->v + g * d, kd);
     }
     output(c);
 }
@@ -126,19 +160,18 @@ static void attend_mla(struct check *c, const struct mla_result *m, const float 
 {
     int T = c->T, d = c->d, H = c->H, R = m->R, r = m->r, head = d + R, width = r + R;
     float scale = (float)(m->normed ? c->src->scale : 1 / sqrt(d + R));
-    double magnitude = c->src->shape.magnitude;
     project_mla(c, m, x);
-    rotate(c->k + r, width, T, R, m->freq, magnitude);
+    set_turns(c, m->freq, R);
+    rotate(c, c->k + r, width, R);
     for (int h = 0; h < H; h++) {
         const float *ku = m->kv_b + (size_t)h * 2 * (size_t)d * (size_t)r;
         float *q = c->q + h * head;
-        rotate(q + d, H * head, T, R, m->freq, magnitude);
+        rotate(c, q + d, H * head, R);
         gemm_nt(T, d, r, 1, c->k, width, ku, r, 0, c->kn, d);
         gemm_nt(T, d, r, 1, c->k, width, ku + (size_t)d * (size_t)r, r, 0, c->vn, d);
-        gemm_nt(T, T, d, scale, q, H * head, c->kn, d, 0, c->P, T);
-        gemm_nt(T, T, R, scale, q + d, H * head, c->k + r, width, 1, c->P, T);
-        moments_softmax(&c->src->shape, c->P, T);
-        linalg_sgemm(NULL, false, false, T, d, T, 1, c->P, T, c->vn, d, 0, c->o + h * d, H * d);
+        add_logits(c, d, scale, q, H * head, c->kn, d, false);
+        add_logits(c, R, scale, q + d, H * head, c->k + r, width, true);
+        read_values(c, h, c->vn, d);
     }
     output(c);
 }
@@ -149,6 +182,7 @@ static int check_init(struct check *c, const struct mla_source *src, int T, int 
     *c = (struct check){.src = src, .T = T, .D = p->D, .H = p->H, .G = p->G, .d = p->d};
     size_t t = (size_t)T, d = (size_t)p->d, H = (size_t)p->H, kd = (size_t)p->G * d;
     size_t width = kd > (size_t)wide ? kd : (size_t)wide;
+    size_t turns = d + (size_t)wide; /* pairs of the original's rope, or of a result's */
     c->q = mem_calloc(t * H * (d + (size_t)wide), sizeof *c->q);
     c->k = mem_calloc(t * width, sizeof *c->k);
     c->v = mem_calloc(t * kd, sizeof *c->v);
@@ -156,50 +190,62 @@ static int check_init(struct check *c, const struct mla_source *src, int T, int 
     c->kn = mem_calloc(t * d, sizeof *c->kn);
     c->vn = mem_calloc(t * d, sizeof *c->vn);
     c->P = mem_calloc(t * t, sizeof *c->P);
+    c->cos = mem_calloc(t * turns, sizeof *c->cos);
+    c->sin = mem_calloc(t * turns, sizeof *c->sin);
     c->o = mem_calloc(t * H * d, sizeof *c->o);
     c->y = mem_calloc(t * (size_t)p->D, sizeof *c->y);
-    if (!c->q || !c->k || !c->v || !c->z || !c->kn || !c->vn || !c->P || !c->o || !c->y)
+    if (!c->q || !c->k || !c->v || !c->z || !c->kn || !c->vn || !c->P || !c->cos || !c->sin ||
+        !c->o || !c->y)
         return err_nomem(e, t * (t + H * d) * sizeof *c->P, "measuring a layer");
     return OK;
 }
 
 static void check_done(struct check *c)
 {
-    float **all[] = {&c->q, &c->k, &c->v, &c->z, &c->kn, &c->vn, &c->P, &c->o, &c->y};
+    float **all[] = {&c->q, &c->k,   &c->v,   &c->z, &c->kn, &c->vn,
+                     &c->P, &c->cos, &c->sin, &c->o, &c->y};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(*all[i]);
 }
 
-int mla_measure(const struct mla_source *src, const float *x, int rows, int window,
+int mla_original(const struct mla_source *src, const float *x, int rows, int window, float *y,
+                 struct err *e)
+{
+    struct check c;
+    size_t D = (size_t)src->shape.D;
+    int rc = check_init(&c, src, window, 0, e);
+    for (int at = 0; at + window <= rows && !rc; at += window) {
+        attend_original(&c, x + (size_t)at * D);
+        memcpy(y + (size_t)at * D, c.y, (size_t)window * D * sizeof *y);
+    }
+    check_done(&c);
+    return rc;
+}
+
+int mla_measure(const struct mla_source *src, const float *x, const float *y, int rows, int window,
                 const struct mla_result *const *results, int n, double *error, struct err *e)
 {
     struct check c;
-    int wide = 0, D = src->shape.D;
+    int wide = 0;
+    size_t D = (size_t)src->shape.D, size = (size_t)window * D;
     for (int i = 0; i < n; i++)
         wide = results[i]->r + results[i]->R > wide ? results[i]->r + results[i]->R : wide;
     int rc = check_init(&c, src, window, wide, e);
-    float *y = rc ? NULL : mem_calloc((size_t)window * (size_t)D, sizeof *y);
-    if (!rc && !y)
-        rc = err_nomem(e, (size_t)window * (size_t)D * sizeof *y, "measuring a layer");
     double base = 0;
     for (int i = 0; i < n; i++)
         error[i] = 0;
     for (int at = 0; at + window <= rows && !rc; at += window) {
-        const float *in = x + (size_t)at * (size_t)D;
-        size_t size = (size_t)window * (size_t)D;
-        attend_original(&c, in);
-        memcpy(y, c.y, size * sizeof *y);
+        const float *was = y + (size_t)at * D;
         for (size_t j = 0; j < size; j++)
-            base += (double)y[j] * y[j];
+            base += (double)was[j] * was[j];
         for (int i = 0; i < n; i++) {
-            attend_mla(&c, results[i], in);
+            attend_mla(&c, results[i], x + (size_t)at * D);
             for (size_t j = 0; j < size; j++)
-                error[i] += ((double)c.y[j] - y[j]) * ((double)c.y[j] - y[j]);
+                error[i] += ((double)c.y[j] - was[j]) * ((double)c.y[j] - was[j]);
         }
     }
     for (int i = 0; i < n; i++)
         error[i] /= base > 0 ? base : 1;
-    free(y);
     check_done(&c);
     return rc;
 }

@@ -30,6 +30,25 @@ struct solve {
     double *F;  /* [n][w] Wt Q */
 };
 
+/* Room for all of it, at a latent of r numbers; mla_solve_done also after a failure. */
+int mla_solve_init(struct solve *s, const struct mla_source *src, const struct moments *m, int r,
+                   struct err *e);
+void mla_solve_done(struct solve *s);
+/* The parts of a solve: what no rank changes, wanted: with the r rows of A and X0 that lose least
+ * (descending: fewer rows are a cut of more); then, from these, the layer at rank r. */
+int mla_solve_latent(struct solve *s, const struct mla_options *o, int r, bool wanted,
+                     struct err *e);
+bool mla_holds_all(const struct solve *s, const struct mla_options *o, int r); /* nothing to solve */
+int mla_solve_rank(struct solve *s, const struct mla_options *o, int r, struct mla_result *out,
+                   struct err *e);
+/* B and BQ from the rope choice and fit; L and LG from the output weights. */
+void mla_nope_forms(struct solve *s);
+int mla_output_metrics(struct solve *s, struct err *e);
+double mla_damping(const struct mla_options *o);
+/* kv_b of every head: refitted (mlathe), or straight from X0 (rank n, transmla, no statistics). */
+int mla_up_maps(struct solve *s, const struct mla_options *o, int r, bool fitted, float *kv_b,
+                struct err *e);
+
 /* C = op(A) op(B) + beta·C on the caller's thread. */
 void mla_gemm(bool ta, bool tb, int m, int n, int k, const double *a, int lda, const double *b,
               int ldb, double beta, double *c, int ldc);

@@ -121,10 +121,16 @@ void moments_done(struct moments *m)
 
 void moments_unpack(const float *packed, int n, int head, double *full)
 {
+    enum { TILE = 16 }; /* mirrored in tiles: whole columns would miss the cache at every number */
     const float *p = packed + (size_t)head * triangle(n);
-    for (int i = 0; i < n; i++)
-        for (int j = i; j < n; j++, p++)
-            full[(size_t)i * n + j] = full[(size_t)j * n + i] = *p;
+    for (int i = 0; i < n; p += n - i, i++)
+        for (int j = i; j < n; j++)
+            full[(size_t)i * n + j] = p[j - i];
+    for (int i = 0; i < n; i += TILE)
+        for (int j = i; j < n; j += TILE)
+            for (int y = j; y < n && y < j + TILE; y++)
+                for (int x = i; x < i + TILE && x < y; x++)
+                    full[(size_t)y * n + x] = full[(size_t)x * n + y];
 }
 
 void moments_of_head(const struct moments *m, const float *packed, int h, double *full)

@@ -11,6 +11,7 @@
 #include "core/kvmem.h"
 #include "core/safetensors.h"
 #include "kernels/pool.h"
+#include "sessions/prepared.h"
 #include "sessions/spill.h"
 
 struct moments_shape conversion_shape(const struct model *m, int layer)
@@ -77,33 +78,31 @@ struct round {
     struct err *err;
 };
 
-static int measure(const struct mla_source *src, const struct moments *m, struct mla_options o,
-                   const struct mla_result *full, struct layer_report *r, bool brief, struct err *e)
+/* What a solved layer does to its output, in parts. */
+static int measure(const struct mla_source *src, const struct moments *m,
+                   const struct prepared_layer *p, const struct mla_result *made,
+                   struct layer_report *r, struct err *e)
 {
-    if (brief)
-        return mla_measure(src, m->sample, m->sample_rows, m->sample_window, &full, 1, &r->error,
-                           e);
-    struct mla_result rope_only = {0}, free_rope = {0};
-    const struct mla_result *const all[] = {full, &rope_only, &free_rope};
-    bool bound = o.method == METHOD_MLATHE && o.layout != LAYOUT_OWN;
-    double error[3];
-    o.rank = moments_width(&m->shape); /* nothing lost but rotations */
-    int rc = mla_solve(src, m, &o, &rope_only, NULL, e);
-    o.layout = LAYOUT_OWN;
-    o.shared = NULL;
-    if (!rc && bound)
-        rc = mla_solve(src, m, &o, &free_rope, NULL, e);
+    int rc =
+        mla_measure(src, m->sample, p->y, m->sample_rows, m->sample_window, &made, 1, &r->error, e);
+    r->loss_rope = fmin(r->error, p->loss_rope);
+    r->loss_layout = fmax(fmin(p->loss_layout, r->loss_rope), 0);
+    r->loss_rank = r->error - r->loss_rope;
+    return rc;
+}
+
+/* The whole error alone. */
+static int measure_brief(const struct mla_source *src, const struct moments *m,
+                         const struct mla_result *made, struct layer_report *r, struct err *e)
+{
+    size_t size = (size_t)m->sample_rows * (size_t)m->shape.D;
+    float *y = mem_calloc(size, sizeof *y);
+    int rc = y ? mla_original(src, m->sample, m->sample_rows, m->sample_window, y, e)
+               : err_nomem(e, size * sizeof *y, "measuring a layer");
     if (!rc)
-        rc = mla_measure(src, m->sample, m->sample_rows, m->sample_window, all, bound ? 3 : 2,
-                         error, e);
-    mla_result_done(&rope_only);
-    mla_result_done(&free_rope);
-    if (!rc) {
-        r->error = error[0];
-        r->loss_rope = fmin(error[0], error[1]);
-        r->loss_layout = bound ? fmax(r->loss_rope - error[2], 0) : 0;
-        r->loss_rank = error[0] - r->loss_rope;
-    }
+        rc = mla_measure(src, m->sample, y, m->sample_rows, m->sample_window, &made, 1, &r->error,
+                         e);
+    free(y);
     return rc;
 }
 
@@ -120,26 +119,62 @@ static int spill_layer(struct conversion *c, int l, const char *dir, struct err 
     return spill_floats(&c->spilled[l], dir, 3, array, count, e);
 }
 
+static struct mla_options layer_options(const struct round *r, int l)
+{
+    const struct plan_layer *want = &r->plan->layer[l];
+    return (struct mla_options){.method = r->plan->method,
+                                .layout = r->plan->layout,
+                                .rank = want->kv_lora_rank,
+                                .rope_dim = want->qk_rope_head_dim,
+                                .shared = r->in->shared,
+                                .without = r->plan->without,
+                                .rounds = r->plan->rounds,
+                                .stride = r->plan->stride,
+                                .balance = r->plan->balance,
+                                .damping = r->plan->damping,
+                                .freqfold = rankplan_freqfold(r->plan, want->qk_rope_head_dim),
+                                .c_second = r->in->c_second ? r->in->c_second[l] : NULL};
+}
+
+/* A layer with its report; what no rank changes, and all of it where nothing changed, from before.
+ */
+static int solve_prepared(const struct round *r, int l, const struct mla_source *src,
+                          const struct moments *m, const struct mla_options *o, struct err *e)
+{
+    const struct conversion *was = r->in->previous;
+    struct mla_result *made = &r->c->made[l];
+    struct layer_report *report = &r->c->report.layer[l];
+    struct prepared_layer own = {0};
+    bool keep = r->in->prepared && !o->c_second;
+    struct prepared_layer *p = keep ? &r->in->prepared[l] : &own;
+    int rc = prepared_fill(p, src, m, o, keep ? moments_width(&m->shape) : o->rank, e);
+    bool again = !rc && was && was->made && !was->spilled && p->serial == was->serial &&
+                 p->serial && p->rank == o->rank;
+    if (again) {
+        rc = mla_result_copy(made, &was->made[l], src, e);
+        *report = p->report;
+    } else if (!rc) {
+        rc = mla_complete(p->solve, src, m, o->rank, made, e);
+        report->energy = mla_prepared_energy(p->solve, o->rank);
+        if (!rc && m->sample)
+            rc = measure(src, m, p, made, report, e);
+    }
+    if (!rc && keep) {
+        p->serial = r->in->serial;
+        p->rank = o->rank;
+        p->report = *report;
+    }
+    prepared_done(&own);
+    return rc;
+}
+
 static void solve_layer(void *arg, int i, int thread)
 {
     struct round *r = arg;
     int l = r->first + i;
-    const struct plan_layer *want = &r->plan->layer[l];
     struct layer_report *report = &r->c->report.layer[l];
-    struct mla_options o = {.method = r->plan->method,
-                            .layout = r->plan->layout,
-                            .rank = want->kv_lora_rank,
-                            .rope_dim = want->qk_rope_head_dim,
-                            .shared = r->in->shared,
-                            .without = r->plan->without,
-                            .rounds = r->plan->rounds,
-                            .stride = r->plan->stride,
-                            .balance = r->plan->balance,
-                            .damping = r->plan->damping,
-                            .freqfold = rankplan_freqfold(r->plan, want->qk_rope_head_dim),
-                            .c_second = r->in->c_second ? r->in->c_second[l] : NULL};
+    struct mla_options o = layer_options(r, l);
     struct mla_source src = {0};
-    struct spectrum s = {0};
     (void)thread;
     struct err *e = &r->err[i];
     const struct moments *m = NULL;
@@ -147,18 +182,18 @@ static void solve_layer(void *arg, int i, int thread)
     if (!rc)
         rc = conversion_source(r->in->base, l, &src, e);
     src.device = r->in->device;
-    if (!rc)
-        rc = mla_solve(&src, m, &o, &r->c->made[l], r->in->measure && !r->in->brief ? &s : NULL, e);
-    if (!rc) {
-        *report = (struct layer_report){.kv_lora_rank = o.rank, .qk_rope_head_dim = o.rope_dim};
-        report->energy = s.n ? spectrum_energy(&s, o.rank) : NAN;
-        report->error = report->loss_rope = report->loss_layout = report->loss_rank = NAN;
-        if (r->in->measure && m->sample)
-            rc = measure(&src, m, o, &r->c->made[l], report, r->in->brief, e);
+    *report = (struct layer_report){.kv_lora_rank = o.rank, .qk_rope_head_dim = o.rope_dim};
+    report->energy = report->error = report->loss_rope = report->loss_layout = report->loss_rank =
+        NAN;
+    if (!rc && r->in->measure && !r->in->brief) {
+        rc = solve_prepared(r, l, &src, m, &o, e);
+    } else if (!rc) {
+        rc = mla_solve(&src, m, &o, &r->c->made[l], NULL, e);
+        if (!rc && r->in->measure && m->sample)
+            rc = measure_brief(&src, m, &r->c->made[l], report, e);
     }
     if (!rc && r->c->spilled)
         rc = spill_layer(r->c, l, r->in->spill, e);
-    spectrum_done(&s);
     conversion_source_done(&src);
     stats_release(r->in->stats, m);
     r->rc[i] = rc;
@@ -364,6 +399,7 @@ int conversion_solve(struct conversion **out, const struct conversion_input *in,
     if (rc)
         return rc;
     rc = rankplan_copy(&c->plan, plan, e);
+    c->serial = in->serial;
     c->made = rc ? NULL : mem_calloc((size_t)in->base->hp.n_layer, sizeof *c->made);
     if (!rc && in->spill)
         c->spilled = mem_calloc((size_t)in->base->hp.n_layer, sizeof *c->spilled);

@@ -9,6 +9,7 @@
 #include "sessions/workspace.h"
 
 struct safetensors;
+struct prepared_layer;
 struct spill;
 struct cJSON;
 
@@ -20,6 +21,7 @@ struct conversion {
     struct model model; /* hp of the base; MLA layers */
     struct rankplan plan;
     struct conversion_report report;
+    unsigned long serial;       /* of the input it was solved from */
     struct spill *spilled;      /* [L] where made's tensors lie, or NULL: on the heap */
     struct mla_result *made;    /* [L] tensors in memory (F32), or NULL when read from a file */
     struct safetensors *stored; /* the file they are read from, or NULL */
@@ -49,6 +51,11 @@ struct conversion_input {
     int at_once;       /* layers solved side by side; 0: one a thread */
     const char *spill; /* folder whose disk the tensors go to as layers are done (spill.h); NULL: they
                         * stay in memory */
+    /* To convert again and again from the same statistics: [L] kept from one time to the next, and the
+     * conversion of last time; NULL: none. Each solve has a number of its own, from 1. */
+    struct prepared_layer *prepared;
+    const struct conversion *previous;
+    unsigned long serial;
     int first, count;  /* layers to convert, the others stay as they are; count 0: all */
 };
 /* Bytes that solving one of the model's layers takes at rank r, and the tensors of a plan (F32). */

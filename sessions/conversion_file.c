@@ -157,6 +157,7 @@ static void read_report(struct conversion *c, const cJSON *report)
     const cJSON *list = json_get(report, "layers"), *v = list ? list->child : NULL;
     c->report.seconds_calibrate = number_or(report, "seconds_calibrate", NAN);
     c->report.seconds_solve = number_or(report, "seconds_solve", NAN);
+    c->report.seconds_refit = number_or(report, "seconds_refit", NAN);
     c->report.kl_held = number_or(report, "kl_held", NAN);
     for (int l = 0; l < c->report.n_layer; l++, v = v ? v->next : NULL) {
         struct layer_report *r = &c->report.layer[l];
@@ -230,6 +231,7 @@ static cJSON *report_json(const struct conversion_report *r)
     add_number(o, "kv_bytes_per_token_after", (double)r->kv_bytes_after);
     add_number(o, "seconds_calibrate", r->seconds_calibrate);
     add_number(o, "seconds_solve", r->seconds_solve);
+    add_number(o, "seconds_refit", r->seconds_refit);
     add_number(o, "kl_held", r->kl_held);
     cJSON *list = cJSON_AddArrayToObject(o, "layers");
     for (int l = 0; l < r->n_layer; l++) {

@@ -13,6 +13,7 @@ double memory_limit(size_t asked);
  * of statistics on disk: what is there should stay in the page cache). */
 #define MEMORY_RESIDENT (1.0 / 4)
 #define MEMORY_ON_DISK (1.0 / 3)
+#define MEMORY_PREPARED (1.0 / 16) /* of what is kept to convert again at other ranks */
 #define MEMORY_USABLE 0.8 /* of the limit, by everything together */
 
 /* How a model is calibrated within a limit. */

@@ -8,6 +8,7 @@
 #include "core/file.h"
 #include "sessions/memory.h"
 #include "sessions/workspace_device.h"
+#include "sessions/prepared.h"
 #include "sessions/workspace_private.h"
 
 int workspace_new(struct workspace **out, const struct workspace_options *o, struct err *e)
@@ -39,17 +40,26 @@ void workspace_drop_conversion(struct workspace *w)
     w->conv = NULL;
 }
 
-/* Everything that hangs on the model. */
-static void drop_model(struct workspace *w)
+void workspace_drop_statistics(struct workspace *w)
 {
-    workspace_drop_conversion(w);
+    for (int l = 0; w->prepared && l < w->base->hp.n_layer; l++)
+        prepared_done(&w->prepared[l]);
+    free(w->prepared);
     stats_free(w->stats);
     free(w->spill);
     free(w->shared);
+    w->prepared = NULL;
     w->stats = NULL;
     w->spill = NULL;
     w->shared = NULL;
     calib_text_done(&w->text);
+}
+
+/* Everything that hangs on the model. */
+static void drop_model(struct workspace *w)
+{
+    workspace_drop_conversion(w);
+    workspace_drop_statistics(w);
     chatfmt_free(w->chatfmt);
     tokenizer_free(w->tokenizer);
     engine_free(w->base_engine);

@@ -35,6 +35,7 @@ struct workspace_options {
     bool background;    /* compute at nice +10 */
     bool exact;         /* activations are never quantised to int8 */
     size_t memory;      /* bytes that may be used; 0: what the machine has */
+    bool keep;          /* what converting at other ranks need not repeat stays in memory */
     bool rounded;       /* run conversions on rounded attention weights (conversion_runtime) */
 };
 
@@ -109,7 +110,7 @@ struct layer_report {
 struct conversion_report {
     double kept;
     size_t kv_bytes_before, kv_bytes_after; /* a token, F16 cache */
-    double seconds_calibrate, seconds_solve;
+    double seconds_calibrate, seconds_solve, seconds_refit; /* refit of outputs: NaN if none */
     double kl_held; /* measured on text held back from calibration; NaN: none was */
     int n_layer;
     struct layer_report *layer; /* owned: conversion_report_done */
@@ -120,9 +121,8 @@ struct convert_sink {
     void (*on_layer)(void *user, int layer, const struct layer_report *r); /* after each layer */
     void *user;
 };
-/* Converts by plan with the statistics at hand (calibrates by itself only for METHOD_TRANSMLA's
- * second pass). The result becomes the converted side when all of it succeeded; cancelled or
- * failed, the workspace is as before. */
+/* Converts by plan with the statistics at hand (METHOD_TRANSMLA: after a second pass). The result
+ * becomes the converted side when all of it succeeded; otherwise the workspace is as before. */
 int workspace_convert(struct workspace *w, const struct rankplan *plan,
                       const struct convert_sink *sink, const struct progress *p,
                       struct conversion_report *out, struct err *e);
@@ -141,7 +141,7 @@ int workspace_heal(struct workspace *w, const struct heal_options *o, const char
 int workspace_take(struct workspace *w, const char *dir, struct err *e);
 /* About the share of a file's longer lines that the converted side was healed on. */
 double workspace_healed_on(const struct workspace *w, const char *file);
-/* The plan and report of the converted side; false when there is none. Copies. */
+/* Copies of the converted side's plan and report; false when there is none. */
 bool workspace_conversion(const struct workspace *w, struct rankplan *plan,
                           struct conversion_report *report, struct err *e);
 /* The temperature-0-safe vocabulary limit: ids the tokenizer knows. */

@@ -279,11 +279,7 @@ int workspace_calibrate(struct workspace *w, const struct calib_options *o, cons
         calib_text_done(&text);
         return workspace_device_reason(w, rc, e);
     }
-    stats_free(w->stats);
-    free(w->spill);
-    free(w->shared);
-    w->shared = NULL;
-    calib_text_done(&w->text);
+    workspace_drop_statistics(w);
     w->stats = stats;
     w->spill = spill;
     w->text = text;

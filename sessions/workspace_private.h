@@ -19,6 +19,8 @@ struct workspace {
     struct calib_text text; /* of the statistics */
     struct stats *stats;    /* NULL: not calibrated */
     char *spill;            /* folder for what does not fit into memory, or NULL */
+    struct prepared_layer *prepared; /* [L] of stats, or NULL (sessions/prepared.h) */
+    unsigned long solves;            /* conversions made or tried */
     double memory;          /* bytes that may be used */
     double seconds_calibrate;
     int *shared, shared_rope; /* the shared layout's list and its width, once asked for */
@@ -26,6 +28,8 @@ struct workspace {
     struct engine *conv_engine;
 };
 
+/* The statistics and what hangs on them. */
+void workspace_drop_statistics(struct workspace *w);
 void workspace_drop_conversion(struct workspace *w);
 int workspace_converted_engine(const struct workspace *w, struct conversion *c, struct engine **out,
                                struct err *e);

@@ -270,6 +270,71 @@ static void check_cancel(struct workspace *w)
     rankplan_done(&before);
 }
 
+/* A workspace that keeps what ranks do not change converts to what a fresh one does: other ranks,
+ * one layer's, another layout, the same again, and after a conversion that was stopped half way. */
+static void check_again(const char *model)
+{
+    static const struct {
+        int rank, one, stops; /* one: the last layer's */
+        enum plan_layout layout;
+        unsigned without;
+    } step[] = {{12, 12, 0, LAYOUT_OWN, 0},  {12, 20, 0, LAYOUT_OWN, 0},
+                {16, 20, 0, LAYOUT_OWN, 0},  {12, 12, 2, LAYOUT_SHARED, 0},
+                {16, 20, 0, LAYOUT_OWN, 0},  {16, 20, 0, LAYOUT_STOCK, STEP_OUTPUT},
+                {16, 24, 0, LAYOUT_STOCK, 0}};
+    struct err e = {0};
+    struct workspace *w[2];
+    struct workspace_options o = {.device = "cpu", .threads = 2, .exact = true};
+    for (int k = 0; k < 2; k++) {
+        o.keep = k == 1;
+        CHECK_OK(workspace_new(&w[k], &o, &e), e);
+        CHECK_OK(workspace_open(w[k], model, NULL, &e), e);
+        calibrate(w[k], NULL);
+    }
+    for (size_t i = 0; i < sizeof step / sizeof *step; i++) {
+        struct model_info info;
+        struct rankplan plan;
+        struct conversion_report r[2];
+        float *out[2];
+        int left = step[i].stops, rc;
+        struct progress stop = {stop_late, &left};
+        workspace_info(w[0], &info);
+        CHECK_OK(rankplan_init(&plan, &info.plan_model, &e), e);
+        plan.layout = step[i].layout;
+        plan.without = step[i].without;
+        CHECK_OK(rankplan_uniform(&plan, step[i].rank, 8, &e), e);
+        plan.layer[info.n_layer - 1].kv_lora_rank = step[i].one;
+        if (left) {
+            rc = workspace_convert(w[1], &plan, NULL, &stop, &r[1], &e);
+            CHECK(rc == ERR_CANCELLED, "a conversion to be stopped returned %d", rc);
+            rankplan_done(&plan);
+            continue;
+        }
+        for (int k = 0; k < 2; k++) {
+            CHECK_OK(workspace_convert(w[k], &plan, NULL, NULL, &r[k], &e), e);
+            out[k] = logits(w[k], SIDE_CONVERTED, NULL);
+        }
+        double gap = test_rel_error(out[1], out[0], (size_t)(T * info.vocab));
+        /* cut from a wider product: the same sums, in fp64, in another order */
+        CHECK(gap < 1e-4, "step %zu: converted again it differs by %g", i, gap);
+        for (int l = 0; l < info.n_layer; l++) {
+            const struct layer_report *a = &r[0].layer[l], *b = &r[1].layer[l];
+            CHECK(fabs(a->error - b->error) < 1e-4 * a->error + 1e-9 &&
+                      fabs(a->loss_rope - b->loss_rope) < 1e-4 * a->error + 1e-9 &&
+                      fabs(a->loss_layout - b->loss_layout) < 1e-4 * a->error + 1e-9 &&
+                      fabs(a->energy - b->energy) < 1e-9,
+                  "step %zu, layer %d: error %g and %g", i, l, a->error, b->error);
+        }
+        for (int k = 0; k < 2; k++) {
+            conversion_report_done(&r[k]);
+            free(out[k]);
+        }
+        rankplan_done(&plan);
+    }
+    workspace_free(w[0]);
+    workspace_free(w[1]);
+}
+
 static void check_cache(const char *model)
 {
     const char *dir = test_tmpdir();
@@ -397,6 +462,7 @@ int main(void)
     CHECK(test_model_write_hf(model, &spec) == 0, "writing a model");
     check_cache(model);
     check_repeatable(model);
+    check_again(model);
     struct workspace *w = open_workspace(model);
     workspace_info(w, &info);
     calibrate(w, NULL);

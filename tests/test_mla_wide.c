@@ -127,6 +127,44 @@ static void source(const struct layer *l, const struct moments_shape *s, bool bi
                                .scale = 0.35};
 }
 
+/* Prepared once and completed at any rank, a layer is what solving it at that rank gives. */
+static void check_prepared(const struct mla_source *src, const struct moments *m,
+                           struct mla_options o)
+{
+    struct err e = {0};
+    struct mla_prepared *p;
+    int w = moments_width(&m->shape), ranks[] = {1, o.rank, w - 1, w};
+    o.rank = 0;
+    CHECK_OK(mla_prepare(&p, src, m, &o, w, &e), e);
+    for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++) {
+        struct mla_result again, once, copied;
+        struct spectrum s;
+        size_t n;
+        o.rank = ranks[i];
+        CHECK_OK(mla_complete(p, src, m, o.rank, &again, &e), e);
+        CHECK_OK(mla_solve(src, m, &o, &once, &s, &e), e);
+        CHECK_OK(mla_result_copy(&copied, &again, src, &e), e);
+        double *a = product(&again, &n), *b = product(&once, &n), *c = product(&copied, &n);
+        double gap = distance(a, b, n), energy = mla_prepared_energy(p, o.rank);
+        CHECK(gap < 1e-6, "rank %d: prepared and solved at once differ by %g (fp32 maps)", o.rank,
+              gap);
+        CHECK(distance(c, a, n) == 0, "a copy differs");
+        CHECK(fabs(energy - spectrum_energy(&s, o.rank)) < 1e-12, "energy %g", energy);
+        free(a);
+        free(b);
+        free(c);
+        spectrum_done(&s);
+        mla_result_done(&again);
+        mla_result_done(&once);
+        mla_result_done(&copied);
+    }
+    mla_prepared_free(p);
+    CHECK_OK(mla_prepare(&p, src, m, &o, 3, &e), e);
+    struct mla_result none;
+    CHECK(mla_complete(p, src, m, 4, &none, &e) == ERR_ARG, "more rank than was prepared");
+    mla_prepared_free(p);
+}
+
 /* How far two forms of the statistics are apart in what they make of the layer. */
 static double compare(const struct layer *l, const struct mla_source *src, const struct moments *a,
                       const struct moments *b, struct mla_options o, double *spectra)
@@ -139,8 +177,10 @@ static double compare(const struct layer *l, const struct mla_source *src, const
     CHECK_OK(mla_solve(src, b, &o, &y, &sy, &e), e);
     double *px = product(&x, &n), *py = product(&y, &n), gap = distance(px, py, n);
     double error[2], s = 0;
+    float original[2 * T * D];
     const struct mla_result *const both[] = {&x, &y};
-    CHECK_OK(mla_measure(src, l->x[0], 2 * T, T, both, 2, error, &e), e);
+    CHECK_OK(mla_original(src, l->x[0], 2 * T, T, original, &e), e);
+    CHECK_OK(mla_measure(src, l->x[0], original, 2 * T, T, both, 2, error, &e), e);
     for (int i = 0; i < sx.n; i++) {
         s = fmax(s, fabs(sx.joint[i] - sy.joint[i]) / sy.joint[0]);
         if (sy.joint[i] > 1e-3 * sy.joint[0])
@@ -156,6 +196,8 @@ static double compare(const struct layer *l, const struct mla_source *src, const
            : o.layout == LAYOUT_STOCK  ? "stock"
                                        : "own",
            o.rank, o.rope_dim, gap, s, error[0], error[1]);
+    check_prepared(src, a, o);
+    check_prepared(src, b, o);
     free(px);
     free(py);
     spectrum_done(&sx);
@@ -193,11 +235,13 @@ static void check_affine(bool bias)
     /* Everything kept: exact, with a latent that is no wider than y. */
     struct err e = {0};
     struct mla_result all;
+    float original[2 * T * D];
     double error;
     struct mla_options o = {.rank = moments_width(&ys), .rope_dim = G * d};
     CHECK_OK(mla_solve(&src, &y, &o, &all, NULL, &e), e);
-    CHECK_OK(mla_measure(&src, l.x[0], 2 * T, T, (const struct mla_result *const[]){&all}, 1,
-                         &error, &e),
+    CHECK_OK(mla_original(&src, l.x[0], 2 * T, T, original, &e), e);
+    CHECK_OK(mla_measure(&src, l.x[0], original, 2 * T, T, (const struct mla_result *const[]){&all},
+                         1, &error, &e),
              e);
     printf("everything kept in %d numbers, bias %d: error %.1e\n", o.rank, bias, error);
     CHECK(o.rank == D + bias && error < 1e-9, "full rank: %g", error);

@@ -150,6 +150,7 @@ int app_init(struct app *a, const struct ui_options *o, struct err *e)
                                                  .threads = o->threads,
                                                  .background = true,
                                                  .exact = true,
+                                                 .keep = true,
                                                  .rounded = true};
     int rc = journal_init(&a->j, e);
     if (!rc)

@@ -200,6 +200,8 @@ static const struct cli_option bench_options[] = {
              peer),
     OPT_FLAG("--markdown", "the table in Markdown", markdown),
     OPT_ORIGINAL,
+    OPT_TEXT("--plan", NULL, "F", "instead: how long this plan takes to solve, first and again", plan),
+    OPT_CALIB,
     OPT_END};
 
 static const struct cli_option export_options[] = {
@@ -273,7 +275,9 @@ static const struct cli_command commands[] = {
      chat_options, cli_chat},
     {"bench", "[MODEL] [-p 512] [-n 128] [-r 5] [-d 0,4096]", "speed, by llama-bench's protocol",
      "  mlathe bench\n  mlathe bench converted/ -p 512 -n 128 -d 0,4096\n"
-     "  mlathe bench model.gguf --peer llama-bench\n", 1, true, bench_options,
+     "  mlathe bench model.gguf --peer llama-bench\n"
+     "  mlathe bench model.gguf --plan plan.json --calib my.txt   converting at other ranks\n",
+     1, true, bench_options,
      cli_bench},
     {"export", "DIR --to E -o PATH", "writes a conversion for stock engines",
      "  mlathe export converted --to hf -o model-mla\n"

@@ -131,6 +131,7 @@ int cli_render(struct cli *c, struct err *e);
 int cli_logits(struct cli *c, struct err *e);
 int cli_generate(struct cli *c, struct err *e);
 int cli_bench(struct cli *c, struct err *e);
+int cli_bench_solve(struct cli *c, struct workspace *w, struct err *e); /* --plan */
 int cli_spectra(struct cli *c, struct err *e);
 int cli_plan(struct cli *c, struct err *e);
 int cli_convert(struct cli *c, struct err *e);

@@ -1,4 +1,5 @@
-/* bench: speed of one model, beside what memory gives and beside another program. Refuses depths
+/* bench: speed of one model, beside what memory gives and beside another program; or of solving a
+ * plan. Refuses depths
  * that are no numbers. */
 #include <errno.h>
 #include <stdlib.h>
@@ -131,11 +132,17 @@ int cli_bench(struct cli *c, struct err *e)
     struct results r = {.peer = c->o.peer != NULL};
     struct workspace *w = NULL;
     enum dtype kv = DTYPE_F16;
-    int rc = parse_depths(c->o.depth, depth, &n_depth, e);
+    int rc = !c->o.plan && c->o.calib.n ? cli_usage(e, "--calib: only with --plan")
+                                        : parse_depths(c->o.depth, depth, &n_depth, e);
     if (!rc)
         rc = cli_cache_type(c, &kv, e);
     if (!rc)
         rc = cli_open(c, c->arg[0], CLI_FAST, &w, e);
+    if (!rc && c->o.plan) {
+        rc = cli_bench_solve(c, w, e);
+        workspace_free(w);
+        return rc;
+    }
     if (!rc) {
         const struct engine *g = workspace_engine(w, cli_side(c, w));
         struct peer peer = {c->o.peer,

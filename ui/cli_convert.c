@@ -105,6 +105,7 @@ static cJSON *report_json(const struct conversion_report *r, const struct rankpl
     cli_json_add(o, "seconds", seconds);
     cli_json_add(o, "seconds_calibrate", r->seconds_calibrate);
     cli_json_add(o, "seconds_solve", r->seconds_solve);
+    cli_json_add(o, "seconds_refit", r->seconds_refit);
     cJSON *foretold = cJSON_AddObjectToObject(o, "prediction");
     cli_json_add(foretold, "kl", p->predicted_kl);
     cli_json_add(foretold, "kl_measured", r->kl_held); /* on text held back from calibration */

@@ -1,4 +1,5 @@
 /* Screen 3: the conversion that runs, layer by layer, or the result of the last one. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -129,12 +130,13 @@ static void draw_result(const struct app *a, struct screen *s, struct rect in)
 {
     const struct convert_state *c = &a->convert;
     const struct conversion_report *r = &c->result;
+    double seconds = r->seconds_solve + (isfinite(r->seconds_refit) ? r->seconds_refit : 0);
     char path[1024], text[32];
     if (!c->has_result || in.h < 1)
         return;
     screen_putf(s, in.y, in.x + 1, in.w - 2, ROLE_NORMAL,
                 "KV/token  %zu B → %zu B (%.0f%%), solved in %s", r->kv_bytes_before,
-                r->kv_bytes_after, 100 * r->kept, app_seconds(a, r->seconds_solve, text));
+                r->kv_bytes_after, 100 * r->kept, app_seconds(a, seconds, text));
     if (in.h >= 2)
         draw_loss(r, s, in.y + 1, in);
     if (in.h >= 3 && r->path[0]) {
