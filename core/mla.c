@@ -618,7 +618,6 @@ void mla_result_done(struct mla_result *r)
     free(r->q);
     free(r->kv_a);
     free(r->kv_b);
-    free(r->o);
     *r = (struct mla_result){0};
 }
 

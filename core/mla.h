@@ -92,7 +92,6 @@ struct mla_result {
     float *q;                  /* [H·(d+R)][D], per head nope | rope */
     float *kv_a;               /* [r+R][D] */
     float *kv_b;               /* [H·2d][r], per head key | value */
-    float *o;                  /* [D][H·d] where the output projection was refitted, or NULL */
 };
 void mla_result_done(struct mla_result *r);
 /* Of the same layer; without o. */

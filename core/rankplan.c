@@ -89,7 +89,7 @@ bool rankplan_equal(const struct rankplan *a, const struct rankplan *b)
 {
     if (a->method != b->method || a->layout != b->layout || a->freqfold != b->freqfold ||
         a->without != b->without || a->rounds != b->rounds || a->stride != b->stride ||
-        a->balance != b->balance || a->damping != b->damping ||
+        a->balance != b->balance || a->damping != b->damping || a->refit_ffn != b->refit_ffn ||
         a->model.n_layer != b->model.n_layer)
         return false;
     for (int l = 0; l < a->model.n_layer; l++)

@@ -57,6 +57,7 @@ struct rankplan {
     int rounds;               /* mlathe: of alternating least squares on the latent */
     int stride;               /* stock layout: every so many-th frequency; 0: 1 */
     double balance;           /* mlathe: of keys against values, times the natural one; 0: 1 */
+    bool refit_ffn; /* mlathe: feed-forwards' output maps are refitted as well */
     double damping; /* mlathe: of the joint fit and the heads' refit, times theirs; 0: 1 */
     struct {
         char source[512];     /* "self", or file names joined by ", " */

@@ -105,7 +105,7 @@ static bool write_method(cJSON *root, const struct rankplan *p)
         return false;
     return write_steps(o, p->without) && write_knob(o, "rounds", p->rounds) &&
            write_knob(o, "stride", p->stride) && write_knob(o, "balance", p->balance) &&
-           write_knob(o, "damping", p->damping) &&
+           write_knob(o, "damping", p->damping) && write_knob(o, "refit_ffn", p->refit_ffn) &&
            (p->freqfold > 0 ? put_number(o, "freqfold", p->freqfold)
                             : put_text(o, "freqfold", "auto"));
 }
@@ -248,16 +248,19 @@ static int read_name(const cJSON *obj, const char *key, const char *const *names
 
 static int read_knobs(struct rankplan *p, const cJSON *o, const char *where, struct err *e)
 {
-    long long rounds = 0, stride = 0;
+    long long rounds = 0, stride = 0, ffn = 0;
     int rc = json_int_opt(o, "rounds", 0, PLAN_MAX_ROUNDS, &rounds, where, e);
     if (!rc)
         rc = json_int_opt(o, "stride", 0, p->model.head_dim, &stride, where, e);
+    if (!rc)
+        rc = json_int_opt(o, "refit_ffn", 0, 1, &ffn, where, e);
     if (!rc)
         rc = json_num_opt(o, "balance", &p->balance, where, e);
     if (!rc)
         rc = json_num_opt(o, "damping", &p->damping, where, e);
     if (!rc && !(p->balance >= 0 && p->damping >= 0))
         rc = err_set(e, ERR_FORMAT, "%s: method.balance and damping must not be below 0", where);
+    p->refit_ffn = ffn;
     p->rounds = (int)rounds;
     p->stride = (int)stride;
     return rc;

@@ -244,8 +244,6 @@ static void bind_made(struct conversion *c)
             y->q = f32_view(m->q, H * (d + R), D);
         y->kv_a = f32_view(m->kv_a, r + R, m->normed ? 2 * (size_t)hp->n_kv_head * d : D);
         y->kv_b = f32_view(m->kv_b, H * 2 * d, r);
-        if (m->o)
-            y->o = f32_view(m->o, D, H * d);
         if (m->q_bias)
             y->q_bias = f32_list(m->q_bias, H * (d + R));
         if (m->kv_a_bias)
@@ -278,6 +276,27 @@ int conversion_new(struct conversion **out, const struct model *base, struct err
     }
     memcpy(c->model.layer, base->layer, L * sizeof *base->layer);
     *out = c;
+    return OK;
+}
+
+int conversion_take(struct conversion *c, struct tensor *t, float *f, struct err *e)
+{
+    size_t i = 0;
+    void *grown = c->taken;
+    while (i < c->n_taken && c->taken[i] != t->data)
+        i++;
+    if (i < c->n_taken) {
+        free(c->taken[i]);
+    } else if (!mem_grow(&grown, &c->cap_taken, c->n_taken + 1, sizeof *c->taken)) {
+        free(f);
+        return err_nomem(e, c->n_taken * sizeof *c->taken, "a conversion's tensors");
+    } else {
+        c->taken = grown;
+        c->n_taken++;
+    }
+    c->taken[i] = f;
+    t->data = f;
+    t->dtype = DTYPE_F32;
     return OK;
 }
 
@@ -438,9 +457,9 @@ void conversion_free(struct conversion *c)
             free(c->freq_long[l]);
     }
     free(c->spilled);
-    for (size_t i = 0; i < c->n_copies; i++)
-        free(c->copies[i]);
-    free(c->copies);
+    for (size_t i = 0; i < c->n_taken; i++)
+        free(c->taken[i]);
+    free(c->taken);
     cJSON_Delete(c->healing);
     free(c->made);
     free(c->freq);

@@ -13,8 +13,9 @@ struct prepared_layer;
 struct spill;
 struct cJSON;
 
-/* What a conversion may replace in a layer: q (or rope rows over normed heads), kv_a, kv_b, o. */
-#define CONVERSION_MATRICES 4
+/* What a conversion may replace in a layer: q (or rope rows over normed heads), kv_a, kv_b, o,
+ * down. */
+#define CONVERSION_MATRICES 5
 
 struct conversion {
     const struct model *base;
@@ -27,8 +28,8 @@ struct conversion {
     struct safetensors *stored; /* the file they are read from, or NULL */
     double **freq, **freq_long; /* [L] of a stored conversion; long: contexts beyond the original */
     char *dir;                  /* where it is saved; NULL: nowhere yet */
-    float **copies;        /* [n_copies] the tensors of a conversion_copy, F32 */
-    size_t n_copies;
+    float **taken;         /* [n_taken] tensors given to it (conversion_take) */
+    size_t n_taken, cap_taken;
     struct cJSON *healing; /* what was trained when (a list), or NULL */
     struct model small; /* as model, its attention rounded for speed; layer NULL: not made */
     void **small_data;  /* [CONVERSION_MATRICES·L] */
@@ -89,6 +90,9 @@ int conversion_open(struct conversion **out, const char *dir, const struct model
 /* Writes mlathe.json and attention.safetensors into dir (created). base_path is recorded as an
  * absolute path. */
 int conversion_save(struct conversion *c, const char *dir, const char *base_path, struct err *e);
+/* t, a tensor of c's model, becomes f: as many F32 numbers of c's own, freed with it. What t was is
+ * freed if it was taken before. On failure f is freed. */
+int conversion_take(struct conversion *c, struct tensor *t, float *f, struct err *e);
 /* A conversion of its own, to be changed through the views of its model: every attention tensor
  * copied as F32, o as well where with_o; plan, report and history too. Saved nowhere yet.
  * (conversion_copy.c) */

@@ -15,10 +15,7 @@ static int copy_tensor(struct conversion *c, struct tensor *t, struct err *e)
     int rc = tensor_to_f32(t, &f, e);
     if (rc)
         return rc;
-    c->copies[c->n_copies++] = f;
-    t->data = f;
-    t->dtype = DTYPE_F32;
-    return OK;
+    return conversion_take(c, t, f, e);
 }
 
 /* from (n numbers, or NULL) in memory that the copy frees with its frequencies. */
@@ -40,7 +37,8 @@ static int copy_layer(struct conversion *c, int l, bool with_o, struct err *e)
     struct model_layer *y = &c->model.layer[l];
     bool normed = y->q_rope.data, own_o = with_o || y->o.data != c->base->layer[l].o.data;
     struct tensor *all[COPIED] = {normed ? &y->q_rope : &y->q, &y->kv_a,      &y->kv_b,
-                                  &y->q_bias,                  &y->kv_a_bias, own_o ? &y->o : NULL};
+                                  &y->q_bias,                  &y->kv_a_bias, own_o ? &y->o : NULL,
+                                  y->down.data != c->base->layer[l].down.data ? &y->down : NULL};
     int rc = copy_frequencies(y->rope_freq, y->rope_dim / 2, &c->freq[l], &y->rope_freq, e);
     if (!rc)
         rc = copy_frequencies(y->rope_freq_long, y->rope_dim / 2, &c->freq_long[l],
@@ -61,9 +59,6 @@ int conversion_copy(struct conversion **out, const struct conversion *from, bool
     if (rc)
         return rc;
     memcpy(c->model.layer, from->model.layer, L * sizeof *c->model.layer);
-    c->copies = mem_calloc(L * COPIED, sizeof *c->copies);
-    if (!c->copies)
-        rc = err_nomem(e, L * COPIED * sizeof *c->copies, "a conversion's copy");
     for (int l = 0; l < (int)L && !rc; l++)
         rc = copy_layer(c, l, with_o, e);
     if (!rc)

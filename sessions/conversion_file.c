@@ -18,31 +18,38 @@
 #define FOLDER_MAX_FREQ 1e3 /* rad a position: as core/ropefreq */
 
 /* What a layer may have in the file. */
-enum stored { Q_PROJ, KV_A, KV_B, Q_ROPE, Q_BIAS, KV_A_BIAS, O_PROJ, STORED };
+enum stored { Q_PROJ, KV_A, KV_B, Q_ROPE, Q_BIAS, KV_A_BIAS, O_PROJ, DOWN_PROJ, STORED };
 static const char *const tensor_names[STORED] = {
-    "q_proj.weight", "kv_a_proj_with_mqa.weight", "kv_b_proj.weight",
-    "q_rope.weight", /* normed heads only: not a DeepSeek tensor */
-    "q_proj.bias",   "kv_a_proj_with_mqa.bias",   "o_proj.weight"}; /* where it was refitted */
+    "self_attn.q_proj.weight",
+    "self_attn.kv_a_proj_with_mqa.weight",
+    "self_attn.kv_b_proj.weight",
+    "self_attn.q_rope.weight", /* normed heads only: not a DeepSeek tensor */
+    "self_attn.q_proj.bias",
+    "self_attn.kv_a_proj_with_mqa.bias",
+    "self_attn.o_proj.weight", /* these two where they were refitted */
+    "mlp.down_proj.weight"};
 
 static void tensor_name(char name[96], int layer, int which)
 {
-    snprintf(name, 96, "model.layers.%d.self_attn.%s", layer, tensor_names[which]);
+    snprintf(name, 96, "model.layers.%d.%s", layer, tensor_names[which]);
 }
 
 static struct tensor *layer_tensor(struct model_layer *y, int which)
 {
     struct tensor *all[STORED] = {&y->q,      &y->kv_a,      &y->kv_b, &y->q_rope,
-                                  &y->q_bias, &y->kv_a_bias, &y->o};
+                                  &y->q_bias, &y->kv_a_bias, &y->o,    &y->down};
     return all[which];
 }
 
-/* Whether layer l owns tensor `which`: over normed heads q stays the base's, and so does o where it
- * was not refitted. */
+/* Whether layer l owns tensor `which`: over normed heads q stays the base's, and so do o and
+ * down where they were not refitted. */
 static bool layer_stores(const struct conversion *c, int l, int which)
 {
     struct model_layer *y = &c->model.layer[l];
     if (which == O_PROJ)
         return y->o.data != c->base->layer[l].o.data;
+    if (which == DOWN_PROJ)
+        return y->down.data != c->base->layer[l].down.data;
     return layer_tensor(y, which)->data && !(which == Q_PROJ && y->q_rope.data);
 }
 
@@ -103,14 +110,14 @@ static int read_frequencies(const cJSON *item, const char *key, size_t n, int l,
     return OK;
 }
 
-/* rows 0: the layer has no such tensor; a list has cols 0, and both it and o may be absent. */
+/* rows 0: the layer has no such tensor; a list has cols 0; it, o and down may be absent. */
 static int read_tensor(struct conversion *c, int l, int which, size_t rows, size_t cols,
                        const char *where, struct err *e)
 {
     char name[96], label[512];
     struct tensor *to = layer_tensor(&c->model.layer[l], which);
     tensor_name(name, l, which);
-    if (!rows || ((!cols || which == O_PROJ) && !safetensors_has(c->stored, name)))
+    if (!rows || ((!cols || which >= O_PROJ) && !safetensors_has(c->stored, name)))
         return OK;
     int rc = safetensors_get(c->stored, name, to, e);
     if (rc)
@@ -128,6 +135,7 @@ static int open_layer(struct conversion *c, const cJSON *item, int l, const char
     const struct plan_layer *want = &c->plan.layer[l];
     size_t r = (size_t)want->kv_lora_rank, R = (size_t)want->qk_rope_head_dim;
     size_t H = (size_t)hp->n_head, d = (size_t)hp->head_dim, D = (size_t)hp->hidden;
+    const struct model_layer *base = &c->base->layer[l];
     bool has_long = c->model.layer[l].rope_freq_long != NULL;
     int rc = read_frequencies(item, "rope_freq", R / 2, l, where, &c->freq[l], e);
     if (!rc && has_long)
@@ -139,8 +147,8 @@ static int open_layer(struct conversion *c, const cJSON *item, int l, const char
     size_t in = normed ? 2 * (size_t)hp->n_kv_head * d : D;
     size_t rows[STORED] = {
         normed ? 0 : H * (d + R), r + R, H * 2 * d, normed ? H * R : 0, normed ? 0 : H * (d + R),
-        normed ? 0 : r + R,       D};
-    size_t cols[STORED] = {D, in, r, d, 0, 0, H * d};
+        normed ? 0 : r + R,       D,     base->down.data && !base->expert ? D : 0};
+    size_t cols[STORED] = {D, in, r, d, 0, 0, H * d, (size_t)hp->ffn};
     for (int t = 0; t < STORED && !rc; t++)
         rc = read_tensor(c, l, t, rows[t], cols[t], where, e);
     return rc;

@@ -164,6 +164,8 @@ static int small_layer(const struct conversion *c, int l, struct model_layer *y,
         rc = round_tensor(&y->kv_b, DTYPE_F16, &data[2], e);
     if (!rc && y->o.data != c->base->layer[l].o.data)
         rc = round_tensor(&y->o, DTYPE_Q8_0, &data[3], e);
+    if (!rc && y->down.data != c->base->layer[l].down.data)
+        rc = round_tensor(&y->down, DTYPE_Q8_0, &data[4], e);
     return rc;
 }
 

@@ -329,7 +329,7 @@ static int look(struct heal *h, struct err *e)
     h->s.train_sum = 0;
     h->s.train_steps = 0;
     h->s.measured++;
-    if (h->s.step == 0) {
+    if (h->s.measured == 1) {
         if (!isfinite(kl))
             return err_set(e, ERR_NUMERIC,
                            "the KL before healing is no number: is the conversion, "
@@ -511,8 +511,8 @@ static int save_sometimes(struct heal *h, struct err *e)
 
 static int train(struct heal *h, struct err *e)
 {
-    int n = looks(h), rc = h->s.measured ? OK : look(h, e);
-    if (!rc && h->o.dir && !h->out->resumed)
+    int n = looks(h), rc = OK;
+    if (h->o.dir && !h->out->resumed)
         rc = heal_save(h, e); /* a disk that is full says so at once */
     while (!rc && !over(h)) {
         rc = step(h, e);
@@ -524,35 +524,74 @@ static int train(struct heal *h, struct err *e)
     return rc;
 }
 
-static int prepare(struct heal *h, const struct engine *original, struct err *e)
-{
-    choose_sizes(h);
-    struct heal_net_options net = net_options(h, original);
-    int rc = check_memory(h, &net, e);
-    if (!rc)
-        rc = heal_net_new(&h->net, &h->c->model, &net, e);
-    if (rc)
-        return rc;
-    h->net->go_on = go_on;
-    h->net->go_on_user = h;
-    heal_fingerprint(h, h->source);
-    h->ids = mem_calloc((size_t)h->rows, sizeof *h->ids);
-    h->next = mem_calloc((size_t)h->rows, sizeof *h->next);
-    h->start = mem_calloc((size_t)h->rows + 1, sizeof *h->start);
-    if (!h->ids || !h->next || !h->start)
-        return err_nomem(e, (size_t)h->rows * sizeof *h->ids, "a batch");
-    rc = make_moments(h, e);
-    if (!rc)
-        rc = heal_teacher_init(&h->teacher, original, h->rows, h->net->block, h->o.match > 0, e);
-    return rc;
-}
-
-static void run_done(struct heal *h)
+static void net_done(struct heal *h)
 {
     for (int i = 0; h->net && h->moment && i < heal_net_count(h->net); i++) {
         free(h->moment[i].m);
         free(h->moment[i].v);
     }
+    free(h->moment);
+    heal_net_free(h->net);
+    h->moment = NULL;
+    h->net = NULL;
+}
+
+/* A net of h->c and its optimiser. */
+static int make_net(struct heal *h, const struct engine *original, struct err *e)
+{
+    struct heal_net_options net = net_options(h, original);
+    net_done(h);
+    int rc = heal_net_new(&h->net, &h->c->model, &net, e);
+    if (rc)
+        return rc;
+    h->net->go_on = go_on;
+    h->net->go_on_user = h;
+    return make_moments(h, e);
+}
+
+static int prepare(struct heal *h, const struct engine *original, struct err *e)
+{
+    struct heal_net_options net = net_options(h, original);
+    int rc = check_memory(h, &net, e);
+    if (!rc)
+        rc = make_net(h, original, e);
+    if (rc)
+        return rc;
+    h->ids = mem_calloc((size_t)h->rows, sizeof *h->ids);
+    h->next = mem_calloc((size_t)h->rows, sizeof *h->next);
+    h->start = mem_calloc((size_t)h->rows + 1, sizeof *h->start);
+    if (!h->ids || !h->next || !h->start)
+        return err_nomem(e, (size_t)h->rows * sizeof *h->ids, "a batch");
+    return heal_teacher_init(&h->teacher, original, h->rows, h->net->block, h->o.match > 0, e);
+}
+
+/* r takes the place of h->c if it is better. */
+static int try_refitted(struct heal *h, const struct engine *original, struct conversion *r,
+                        struct err *e)
+{
+    struct conversion *was = h->c;
+    double kl = NAN;
+    h->c = r;
+    int rc = make_net(h, original, e);
+    if (!rc)
+        rc = look(h, e);
+    if (!rc)
+        kl = h->out->curve[h->out->n - 1].held_kl;
+    if (!rc && kl <= h->s.kl_best) {
+        conversion_free(was);
+        return OK;
+    }
+    h->c = was;
+    conversion_free(r);
+    h->s.refit_tokens = 0;
+    if (rc)
+        return rc;
+    note(h, "least squares did not help: left out");
+    return make_net(h, original, e);
+}
+
+static void run_done(struct heal *h)
+{
     for (int i = 0; i < h->n_held; i++) {
         free(h->held[i].ids);
         free(h->held[i].start);
@@ -561,8 +600,7 @@ static void run_done(struct heal *h)
     cJSON_Delete(h->unfinished);
     free(h->lines);
     heal_teacher_done(&h->teacher);
-    heal_net_free(h->net);
-    free(h->moment);
+    net_done(h);
     free(h->held);
     free(h->ids);
     free(h->next);
@@ -581,23 +619,41 @@ static void fill_report(struct heal *h)
     r->kl_after = h->s.kl_best;
 }
 
-int heal_run(struct conversion *c, const struct engine *original, struct heal_text *text,
+/* From the start, or from a checkpoint, to where training begins. */
+static int begin(struct heal *h, const struct engine *original, struct err *e)
+{
+    struct conversion *refitted = NULL;
+    heal_fingerprint(h, h->source);
+    choose_sizes(h);
+    int rc = h->unfinished ? heal_refit_again(h, e) : heal_refit(h, original, &refitted, e);
+    if (!rc)
+        rc = prepare(h, original, e);
+    if (!rc && h->unfinished)
+        rc = heal_restore(h, e);
+    h->out->resumed = !rc && h->unfinished;
+    if (!rc)
+        rc = make_held(h, e);
+    if (!rc && !h->s.measured)
+        rc = look(h, e);
+    if (rc)
+        conversion_free(refitted);
+    else if (refitted)
+        rc = try_refitted(h, original, refitted, e);
+    return rc;
+}
+
+int heal_run(struct conversion **c, const struct engine *original, struct heal_text *text,
              const struct heal_options *o, const struct heal_sink *sink, const struct progress *p,
              struct heal_report *out, struct err *e)
 {
     struct heal h = {
-        .c = c, .text = text, .o = *o, .sink = sink, .p = p, .out = out, .history = -1};
+        .c = *c, .text = text, .o = *o, .sink = sink, .p = p, .out = out, .history = -1};
     *out = (struct heal_report){0};
     h.s = (struct heal_state){.scale = 1, .kl_before = NAN, .kl_best = NAN};
     h.started_sec = h.saved_sec = clock_now();
     int rc = o->dir ? heal_resume(&h, e) : OK;
     if (!rc)
-        rc = prepare(&h, original, e);
-    if (!rc && h.unfinished)
-        rc = heal_restore(&h, e);
-    out->resumed = !rc && h.unfinished;
-    if (!rc)
-        rc = make_held(&h, e);
+        rc = begin(&h, original, e);
     if (!rc)
         rc = train(&h, e);
     fill_report(&h);
@@ -610,6 +666,7 @@ int heal_run(struct conversion *c, const struct engine *original, struct heal_te
     }
     if (rc == ERR_CANCELLED)
         snprintf(out->end, sizeof out->end, "stopped");
+    *c = h.c;
     run_done(&h);
     return rc;
 }

@@ -30,6 +30,7 @@ struct heal_options {
     int batch;         /* tokens of a batch; 0: chosen by the budget */
     int accumulate;    /* batches of a step; 0: 1 */
     bool exact;        /* what is not trained multiplies in fp32, not in int8 */
+    long long refit_tokens; /* for least squares before training; 0: chosen by the budget, < 0: none */
     int held_out;      /* tokens measured on; 0: chosen by the budget */
     size_t tape_bytes; /* activations kept up to this; 0: 1 GiB. Beyond, they are made again */
     const char *dir;   /* NULL: nothing is written */

@@ -10,13 +10,13 @@
 
 struct heal_frozen {
     struct backend *b;          /* NULL: not in use */
-    const struct weight *there; /* the engine's [out][in] */
-    struct weight *back;        /* [in][out] */
-    void *data;
+    const struct weight *there; /* [out][in], the engine's or own */
+    struct weight *own, *back;  /* back: [in][out] */
+    void *own_data, *back_data;
 };
 /* Whether t [out][in] divides into blocks; NULL or absent does not. */
 bool heal_frozen_can(const struct tensor *t);
-/* t: what w was made from. */
+/* t: what w was made from; w NULL: t is not the engine's, its numbers in Q8_0 blocks are. */
 int heal_frozen_init(struct heal_frozen *f, struct backend *b, const struct weight *w,
                      const struct tensor *t, struct err *e);
 void heal_frozen_done(struct heal_frozen *f);

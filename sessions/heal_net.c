@@ -121,13 +121,15 @@ static int load_layer(struct heal_net *n, int l, unsigned parts, const struct en
                                        y->normed ? &m->q : &none,
                                        y->normed ? &m->k : &none,
                                        y->normed ? &m->v : &none};
+    bool own_down = engine && m->down.data != engine->model->layer[l].down.data;
     int rc = load_trained(n, l, parts, e);
     for (int i = 0; i < N_VECTORS && !rc; i++)
         rc = load(n->op, v[i], &y->v[i], e);
     static const int slot[F_COUNT] = {W_GATE, W_UP, W_DOWN, W_COUNT, W_COUNT, W_COUNT, W_COUNT};
     for (int i = 0; i < F_COUNT && !rc; i++)
         rc = slot[i] < W_COUNT && engine && heal_frozen_can(f[i])
-                 ? heal_frozen_init(&y->frozen[i], engine->backend, engine->layer[l].w[slot[i]],
+                 ? heal_frozen_init(&y->frozen[i], engine->backend,
+                                    i == F_DOWN && own_down ? NULL : engine->layer[l].w[slot[i]],
                                     f[i], e)
                  : load(n->op, f[i], &y->f[i], e);
     if (!rc && m->expert)

@@ -9,10 +9,10 @@
 #include "sessions/heal_teacher.h"
 #include "sessions/heal_text.h"
 
-/* c: a conversion_copy that owns all that is trained; it becomes the best that was found (also when
- * ERR_CANCELLED says that p stopped it: then what was reached is in c, in out and in the folder).
- */
-int heal_run(struct conversion *c, const struct engine *original, struct heal_text *text,
+/* *c: a conversion_copy that owns all that is trained; it becomes the best that was found, or another
+ * one takes its place (also when ERR_CANCELLED says that p stopped it: then what was reached is in
+ * *c, in out and in the folder). */
+int heal_run(struct conversion **c, const struct engine *original, struct heal_text *text,
              const struct heal_options *o, const struct heal_sink *sink, const struct progress *p,
              struct heal_report *out, struct err *e);
 
@@ -27,6 +27,7 @@ struct heal_state {
     double kl_before, kl_best;
     double train_sum; /* of KL since the last measurement */
     long long train_steps;
+    long long refit_tokens;
     long long measured, stale, bad; /* measurements; without progress; steps that gave no number */
 };
 
@@ -64,6 +65,11 @@ struct heal {
     int history;       /* this run's place in c->healing, -1: none yet */
 };
 
+/* heal_refit.c: a refitted copy of h->c in *out, NULL where there is too little to do it with; and
+ * what a run that goes on had refitted, out of its folder. */
+int heal_refit(struct heal *h, const struct engine *original, struct conversion **out,
+               struct err *e);
+int heal_refit_again(struct heal *h, struct err *e);
 /* heal_state.c */
 /* Writes the best conversion (when it changed) and a checkpoint into o.dir. */
 int heal_save(struct heal *h, struct err *e);

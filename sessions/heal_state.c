@@ -16,7 +16,7 @@
 
 #define STATE_JSON "heal.json"
 #define STATE_MAX ((size_t)64 << 20)
-#define HASHED 4096 /* numbers of a tensor that its fingerprint takes */
+#define HASHED 16384 /* bytes of a tensor that its fingerprint takes */
 
 static const char *const tensor_files[2] = {"heal-a.safetensors", "heal-b.safetensors"};
 
@@ -33,12 +33,16 @@ void heal_fingerprint(const struct heal *h, char hex[65])
 {
     struct sha256 s;
     sha256_init(&s);
-    for (int i = 0; i < heal_net_count(h->net); i++) {
-        const struct heal_tensor *t = &h->net->tensor[i];
-        size_t n = t->rows * t->cols;
-        uint64_t shape[2] = {t->rows, t->cols};
-        sha256_add(&s, shape, sizeof shape);
-        sha256_add(&s, t->w, (n < HASHED ? n : HASHED) * sizeof(float));
+    for (int l = 0; l < h->c->model.hp.n_layer; l++) {
+        const struct model_layer *y = &h->c->model.layer[l];
+        const struct tensor *all[] = {y->q_rope.data ? &y->q_rope : &y->q, &y->kv_a, &y->kv_b, &y->o,
+                                      &y->down};
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+            size_t n = tensor_bytes(all[i]);
+            uint64_t shape[2] = {all[i]->dim[0], all[i]->dim[1]};
+            sha256_add(&s, shape, sizeof shape);
+            sha256_add(&s, all[i]->data, n < HASHED ? n : HASHED);
+        }
     }
     sha256_hex(&s, hex);
 }
@@ -102,6 +106,7 @@ static const struct {
     {"sequence", offsetof(struct heal_state, sequence), true},
     {"tokens", offsetof(struct heal_state, tokens), true},
     {"updates", offsetof(struct heal_state, updates), true},
+    {"refit_tokens", offsetof(struct heal_state, refit_tokens), true},
     {"train_steps", offsetof(struct heal_state, train_steps), true},
     {"measured", offsetof(struct heal_state, measured), true},
     {"stale", offsetof(struct heal_state, stale), true},
@@ -242,6 +247,7 @@ static int write_history(struct heal *h, bool finished, struct err *e)
     cJSON_AddBoolToObject(o, "finished", finished);
     cJSON_AddNumberToObject(o, "steps", (double)h->s.step);
     cJSON_AddNumberToObject(o, "tokens", (double)h->s.tokens);
+    cJSON_AddNumberToObject(o, "refit_tokens", (double)h->s.refit_tokens);
     cJSON_AddNumberToObject(o, "seconds", h->s.seconds + clock_now() - h->started_sec);
     cJSON_AddNumberToObject(o, "kl_before", h->s.kl_before);
     cJSON_AddNumberToObject(o, "kl_after", h->s.kl_best);

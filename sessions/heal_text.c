@@ -17,7 +17,8 @@ enum {
     CELL_MOST = 16 << 10,
     CELLS_WANTED = 64, /* small texts get smaller cells */
     HELD_EVERY = 16,
-    BYTES_A_TOKEN = 8,
+    BYTES_A_TOKEN = 8,  /* at most, of most texts */
+    BYTES_LIKELY = 4,
     WORD_MOST = 64, /* bytes to look for the end of a word */
     SAMPLE = 4096,  /* bytes of a file that its fingerprint takes */
     MAX_FILES = 1 << 20,
@@ -317,6 +318,12 @@ static int from_cell(struct heal_text *t, uint64_t cell, double where, int len, 
         rc = encode(t, text + first, got - first, len, out, n, e);
     free(text);
     return rc;
+}
+
+long long heal_text_tokens(const struct heal_text *t)
+{
+    uint64_t train = t->cells - held_cells(t);
+    return (long long)(t->ids ? train * (uint64_t)t->window : train * t->cell / BYTES_LIKELY);
 }
 
 int heal_text_sequence(struct heal_text *t, bool held_out, long long i, int len, int32_t *out,

@@ -23,6 +23,8 @@ void heal_text_free(struct heal_text *t);
  * at least 2. */
 int heal_text_sequence(struct heal_text *t, bool held_out, long long i, int len, int32_t *out,
                        int *n, struct err *e);
+/* About how many tokens there are to train on. */
+long long heal_text_tokens(const struct heal_text *t);
 /* What it is ("wiki.txt, c4.txt"), and a fingerprint of its names, sizes and some of its bytes. */
 const char *heal_text_source(const struct heal_text *t);
 const char *heal_text_sha256(const struct heal_text *t);

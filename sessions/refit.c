@@ -1,14 +1,12 @@
-/* Sequential least squares of output projections. Sums run in fp32 inside a group of windows and
- * in fp64 across groups; the solve is fp64. */
+/* Sequential least squares. Trusts that c is made from base's model. */
 #include "sessions/refit.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/linalg.h"
-#include "kernels/pool.h"
-#include "sessions/refit_device.h"
+#include "kernels/algebra.h"
+#include "sessions/refit_sums.h"
 #include "sessions/states.h"
 
 /* λ over the mean diagonal of E[ã ãᵀ], for as many unknowns a row as tokens: few tokens pull
@@ -17,211 +15,211 @@
 
 struct refit {
     struct conversion *c;
-    struct engine *engine; /* of c; its output projections are replaced on the way */
+    struct engine *engine; /* of c; its maps are replaced on the way */
+    const struct refit_options *o;
     struct states original, converted;
-    struct refit_device *device; /* does the sums, or NULL: the four arrays below do */
-    int D, width;                /* width = H·d */
-    float *heads;                /* host: heads' outputs of the converted layer, all rows */
-    float *y, *h;  /* host, one group: targets; the converted stream, or the original's heads */
-    float *block;  /* a group's products */
-    double *S, *X; /* Σ ã ãᵀ [width][width] (its upper triangle), Σ ã yᵀ [width][D] */
+    struct refit_sums *output, *ffn; /* ffn NULL: left alone */
+    int D, width;                    /* width = H·d */
+    float *heads;       /* backend [rows][width]: heads' outputs of the converted layer */
+    float *kept, *y;    /* backend [group][D]: the stream before a block; targets */
+    float *diff;        /* backend [group][widest map]: a − ã of blocks with a norm behind */
 };
 
-static int refit_init(struct refit *r, struct conversion *c, const struct engine *base,
-                      const struct calib_text *text, struct err *e)
+static bool any_ffn(const struct model *m)
+{
+    for (int l = 0; l < m->hp.n_layer; l++)
+        if (m->layer[l].down.data && !m->layer[l].expert)
+            return true;
+    return false;
+}
+
+static int refit_init(struct refit *r, const struct engine *base, const struct calib_text *text,
+                      struct err *e)
 {
     const struct model_hparams *hp = &base->model->hp;
-    size_t n = (size_t)states_group_rows(text);
-    *r = (struct refit){.c = c, .D = hp->hidden, .width = hp->n_head * hp->head_dim};
-    size_t D = (size_t)r->D, W = (size_t)r->width;
-    int failed =
-        refit_device_new(&r->device, base->backend, states_rows(text), (int)n, r->width, r->D, e);
-    if (failed)
-        return failed;
-    size_t host = !r->device;
-    r->heads = mem_aligned(host * states_rows(text) * W, sizeof(float));
-    r->y = mem_aligned(host * n * D, sizeof(float));
-    r->h = mem_aligned(host * n * (W > D ? W : D), sizeof(float));
-    r->block = mem_aligned(host * W * (W > D ? W : D), sizeof(float));
-    r->S = mem_calloc(W * W, sizeof *r->S);
-    r->X = mem_calloc(W * D, sizeof *r->X);
-    if (!r->heads || !r->y || !r->h || !r->block || !r->S || !r->X)
-        return err_nomem(e, states_rows(text) * W * sizeof(float),
-                         "refitting output projections: use fewer tokens (--tokens)");
-    int rc = engine_new(&r->engine, &c->model, base->backend, base, e);
+    struct backend *b = base->backend;
+    int group = states_group_rows(text), widest = r->width;
+    size_t n = (size_t)group, D = (size_t)r->D, f = sizeof(float);
+    int rc = refit_sums_new(&r->output, b, group, r->width, r->D, e);
+    if (!rc && r->o->ffn && any_ffn(base->model)) {
+        rc = refit_sums_new(&r->ffn, b, group, hp->ffn, r->D, e);
+        widest = hp->ffn > widest ? hp->ffn : widest;
+    }
+    if (rc)
+        return rc;
+    r->heads = b->ops->alloc(b, states_rows(text) * (size_t)r->width * f);
+    r->kept = b->ops->alloc(b, n * D * f);
+    r->y = b->ops->alloc(b, n * D * f);
+    r->diff = b->ops->alloc(b, n * (size_t)widest * f);
+    if (!r->heads || !r->kept || !r->y || !r->diff)
+        return err_nomem(e, states_rows(text) * (size_t)r->width * f,
+                         "refitting: use fewer tokens (--tokens)");
+    rc = engine_new(&r->engine, &r->c->model, b, base, e);
     if (!rc)
         rc = states_init(&r->original, base, text, e);
     return rc ? rc : states_init(&r->converted, r->engine, text, e);
 }
 
-static void refit_done(struct refit *r)
+static void refit_done(struct refit *r, struct backend *b)
 {
+    float *const all[] = {r->heads, r->kept, r->y, r->diff};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        b->ops->free(b, all[i]);
     states_done(&r->original);
     states_done(&r->converted);
     engine_free(r->engine);
-    refit_device_free(r->device);
-    free(r->heads);
-    free(r->y);
-    free(r->h);
-    free(r->block);
-    free(r->S);
-    free(r->X);
+    refit_sums_free(r->output);
+    refit_sums_free(r->ffn);
 }
 
-static void add(double *to, const float *from, size_t n)
+/* A block of a layer: how a group goes through it, and where its input is then. */
+struct block {
+    int slot, norm; /* W_O … and the norm behind it */
+    void (*run)(struct states *s, int layer, const struct states_group *group);
+    struct refit_sums *sums;
+    int width;
+};
+
+static struct block output_block(const struct refit *r)
 {
-    for (size_t i = 0; i < n; i++)
-        to[i] += (double)from[i];
+    return (struct block){W_O, V_POST_ATTN, states_output, r->output, r->width};
 }
 
-/* What the converted block shall add to the stream, into y; the original's states go on to the next
- * layer. */
-static void target(struct refit *r, int l, const struct states_group *group, const float *wo,
-                   const float *bias)
+static struct block ffn_block(const struct refit *r)
+{
+    return (struct block){W_DOWN, V_POST_FFN, states_ffn, r->ffn, r->c->base->hp.ffn};
+}
+
+static float *input_of(const struct block *k, const struct states *s)
+{
+    return k->slot == W_O ? s->scratch.att : s->scratch.gate;
+}
+
+/* Adds a group to the block's sums. The original's states go through the block, the converted ones
+ * stay before it. */
+static void add_group(struct refit *r, const struct block *k, int l,
+                      const struct states_group *group)
 {
     struct backend *b = r->engine->backend;
-    int n = group->n, D = r->D, W = r->width;
+    const struct backend_ops *op = b->ops;
+    int n = group->n, D = r->D, W = k->width;
     size_t nd = (size_t)n * (size_t)D, at = group->first * (size_t)D;
-    bool normed = r->engine->layer[l].v[V_POST_ATTN];
-    states_attention(&r->original, l, group, NULL);
-    if (normed && r->device) {
-        refit_device_product(r->device, r->original.scratch.att, n);
-    } else if (normed) {
-        b->ops->get(b, r->h, r->original.scratch.att, (size_t)n * (size_t)W * sizeof(float));
-        linalg_sgemm(b->pool, false, true, n, D, W, 1, r->h, W, wo, W, 0, r->y, D);
+    float *h = r->original.h + at, *there = r->converted.h + at;
+    op->store(b, r->kept, DTYPE_F32, D, there, D, D, n);
+    k->run(&r->converted, l, group);
+    k->run(&r->original, l, group);
+    const float *a = input_of(k, &r->converted);
+    if (r->engine->layer[l].v[k->norm]) {
+        op->store(b, r->diff, DTYPE_F32, W, a, W, W, n);
+        op->scale(b, r->diff, -1, (size_t)n * (size_t)W);
+        op->add(b, r->diff, input_of(k, &r->original), (size_t)n * (size_t)W);
+        op->linear(b, 1, (const struct weight *const[]){r->engine->layer[l].w[k->slot]},
+                   (float *const[]){r->y}, r->diff, n, false);
+    } else {
+        op->store(b, r->y, DTYPE_F32, D, there, D, D, n);
+        op->scale(b, r->y, -1, nd);
+        op->add(b, r->y, h, nd);
     }
-    states_output(&r->original, l, group);
-    if (!normed && r->device) {
-        refit_device_gap(r->device, r->original.h + at, r->converted.h + at, n);
-    } else if (!normed) {
-        b->ops->get(b, r->y, r->original.h + at, nd * sizeof(float));
-        b->ops->get(b, r->h, r->converted.h + at, nd * sizeof(float));
-        for (size_t i = 0; i < nd; i++)
-            r->y[i] -= r->h[i] + (bias ? bias[i % (size_t)D] : 0);
-    }
-    if (l + 1 < r->c->report.n_layer)
-        states_ffn(&r->original, l, group);
+    refit_sums_add(k->sums, a, r->y, n);
+    op->store(b, there, DTYPE_F32, D, r->kept, D, D, n);
 }
 
-/* Both models' attention over a group. */
-static void add_group(struct refit *r, int l, const struct states_group *group, const float *wo,
-                      const float *bias)
+/* The block's map W [D][width] becomes W + Δ, in the conversion and in the engine. */
+static int refit_map(struct refit *r, const struct block *k, int l, struct err *e)
 {
-    struct backend *b = r->engine->backend;
-    int n = group->n, D = r->D, W = r->width;
-    target(r, l, group, wo, bias);
-    states_attention(&r->converted, l, group, NULL);
-    if (r->device) {
-        refit_device_add(r->device, group->first, r->converted.scratch.att, n);
-        return;
-    }
-    float *heads = r->heads + group->first * (size_t)W;
-    b->ops->get(b, heads, r->converted.scratch.att, (size_t)n * (size_t)W * sizeof(float));
-    memset(r->block, 0, (size_t)W * (size_t)W * sizeof(float));
-    linalg_ssyrk_add(b->pool, W, n, heads, W, r->block, W);
-    add(r->S, r->block, (size_t)W * (size_t)W);
-    linalg_sgemm(b->pool, true, false, W, D, n, 1, heads, W, r->y, D, 0, r->block, D);
-    add(r->X, r->block, (size_t)W * (size_t)D);
-}
-
-/* The converted states through the rest of the layer. */
-static void finish_group(struct refit *r, int l, const struct states_group *group)
-{
-    struct backend *b = r->engine->backend;
-    size_t W = (size_t)r->width;
-    if (r->device)
-        refit_device_heads(r->device, group->first, r->converted.scratch.att, group->n);
-    else
-        b->ops->put(b, r->converted.scratch.att, r->heads + group->first * W,
-                    (size_t)group->n * W * sizeof(float));
-    states_output(&r->converted, l, group);
-    states_ffn(&r->converted, l, group);
-}
-
-/* X becomes W_O'ᵀ [width][D]. */
-static int solve(struct refit *r, const float *wo, struct err *e)
-{
-    size_t D = (size_t)r->D, W = (size_t)r->width;
-    double mean = 0, share = (double)W / (double)states_rows(r->original.text);
+    struct model_layer *y = &r->c->model.layer[l];
+    struct tensor *t = k->slot == W_O ? &y->o : &y->down;
+    size_t D = (size_t)r->D, W = (size_t)k->width;
+    double *S, *X, mean = 0, share = (double)W / (double)states_rows(r->original.text);
+    float *w = NULL;
+    int rc = refit_sums_collect(k->sums, &S, &X, e);
     for (size_t i = 0; i < W; i++)
-        for (size_t j = 0; j < i; j++)
-            r->S[i * W + j] = r->S[j * W + i];
+        mean += S[i * (W + 1)] / (double)W;
     for (size_t i = 0; i < W; i++)
-        mean += r->S[i * (W + 1)] / (double)W;
-    double ridge = REFIT_RIDGE * share * mean;
-    for (size_t j = 0; j < W; j++) {
-        r->S[j * (W + 1)] += ridge;
-        for (size_t i = 0; i < D; i++)
-            r->X[j * D + i] += ridge * (double)wo[i * W + j];
-    }
-    return algebra_solve_spd(r->engine->backend, r->width, r->D, r->S, r->X, e);
-}
-
-/* The solved map becomes layer l's output projection, in the conversion and in the engine. */
-static int publish(struct refit *r, int l, struct err *e)
-{
-    size_t D = (size_t)r->D, W = (size_t)r->width;
-    float *o = mem_calloc(D * W, sizeof *o);
-    if (!o)
-        return err_nomem(e, D * W * sizeof *o, "an output projection");
+        S[i * (W + 1)] += REFIT_RIDGE * share * mean;
+    if (rc || !(mean > 0)) /* nothing flows here: the map stays */
+        return rc;
+    rc = algebra_solve_spd(r->engine->backend, k->width, r->D, S, X, e);
+    if (!rc)
+        rc = tensor_to_f32(t, &w, e);
+    if (rc)
+        return rc;
     for (size_t i = 0; i < D; i++)
         for (size_t j = 0; j < W; j++)
-            o[i * W + j] = (float)r->X[j * D + i];
-    struct tensor *t = &r->c->model.layer[l].o;
-    r->c->made[l].o = o;
-    *t = (struct tensor){.data = o, .dtype = DTYPE_F32, .rank = 2, .dim = {D, W}};
-    return engine_replace(r->engine, l, W_O, t, e);
+            w[i * W + j] += (float)X[j * D + i];
+    rc = conversion_take(r->c, t, w, e);
+    return rc ? rc : engine_replace(r->engine, l, k->slot, t, e);
 }
 
-static int refit_layer(struct refit *r, int l, const struct progress *p, struct err *e)
+static int refit_output(struct refit *r, int l, struct err *e)
 {
-    const struct calib_text *text = r->original.text;
+    struct backend *b = r->engine->backend;
+    const struct block k = output_block(r);
     struct states_group group;
-    int layers = r->c->report.n_layer;
-    const struct model_layer *base = &r->c->base->layer[l];
-    float *wo = NULL, *bias = NULL;
-    int rc = tensor_to_f32(&base->o, &wo, e);
-    if (!rc && base->o_bias.data)
-        rc = tensor_to_f32(&base->o_bias, &bias, e);
-    if (!rc && r->device)
-        rc = refit_device_start(r->device, r->engine->layer[l].v[V_POST_ATTN] ? wo : NULL, bias, e);
-    memset(r->S, 0, (size_t)r->width * (size_t)r->width * sizeof *r->S);
-    memset(r->X, 0, (size_t)r->width * (size_t)r->D * sizeof *r->X);
-    for (int i = 0; states_group(text, i, &group) && !rc; i++) {
-        if (!progress_report(p, "refitting output projections", l, layers))
-            rc = err_set(e, ERR_CANCELLED, "conversion stopped");
-        else
-            add_group(r, l, &group, wo, bias);
+    int rc = refit_sums_start(r->output, e);
+    for (int i = 0; states_group(r->original.text, i, &group) && !rc; i++) {
+        float *heads = r->heads + group.first * (size_t)r->width;
+        states_attention(&r->original, l, &group, NULL);
+        states_attention(&r->converted, l, &group, NULL);
+        b->ops->store(b, heads, DTYPE_F32, r->width, r->converted.scratch.att, r->width, r->width,
+                      group.n);
+        add_group(r, &k, l, &group);
     }
-    if (!rc && r->device)
-        rc = refit_device_collect(r->device, r->S, r->X, e);
     if (!rc)
-        rc = solve(r, wo, e);
-    if (!rc)
-        rc = publish(r, l, e);
-    free(wo);
-    free(bias);
-    for (int i = 0; l + 1 < layers && states_group(text, i, &group) && !rc; i++)
-        finish_group(r, l, &group);
+        rc = refit_map(r, &k, l, e);
+    for (int i = 0; states_group(r->original.text, i, &group) && !rc; i++) {
+        const float *heads = r->heads + group.first * (size_t)r->width;
+        b->ops->store(b, r->converted.scratch.att, DTYPE_F32, r->width, heads, r->width, r->width,
+                      group.n);
+        states_output(&r->converted, l, &group);
+    }
     return rc;
 }
 
-double refit_bytes(const struct model *m, const struct calib_text *text)
+static int refit_ffn(struct refit *r, int l, struct err *e)
 {
-    const struct model_hparams *hp = &m->hp;
-    double D = hp->hidden, W = (double)hp->n_head * hp->head_dim, group = states_group_rows(text);
-    double states = states_rows(text) * (2 * D + W) + group * (D + fmax(W, D));
-    return sizeof(float) * (states + W * fmax(W, D) + hp->n_layer * W * D) +
-           sizeof(double) * W * (W + D);
+    const struct model_layer *y = &r->c->base->layer[l];
+    const struct block k = ffn_block(r);
+    struct states_group group;
+    bool fitted = r->ffn && y->down.data && !y->expert, last = l + 1 == r->c->report.n_layer;
+    int rc = fitted ? refit_sums_start(r->ffn, e) : OK;
+    for (int i = 0; states_group(r->original.text, i, &group) && !rc; i++) {
+        if (fitted)
+            add_group(r, &k, l, &group);
+        else if (!last)
+            states_ffn(&r->original, l, &group);
+    }
+    if (!rc && fitted)
+        rc = refit_map(r, &k, l, e);
+    for (int i = 0; !last && states_group(r->original.text, i, &group) && !rc; i++)
+        states_ffn(&r->converted, l, &group);
+    return rc;
 }
 
-int refit_outputs(struct conversion *c, const struct engine *base, const struct calib_text *text,
-                  const struct progress *p, struct err *e)
+double refit_bytes(const struct model *m, const struct calib_text *text, bool ffn)
 {
-    struct refit r;
-    int rc = refit_init(&r, c, base, text, e);
-    for (int l = 0; l < c->report.n_layer && !rc; l++)
-        rc = refit_layer(&r, l, p, e);
-    refit_done(&r);
+    const struct model_hparams *hp = &m->hp;
+    double D = hp->hidden, W = (double)hp->n_head * hp->head_dim, F = ffn ? hp->ffn : 0;
+    int group = states_group_rows(text);
+    double states = (double)states_rows(text) * (2 * D + W) + group * (2 * D + fmax(W, F));
+    return sizeof(float) * (states + hp->n_layer * (W + F) * D) +
+           refit_sums_bytes(group, (int)W, (int)D) + (ffn ? refit_sums_bytes(group, (int)F, (int)D) : 0);
+}
+
+int refit_run(struct conversion *c, const struct engine *base, const struct calib_text *text,
+              const struct refit_options *o, const struct progress *p, struct err *e)
+{
+    const struct model_hparams *hp = &base->model->hp;
+    struct refit r = {.c = c, .o = o, .D = hp->hidden, .width = hp->n_head * hp->head_dim};
+    int rc = refit_init(&r, base, text, e);
+    for (int l = 0; l < hp->n_layer && !rc; l++) {
+        if (!progress_report(p, o->phase, l, hp->n_layer))
+            rc = err_set(e, ERR_CANCELLED, "%s: stopped", o->phase);
+        if (!rc)
+            rc = refit_output(&r, l, e);
+        if (!rc)
+            rc = refit_ffn(&r, l, e);
+    }
+    refit_done(&r, base->backend);
     return rc;
 }

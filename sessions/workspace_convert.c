@@ -75,15 +75,15 @@ static bool refits(const struct rankplan *plan)
 }
 
 /* Said before the layers are solved, not after. */
-static int check_refit(const struct workspace *w, struct err *e)
+static int check_refit(const struct workspace *w, const struct rankplan *plan, struct err *e)
 {
-    double need = refit_bytes(w->base, &w->text), have = MEMORY_USABLE * w->memory;
+    double need = refit_bytes(w->base, &w->text, plan->refit_ffn), have = MEMORY_USABLE * w->memory;
     char needs[32], has[32];
     kvmem_text(need, needs, sizeof needs);
     kvmem_text(have, has, sizeof has);
     return need <= have ? OK
                         : err_set(e, ERR_LIMIT,
-                                  "%s: refitting output projections holds %s, %s may be used: "
+                                  "%s: refitting output maps holds %s, %s may be used: "
                                   "calibrate on fewer tokens (--tokens), or leave it out "
                                   "(--without output)",
                                   w->base->hp.name, needs, has);
@@ -188,7 +188,7 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
     if (!rc && twice)
         rc = check_second_pass(w, e);
     if (!rc && refits(plan))
-        rc = check_refit(w, e);
+        rc = check_refit(w, plan, e);
     if (!rc && twice) {
         second = mem_calloc((size_t)L, sizeof *second);
         rc = second ? second_pass(w, plan, second, p, e)
@@ -202,7 +202,8 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
     free(second);
     double solved = clock_now() - start;
     if (!rc && refits(plan)) {
-        rc = refit_outputs(c, w->base_engine, &w->text, p, e);
+        const struct refit_options how = {plan->refit_ffn, "refitting output maps"};
+        rc = refit_run(c, w->base_engine, &w->text, &how, p, e);
         refit = clock_now() - start - solved;
     }
     if (!rc)

@@ -53,7 +53,7 @@ int workspace_heal(struct workspace *w, const struct heal_options *options,
     if (!rc)
         rc = conversion_copy(&c, from, !o.parts || o.parts >> HEAL_O & 1, e);
     if (!rc)
-        rc = heal_run(c, workspace_engine(w, SIDE_ORIGINAL), text, &o, sink, p, out, e);
+        rc = heal_run(&c, workspace_engine(w, SIDE_ORIGINAL), text, &o, sink, p, out, e);
     heal_text_free(text);
     if (c && (!rc || (rc == ERR_CANCELLED && out->n))) {
         struct err failed;

@@ -88,6 +88,9 @@
         OPT_INT("--rounds", NULL, "rounds of alternating least squares on the latent (0)", rounds, \
                 0, PLAN_MAX_ROUNDS),                                                               \
         OPT_INT("--stride", NULL, "stock layout: every Nth frequency (1)", stride, 0, 65536),      \
+        OPT_FLAG("--refit-ffn",                                                                    \
+                 "refit feed-forward output maps as well: a larger folder, a smaller loss",        \
+                 refit_ffn),                                                                       \
         OPT_NUM("--balance", "weight of keys against values, times the measured one (1)", balance, \
                 0, 1e9),                                                                           \
         OPT_NUM("--damping", "of the recipe's least squares, times the usual (1)", damping, 0,     \
@@ -154,6 +157,8 @@ static const struct cli_option heal_options[] = {
     OPT_NUM("--kl", "stop when the held-out KL is this small", until_kl, 0, 100),
     OPT_FILES("--text", "F ...", "text files or folders, or \"self\": the original writes it (self)",
               texts),
+    OPT_INT("--refit", NULL, "tokens of least squares before training (by the budget; 0: none)",
+            refit_tokens, 0, 1 << 22),
     OPT_TEXT("--train", NULL, "LIST", "of kv_b,q,o,kv_a (all)", train),
     OPT_NUM("--lr", "step size relative to each tensor's rms (by the size of the KL)", rate, 1e-7,
             0.1),

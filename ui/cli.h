@@ -21,7 +21,7 @@ struct cli_list {
 struct cli_options {
     const char *device, *log, *script, *size;
     long long threads, seed, tokens, context, predict, repeat, windows, rank, rope, freqfold, limit;
-    long long rounds, stride;
+    long long rounds, stride, refit_tokens;
     long long stat_groups, memory;
     double temperature, top_p, min_p, balance, damping, until;
     long long top_k;
@@ -34,7 +34,7 @@ struct cli_options {
     double minutes, until_kl, rate, next_token, match;
     long long batch, accumulate, length;
     long long bench_prompt, bench_generate;
-    bool search, special, skip_special, no_generation_prompt, all, ignore_eos, weights_only, forced;
+    bool search, refit_ffn, special, skip_special, no_generation_prompt, all, ignore_eos, weights_only, forced;
     bool original, store, markdown;
     const char *to, *dtype, *engine, *svg, *shell, *preset;
     long long narrow_rank;

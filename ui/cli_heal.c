@@ -96,6 +96,9 @@ static int options(const struct cli *c, struct heal_options *o, struct err *e)
                                .seed = (uint64_t)c->o.seed,
                                .mix = c->o.next_token,
                                .match = c->o.match,
+                               .refit_tokens = c->o.refit_tokens < 0    ? 0
+                                               : c->o.refit_tokens == 0 ? -1
+                                                                        : c->o.refit_tokens,
                                .length = (int)c->o.length,
                                .batch = (int)c->o.batch,
                                .accumulate = (int)c->o.accumulate,

@@ -29,6 +29,7 @@ void cli_defaults(struct cli_options *o)
                               .seed = 42,
                               .top_p = 1,
                               .predict = -1,
+                              .refit_tokens = -1,
                               .repeat = 5,
                               .bench_prompt = 512,
                               .bench_generate = 128,

@@ -102,6 +102,7 @@ static int choose_method(const struct cli *c, struct rankplan *p, struct err *e)
     p->freqfold = (int)c->o.freqfold;
     p->rounds = (int)c->o.rounds;
     p->stride = (int)c->o.stride;
+    p->refit_ffn = c->o.refit_ffn;
     p->balance = c->o.balance;
     p->damping = c->o.damping;
     if (p->stride > 1 && p->layout != LAYOUT_STOCK)
@@ -308,7 +309,8 @@ static int preset_plan(struct cli *c, const struct model_info *info, struct rank
     if (strcmp(o->preset, "equal-cache"))
         return cli_usage(e, "--preset takes equal-cache, not \"%s\"", o->preset);
     if (o->kept || o->bytes_per_token || o->fit || o->rank || o->rope || o->alloc || o->search ||
-        o->without || o->freqfold || o->rounds || o->stride || o->balance > 0 || o->damping > 0)
+        o->without || o->freqfold || o->rounds || o->stride || o->balance > 0 || o->damping > 0 ||
+        o->refit_ffn)
         return cli_usage(e, "--preset says ranks and rope: leave those options out");
     if (!o->layout) /* one list of frequencies, which an engine can be told, where there is one */
         p->layout = info->stock.two_ropes ? LAYOUT_OWN : LAYOUT_SHARED;

@@ -1,0 +1,142 @@
+/* Before training, least squares: a share of the text goes through both models, and the maps that
+ * write to the residual stream are refitted on it (refit.h), with more text than conversion takes
+ * and the feed-forwards' too. A token costs two forward passes here, a third of what it costs in
+ * training, and no noise of a gradient. Kept when the held-out KL is lower. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sessions/clock.h"
+#include "sessions/heal_run.h"
+#include "sessions/refit.h"
+#include "sessions/states.h"
+
+#define LEAST 1024               /* tokens that are worth a refit */
+#define MOST (1 << 18)
+#define SHARE 0.3                /* of the seconds */
+#define PASSES 7                 /* forward passes of the original that a token takes */
+#define BYTES ((size_t)1600 << 20) /* hidden states of both models */
+#define LONG_SHARE 4             /* a quarter of the tokens is in longer sequences */
+
+/* Seconds of the original's forward pass a token. */
+static double pass_seconds(const struct engine *g, struct calib_text *text, struct err *e)
+{
+    struct calib_text one = {.ids = text->ids, .windows = 1, .window = text->window};
+    double start = clock_now(), best = INFINITY;
+    for (int i = 0; i < 2; i++) { /* the first warms up */
+        struct states s;
+        struct states_group group;
+        int rc = states_init(&s, g, &one, e);
+        start = clock_now();
+        for (int l = 0; l < g->model->hp.n_layer && !rc; l++)
+            if (states_group(&one, 0, &group))
+                states_layer(&s, l, &group, NULL);
+        states_done(&s);
+        if (rc)
+            return NAN;
+        best = fmin(best, (clock_now() - start) / text->window);
+    }
+    return best;
+}
+
+static long long most_tokens(const struct heal *h)
+{
+    const struct model_hparams *hp = &h->c->model.hp;
+    double row = sizeof(float) * (2.0 * hp->hidden + (double)hp->n_head * hp->head_dim);
+    double most = fmin(MOST, (double)BYTES / row);
+    if (h->o.tokens)
+        most = fmin(most, (double)h->o.tokens);
+    if (h->o.refit_tokens > 0)
+        most = (double)h->o.refit_tokens;
+    return (long long)fmin(most, (double)heal_text_tokens(h->text));
+}
+
+/* Full sequences of the training text, the next ones: n of len, into ids; *got of them. */
+static int sequences(struct heal *h, int n, int len, int32_t *ids, int *got, struct err *e)
+{
+    int rc = OK;
+    *got = 0;
+    for (int tries = 0; *got < n && tries < 2 * n + 8 && !rc; tries++) {
+        int have = 0;
+        rc = heal_text_sequence(h->text, false, h->s.sequence++, len, ids + (size_t)*got * len,
+                                &have, e);
+        *got += !rc && have == len;
+    }
+    return rc;
+}
+
+/* About `tokens` tokens as windows and long windows. */
+static int choose_text(struct heal *h, long long tokens, struct calib_text *out, struct err *e)
+{
+    int longs = h->longer > h->length ? (int)(tokens / LONG_SHARE / h->longer) : 0;
+    int windows = (int)((tokens - (long long)longs * h->longer) / h->length);
+    *out = (struct calib_text){.window = h->length, .long_len = h->longer};
+    out->ids = mem_calloc((size_t)windows * (size_t)h->length + (size_t)longs * (size_t)h->longer,
+                          sizeof *out->ids);
+    if (!out->ids)
+        return err_nomem(e, (size_t)tokens * sizeof *out->ids, "text to refit on");
+    int rc = sequences(h, windows, h->length, out->ids, &out->windows, e);
+    size_t at = (size_t)out->windows * (size_t)h->length;
+    return rc ? rc : sequences(h, longs, h->longer, out->ids + at, &out->n_long, e);
+}
+
+int heal_refit(struct heal *h, const struct engine *original, struct conversion **out,
+               struct err *e)
+{
+    struct calib_text text = {0};
+    long long tokens = most_tokens(h);
+    int rc = OK;
+    *out = NULL;
+    if (h->o.refit_tokens < 0 || tokens < LEAST)
+        return OK;
+    if (h->o.seconds > 0 && !h->o.refit_tokens) {
+        rc = choose_text(h, LEAST, &text, e);
+        double each = rc || !text.windows ? NAN : pass_seconds(original, &text, e);
+        calib_text_done(&text);
+        h->s.sequence = 0;
+        if (rc || isnan(each))
+            return rc;
+        tokens = (long long)fmin((double)tokens, SHARE * h->o.seconds / (PASSES * each));
+    }
+    if (tokens < LEAST)
+        return OK;
+    rc = choose_text(h, tokens, &text, e);
+    if (!rc && states_rows(&text) >= LEAST)
+        rc = conversion_copy(out, h->c, true, e);
+    if (!rc && *out)
+        rc = refit_run(*out, original, &text,
+                       &(struct refit_options){true, "healing: refitting output maps"}, h->p, e);
+    h->s.refit_tokens = rc || !*out ? 0 : (long long)states_rows(&text);
+    calib_text_done(&text);
+    if (rc) {
+        conversion_free(*out);
+        *out = NULL;
+    }
+    return rc;
+}
+
+/* t of the best conversion, where it is no longer the base's. */
+static int take(struct heal *h, struct tensor *t, const struct tensor *best,
+                const struct tensor *base, struct err *e)
+{
+    float *f;
+    if (best->data == base->data)
+        return OK;
+    int rc = tensor_to_f32(best, &f, e);
+    return rc ? rc : conversion_take(h->c, t, f, e);
+}
+
+int heal_refit_again(struct heal *h, struct err *e)
+{
+    struct conversion *best = NULL;
+    int rc = conversion_open(&best, h->o.dir, h->c->base, h->o.plan_model, e);
+    for (int l = 0; l < h->c->model.hp.n_layer && !rc; l++) {
+        struct model_layer *to = &h->c->model.layer[l];
+        const struct model_layer *y = &best->model.layer[l], *base = &h->c->base->layer[l];
+        rc = take(h, &to->o, &y->o, &base->o, e);
+        if (!rc)
+            rc = take(h, &to->down, &y->down, &base->down, e);
+    }
+    conversion_free(best);
+    return rc;
+}
