@@ -14,7 +14,7 @@
 #define ALS_RIDGE                                                                                  \
     1e-4 /* of a head's map, relative to the mean diagonal: fp32 moments bear no less */
 #define ALS_PLAIN 1e-8  /* of the unfitted map, likewise */
-#define ALS_RIDGE_MAX 1 /* beyond it a moment is no moment */
+#define RIDGE_MAX 1 /* beyond it a moment is no moment */
 
 struct als {
     struct solve *s;
@@ -80,26 +80,29 @@ static int condition(struct als *a, struct err *e)
     return rc;
 }
 
-/* Adds to K's diagonal the least of ridge, 10·ridge, … times its mean that makes it definite:
- * rounded moments of few loud tokens are so up to a little only. False: nothing ever flowed there.
- */
-static bool dampen(struct als *a, double ridge)
+double mla_ridge(const double *K, int r, double share, double *try)
 {
-    size_t r = (size_t)a->r;
-    double mean = 0, *try = a->s->t2;
-    for (size_t i = 0; i < r; i++)
-        mean += a->K[i * (r + 1)] / (double)r;
-    for (; mean > 0 && ridge <= ALS_RIDGE_MAX; ridge *= 10) {
-        memcpy(try, a->K, r * r * sizeof *try);
-        for (size_t i = 0; i < r; i++)
-            try[i * (r + 1)] += ridge * mean;
-        if (linalg_cholesky(a->r, try, NULL))
-            continue;
-        for (size_t i = 0; i < r; i++)
-            a->K[i * (r + 1)] += ridge * mean;
-        return true;
+    size_t n = (size_t)r;
+    double mean = 0;
+    for (size_t i = 0; i < n; i++)
+        mean += K[i * (n + 1)] / (double)n;
+    for (; mean > 0 && share <= RIDGE_MAX; share *= 10) {
+        memcpy(try, K, n * n * sizeof *try);
+        for (size_t i = 0; i < n; i++)
+            try[i * (n + 1)] += share * mean;
+        if (!linalg_cholesky(r, try, NULL))
+            return share * mean;
     }
-    return false;
+    return 0;
+}
+
+/* False: nothing ever flowed there. */
+static bool dampen(struct als *a, double share)
+{
+    double ridge = mla_ridge(a->K, a->r, share, a->s->t2);
+    for (size_t i = 0; i < (size_t)a->r; i++)
+        a->K[i * (size_t)(a->r + 1)] += ridge;
+    return ridge > 0;
 }
 
 /* EC = E C of head h: what its map should give. */

@@ -41,7 +41,6 @@ static int refit_init(struct refit *f, const struct solve *s, int r, const struc
 static void refit_moment(struct solve *s, struct refit *f, const float *packed, int h, int r)
 {
     int w = s->w, group = f->plain ? 0 : h / (s->H / moments_groups(&s->m->shape));
-    double mean = 0;
     if (f->of == group)
         return;
     f->of = group;
@@ -49,9 +48,7 @@ static void refit_moment(struct solve *s, struct refit *f, const float *packed, 
         moments_of_head(s->m, packed, h, s->t1);
     mla_gemm(false, true, w, r, w, f->plain ? s->m->c : s->t1, w, s->A, w, 0, f->CA, r);
     mla_gemm(false, false, r, r, w, s->A, w, f->CA, r, 0, f->K, r);
-    for (int i = 0; i < r; i++)
-        mean += f->K[(size_t)i * (size_t)(r + 1)] / r;
-    f->ridge = f->damping * REFIT_RIDGE * mean;
+    f->ridge = mla_ridge(f->K, r, f->damping * REFIT_RIDGE, f->factor);
 }
 
 /* out[d][r] = (S C Aᵀ + ε S X0)(A C Aᵀ + ε)⁻¹ with S [d][w] given as rows (cols from at): least

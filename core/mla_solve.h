@@ -79,6 +79,10 @@ int mla_affine_transmla(struct solve *s, const double *rest, const double *C, in
 int mla_affine_key_share(struct solve *s, double *share, struct err *e);
 void mla_affine_block(struct solve *s, int at, int size, double *block);
 
+/* The least of share, 10·share, … times K's mean diagonal that makes K [r][r] definite when it is
+ * added to the diagonal (rounded moments of few loud tokens are so up to a little only); 0: nothing
+ * ever flowed there. try: [r][r] of work space. */
+double mla_ridge(const double *K, int r, double share, double *try);
 /* Rounds of alternating least squares from A of rank r on; A and X0 become the latent found. */
 int mla_alternate(struct solve *s, int r, int rounds, struct err *e);
 
