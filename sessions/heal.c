@@ -125,7 +125,7 @@ static void choose_sizes(struct heal *h)
         o->batch = h->length * clamp_int(tokens / h->length / 100, 1, 2);
     o->batch = o->batch < h->length ? h->length : o->batch / h->length * h->length;
     if (!o->held_out)
-        o->held_out = clamp_int(tokens / 40, 4 * h->length, 16 * h->length);
+        o->held_out = clamp_int(tokens / 10, 8 * h->length, 16 * h->length);
     h->long_every = 1 + (LONG_SHARE - 1) * h->longer / o->batch;
     h->rows = o->batch > h->longer ? o->batch : h->longer;
 }
