@@ -9,18 +9,26 @@
 #include "kernels/backend.h"
 
 enum {
-    CPU_GROUP = 8,  /* rows of a packed group */
-    CPU_BLOCK = 32, /* numbers a quantised block */
-    CPU_PANEL = 32, /* rows dequantised at a time for the fp32 product */
-    CPU_FEW = 12,   /* rows of activations up to which numbers are converted at each use */
+    CPU_GROUP = 8,    /* rows of a packed group */
+    CPU_BLOCK = 32,   /* numbers a quantised block */
+    CPU_PANEL = 32,   /* rows dequantised at a time for the fp32 product */
+    CPU_SPARSE = 512, /* columns up to which plain matrices are looked at for rows of two numbers */
+    CPU_FEW = 12,     /* rows of activations up to which numbers are converted at each use */
+};
+
+/* A row with at most two numbers that are not zero. */
+struct cpu_sparse {
+    int at[2];
+    float value[2];
 };
 
 struct cpu_slab;
 struct weight {
-    struct matrix m;       /* data is not read again once packed as its own type */
-    enum dtype type;       /* of the packed blocks */
-    unsigned char *packed; /* NULL: rows are read from m.data */
-    struct cpu_slab *slab; /* whose memory that is */
+    struct matrix m;           /* data is not read again once packed as its own type */
+    enum dtype type;           /* of the packed blocks */
+    unsigned char *packed;     /* NULL: rows are read from m.data */
+    struct cpu_slab *slab;     /* whose memory that is */
+    struct cpu_sparse *sparse; /* [rows] of a matrix of such rows, else NULL */
     size_t group_bytes, bytes;
     bool crowded; /* not packed for want of room */
 };

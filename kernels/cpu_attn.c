@@ -13,9 +13,11 @@ enum {
     ATTN_LEAST = 64,       /* and at least, where rows are so wide that … */
     ATTN_FLOATS = 1 << 16, /* … queries, scores and sums would leave the second level */
     ATTN_KEYS = 64,        /* keys a tile */
-    ATTN_NEAR = 32,        /* keys a tile that is widened once and read twice: it fits L1 */
+    ATTN_NEAR = 32,        /* keys a tile that is widened once and read twice: it fits L1; … */
+    ATTN_NARROW = 112,     /* … twice as many do where keys have at most so many numbers */
     ATTN_SLICE = 32,       /* keys that all heads take together: the cache is read in its order */
     ATTN_MIN_KEYS = 64,    /* a split has at least these */
+    ATTN_SPLITS = 256,     /* and there are at most so many */
     ATTN_FEW = 12,         /* rows of a KV head up to which keys are not turned around */
     ATTN_DIRECT = 3,       /* and up to which they are widened at each use */
 };
@@ -272,22 +274,21 @@ static void combine_task(void *arg, int i, int thread)
     int g = i % a->kv_heads, index = i / a->kv_heads, first = index * a->queries;
     int rows = a->T * a->heads - first < a->queries ? a->T * a->heads - first : a->queries;
     size_t tops = (size_t)a->queries * a->dv;
+    float weight[ATTN_SPLITS];
     for (int r = 0; r < rows; r++) {
-        float *out = out_row(a, first + r, g), top = -INFINITY, sum = 0;
+        float top = -INFINITY, sum = 0;
         for (int s = 0; s < a->splits; s++)
             top = fmaxf(top, part_of(a, g, index, s)[tops + r]);
-        for (int s = 0; s < a->splits; s++) {
+        for (int s = 0; s < a->splits; s++) { /* 0 for a split that the row cannot see */
             const float *p = part_of(a, g, index, s);
-            sum += p[tops + a->queries + r] * expf(p[tops + r] - top);
+            weight[s] = expf(p[tops + r] - top);
+            sum += p[tops + a->queries + r] * weight[s];
         }
-        memset(out, 0, (size_t)a->dv * sizeof *out);
-        for (int s = 0; s < a->splits; s++) {
-            const float *p = part_of(a, g, index, s);
-            float weight = expf(p[tops + r] - top) / sum;
-            if (weight > 0) /* a split that a row cannot see has nothing to give */
-                a->b->isa.gemm(1, a->dv, 1, &weight, 1, DTYPE_F32, p + (size_t)r * a->dv, a->dv,
-                               out, a->dv, true);
-        }
+        for (int s = 0; s < a->splits; s++)
+            weight[s] /= sum;
+        a->b->isa.gemm(1, a->dv, a->splits, weight, a->splits, DTYPE_F32,
+                       part_of(a, g, index, 0) + (size_t)r * a->dv, (int)part_floats(a),
+                       out_row(a, first + r, g), a->dv, false);
     }
 }
 
@@ -302,12 +303,14 @@ static void run(struct attn *a)
     a->queries = rows < a->queries ? rows : a->queries;
     a->tiles = (rows + a->queries - 1) / a->queries;
     bool few = rows <= ATTN_FEW;
-    a->keys = few && a->v == a->k && rows > ATTN_DIRECT ? ATTN_NEAR : ATTN_KEYS;
+    bool near = few && a->v == a->k && rows > ATTN_DIRECT && a->dk > ATTN_NARROW;
+    a->keys = near ? ATTN_NEAR : ATTN_KEYS;
     /* A few queries stream the cache: all heads of a row while it is near. Many reuse it, and one
      * head's keys fit the cache better. */
     a->together = few && keys >= 2 * threads * ATTN_MIN_KEYS ? a->kv_heads : 1;
     int tasks = a->tiles * a->kv_heads / a->together;
     a->splits = threads == 1 || tasks >= 4 * threads ? 1 : (4 * threads + tasks - 1) / tasks;
+    a->splits = a->splits < ATTN_SPLITS ? a->splits : ATTN_SPLITS;
     a->split_keys = (keys + a->splits - 1) / a->splits;
     a->split_keys = (a->split_keys + ATTN_MIN_KEYS - 1) / ATTN_MIN_KEYS * ATTN_MIN_KEYS;
     a->splits = (keys + a->split_keys - 1) / a->split_keys;

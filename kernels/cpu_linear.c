@@ -138,6 +138,30 @@ static int pack(struct cpu *b, struct weight *w, size_t *bytes, struct err *e)
     return OK;
 }
 
+/* The rows of m as pairs, NULL when one of them has more: such are rope queries read off a head. */
+static struct cpu_sparse *sparse_rows(const struct matrix *m)
+{
+    float row[CPU_SPARSE];
+    if (m->cols > CPU_SPARSE || dtype_traits(m->dtype)->block > 1)
+        return NULL;
+    struct cpu_sparse *s = mem_calloc((size_t)m->rows, sizeof *s);
+    size_t bytes = dtype_bytes(m->dtype, (size_t)m->cols);
+    for (int i = 0; s && i < m->rows; i++) {
+        int n = 0;
+        dtype_to_f32(m->dtype, (const char *)m->data + (size_t)i * bytes, row, (size_t)m->cols);
+        for (int j = 0; j < m->cols && n <= 2; j++) {
+            if (row[j] != 0 && n < 2)
+                s[i].at[n] = j, s[i].value[n] = row[j];
+            n += row[j] != 0;
+        }
+        if (n > 2) {
+            free(s);
+            return NULL;
+        }
+    }
+    return s; /* without memory for it the matrix is used as it is */
+}
+
 int cpu_weight_load(struct backend *base, const struct matrix *m, struct weight **out,
                     size_t *owned, struct err *e)
 {
@@ -159,6 +183,7 @@ int cpu_weight_load(struct backend *base, const struct matrix *m, struct weight 
         free(w);
         return rc;
     }
+    w->sparse = sparse_rows(m);
     *out = w;
     if (owned)
         *owned = bytes;
@@ -173,6 +198,7 @@ void cpu_weight_free(struct backend *base, struct weight *w)
     b->copied -= w->bytes;
     b->in_place -= w->crowded;
     cpu_slab_give(b, w->slab);
+    free(w->sparse);
     free(w);
 }
 
@@ -453,6 +479,20 @@ void cpu_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, int
     mla_run(&a, r, P, absorb_task);
 }
 
+/* Rows of two numbers: less work than handing it out, unless there are many tokens. */
+static void sparse_task(void *arg, int t, int thread)
+{
+    const struct mla *a = arg;
+    const float *x = a->x + (size_t)t * (size_t)(a->H * a->r);
+    float *y = a->y + (size_t)t * (size_t)(a->H * a->Vd);
+    (void)thread;
+    for (int h = 0; h < a->H; h++, x += a->r)
+        for (int i = 0; i < a->Vd; i++) {
+            const struct cpu_sparse *s = &a->w->sparse[h * (a->P + a->Vd) + a->P + i];
+            *y++ = s->value[0] * x[s->at[0]] + s->value[1] * x[s->at[1]];
+        }
+}
+
 void cpu_mla_expand(struct backend *b, float *out, const float *lat, const struct weight *kv_b,
                     int H, int P, int Vd, int r, int T)
 {
@@ -465,5 +505,8 @@ void cpu_mla_expand(struct backend *b, float *out, const float *lat, const struc
                     .Vd = Vd,
                     .r = r,
                     .T = T};
-    mla_run(&a, Vd, r, expand_task);
+    if (kv_b->sparse)
+        pool_for(T > CPU_FEW ? b->pool : NULL, T, sparse_task, &a);
+    else
+        mla_run(&a, Vd, r, expand_task);
 }

@@ -86,6 +86,10 @@ static bool read_head(struct queries *q, int h)
     return true;
 }
 
+/* Of a row's largest number: what fp32 leaves of zeros when they are solved for, and far less than
+ * F16 rounds off. Rope rows read two numbers of a head, and kernels make use of it. */
+#define NOTHING 1e-4
+
 /* X [R][d] for which the rope rows of the head that was read are X·W, by least squares; *left: what
  * is not, of their energy. */
 static int rope_of_head(struct queries *q, int h, double *left, struct err *e)
@@ -97,9 +101,15 @@ static int rope_of_head(struct queries *q, int h, double *left, struct err *e)
     if (rc)
         return rc;
     float *to = q->rope + (size_t)h * (size_t)(R * d);
-    for (int i = 0; i < d; i++)
-        for (int a = 0; a < R; a++)
+    for (int a = 0; a < R; a++) {
+        double top = 0;
+        for (int i = 0; i < d; i++)
+            top = fmax(top, fabs(q->X[i * R + a]));
+        for (int i = 0; i < d; i++) {
+            q->X[i * R + a] = fabs(q->X[i * R + a]) > NOTHING * top ? q->X[i * R + a] : 0;
             to[a * d + i] = (float)q->X[i * R + a];
+        }
+    }
     double off = 0, all = 0;
     for (int i = 0; i < R * D; i++)
         all += q->rows[i] * q->rows[i];

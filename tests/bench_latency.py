@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Measures the screens on a pseudo-terminal of 200 x 60: key to painted while a conversion runs, bytes
-that a new screen takes, and the CPU time of a program that has nothing to do. Not part of the suite
-(it needs a quiet machine).
+"""Measures the screens on a pseudo-terminal of 200 x 60: key to painted while a conversion runs and
+while a text is evaluated, bytes that a new screen takes, and the CPU time of a program that has nothing
+to do. Not part of the suite (it needs a quiet machine).
 
-usage: bench_latency.py MLATHE MODEL [SECONDS]
+usage: bench_latency.py MLATHE MODEL [SECONDS [TEXT]]
 """
 import fcntl, os, pty, random, select, shutil, signal, struct, sys, tempfile, termios, time
 
@@ -93,9 +93,25 @@ def report(name, times):
           f"p99 {percentile(times, 99):.1f} ms, max {max(times):.1f} ms")
 
 
+def measure_beside(name, pid, fd, start, stop, seconds):
+    """Keys on the list of layers while what `start` asked for runs; `stop` ends it."""
+    for keys in start:
+        os.write(fd, keys)
+        drain(fd, 0.1)
+    os.write(fd, b"2")
+    drain(fd, 0.02)
+    before, wall = cpu(pid), time.monotonic()
+    report(name, measure(fd, seconds))
+    report("  an echoing program beside it", control(seconds / 2))
+    print(f"  the worker used {(cpu(pid) - before) / (time.monotonic() - wall):.2f} cores")
+    os.write(fd, stop)
+    drain(fd, 3)
+
+
 def main():
     binary, model = sys.argv[1], sys.argv[2]
     seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 20
+    text = os.path.abspath(sys.argv[4]) if len(sys.argv) > 4 else None
     home = tempfile.mkdtemp(prefix="mlathe-latency-")
     pid, fd = spawn(binary, model, home)
     try:
@@ -104,16 +120,12 @@ def main():
         drain(fd, 1)
         report("idle worker", measure(fd, 3))
         print("bytes a new screen:", *frames(fd))
-        os.write(fd, b"c")
-        drain(fd, 0.02)
-        os.write(fd, b"2")
-        drain(fd, 0.02)
-        before, wall = cpu(pid), time.monotonic()
-        report("while calibrating and converting", measure(fd, seconds))
-        report("  an echoing program beside it", control(seconds / 2))
-        print(f"  the worker used {(cpu(pid) - before) / (time.monotonic() - wall):.2f} cores")
-        os.write(fd, b"3\x1b")
-        drain(fd, 3)
+        if text:
+            asked = [b"5", b"f", text.encode() + b"\r", b"r"]
+            measure_beside("while evaluating", pid, fd, asked, b"5\x1b", seconds)
+            os.write(fd, b"2")
+            drain(fd, 1)
+        measure_beside("while calibrating and converting", pid, fd, [b"c"], b"3\x1b", seconds)
         before = cpu(pid)
         time.sleep(10)
         print(f"idle: {1000 * (cpu(pid) - before):.0f} ms of CPU in 10 s")

@@ -337,6 +337,29 @@ static void test_kv_b(struct pair *p, enum dtype type, int H, int P, int Vd, int
     free(w), free(q), free(lat), free(data), free(y[0]), free(y[1]), free(z[0]), free(z[1]);
 }
 
+/* Rope queries read two numbers of a head, in places that do not come in order; rows of one or
+ * none. */
+static void test_sparse(struct pair *p, enum dtype type, int H, int R, int d, int T)
+{
+    float *w = calloc((size_t)(H * R * d), sizeof *w), *q = numbers(p, (size_t)(T * H * d), 1);
+    for (int i = 0; i < H * R; i++)
+        for (int k = 0; k < i % 3; k++)
+            w[(size_t)i * (size_t)d + (size_t)((i * 7 + k * (d / 2)) % d)] =
+                0.3f * (float)(1 + i % 5 - 3 * k);
+    void *data = as_type(type, w, (size_t)(H * R * d));
+    float *y[2];
+    size_t n = (size_t)(T * H * R);
+    for (int side = 0; side < 2; side++) {
+        struct backend *b = side ? p->b : p->ref;
+        struct weight *rope = load(b, data, type, H * R, d);
+        y[side] = nans(n);
+        b->ops->mla_expand(b, y[side], q, rope, H, 0, R, d, T);
+        b->ops->weight_free(b, rope);
+    }
+    compare(p, "rope queries", y[1], y[0], n, FP32_NMSE);
+    free(w), free(q), free(data), free(y[0]), free(y[1]);
+}
+
 static void test_kv_bs(struct pair *p)
 {
     static const int tokens[] = {1, 2, 7, 33};
@@ -345,6 +368,8 @@ static void test_kv_bs(struct pair *p)
         test_kv_b(p, DTYPE_BF16, 3, 34, 80, 50, tokens[t]);
         test_kv_b(p, DTYPE_F16, 4, 16, 20, 512, tokens[t]);
         test_kv_b(p, DTYPE_Q8_0, 2, 18, 30, 96, tokens[t]);
+        test_sparse(p, DTYPE_F16, 3, 8, 16, tokens[t]);
+        test_sparse(p, DTYPE_F32, 9, 32, 64, tokens[t]);
         test_kv_b(p, DTYPE_Q4_K, 2, 18, 30, 256, tokens[t]); /* columns begin inside a block */
     }
 }
