@@ -424,11 +424,14 @@ char *probe_path(const char *dir, const struct rankplan *plan, const char *text)
     const char *layout = plan_layout_name(plan->layout);
     sha256_add(&h, layout, strlen(layout));
     sha256_add(&h, &plan->without, sizeof plan->without);
-    if (plan->rounds || plan->stride || plan->balance > 0 || plan->damping > 0) {
+    if (plan->rounds || plan->stride || plan->balance > 0 || plan->damping > 0 ||
+        plan->refit_ffn) {
         sha256_add(&h, &plan->rounds, sizeof plan->rounds);
         sha256_add(&h, &plan->stride, sizeof plan->stride);
         sha256_add(&h, &plan->balance, sizeof plan->balance);
         sha256_add(&h, &plan->damping, sizeof plan->damping);
+        if (plan->refit_ffn) /* probes do not refit, but what was measured in the end teaches */
+            sha256_add(&h, "ffn", 3);
     }
     sha256_hex(&h, key);
     return mem_printf("%s/sensitivity-%.12s-%.12s-%.12s.json", dir, plan->model.fingerprint, text,
