@@ -7,25 +7,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "core/file.h"
-#include "core/kvmem.h"
 #include "sessions/clock.h"
 
-#define LENGTH 256
-#define LONGER 4     /* times LENGTH: what sees a longer context */
-#define LONG_SHARE 4 /* a quarter of the tokens is in such sequences */
-#define WARM_UP 5    /* steps */
-#define CLIP 2.0     /* times the running mean of gradient norms */
+#define WARM_UP 5 /* steps */
+#define CLIP 2.0  /* times the running mean of gradient norms */
 #define BETA1 0.9
 #define BETA2 0.95
-#define BAD_MOST 3    /* losses that are no number */
-#define STALE_HALVE 2 /* measurements without progress until the rate is halved, */
-#define STALE_STOP 6  /* and until the run ends */
-#define DEFAULT_SECONDS 600.0
-#define TOKENS_A_SECOND 150.0 /* a guess that only sizes batches, held-out text and steps */
-#define TAPE_BYTES ((size_t)1 << 30)
+#define BAD_MOST 3           /* losses that are no number */
+#define STALE_HALVE 2        /* measurements without progress until the rate is halved, */
+#define STALE_STOP 6         /* and until the run ends */
 #define MATCHES_TO_KEEP 1e-9 /* a KL this much better counts as progress */
 
 /* The rate for a loss of this size (method: section 9) and a budget. */
@@ -77,8 +69,7 @@ static double used(const struct heal *h)
     return fmin(share, 1);
 }
 
-/* Asked before every layer. */
-static bool go_on(void *user)
+bool heal_go_on(void *user)
 {
     struct heal *h = user;
     char phase[96];
@@ -90,99 +81,6 @@ static bool go_on(void *user)
         snprintf(phase, sizeof phase, "healing: measuring the start");
     h->stopping = h->stopping || !progress_report(h->p, phase, used(h), 1);
     return !h->stopping;
-}
-
-/* --- setting up --------------------------------------------------------------------------- */
-
-static long long expected_tokens(const struct heal_options *o)
-{
-    double by_time = o->seconds > 0 ? o->seconds * TOKENS_A_SECOND : 1e18;
-    double by_tokens = o->tokens ? (double)o->tokens : 1e18;
-    return (long long)fmin(fmin(by_time, by_tokens), 1e9);
-}
-
-static int clamp_int(double v, int least, int most)
-{
-    return v < least ? least : v > most ? most : (int)v;
-}
-
-static void choose_sizes(struct heal *h)
-{
-    struct heal_options *o = &h->o;
-    int context = h->c->model.hp.context;
-    if (!o->tokens && !(o->seconds > 0))
-        o->seconds = DEFAULT_SECONDS;
-    double tokens = (double)expected_tokens(o);
-    o->parts = o->parts ? o->parts : HEAL_ALL;
-    o->tape_bytes = o->tape_bytes ? o->tape_bytes : TAPE_BYTES;
-    o->accumulate = o->accumulate > 0 ? o->accumulate : 1;
-    o->checkpoint_sec = o->checkpoint_sec == 0 ? 60 : o->checkpoint_sec;
-    h->length = o->length > 0 ? o->length : LENGTH;
-    h->length = h->length < context ? h->length : context;
-    h->longer = h->length * LONGER < context ? h->length * LONGER : context;
-    /* Some 100 steps at least: Adam's steps have a size of their own. */
-    if (!o->batch)
-        o->batch = h->length * clamp_int(tokens / h->length / 100, 1, 2);
-    o->batch = o->batch < h->length ? h->length : o->batch / h->length * h->length;
-    if (!o->held_out)
-        o->held_out = clamp_int(tokens / 10, 8 * h->length, 16 * h->length);
-    h->long_every = 1 + (LONG_SHARE - 1) * h->longer / o->batch;
-    h->rows = o->batch > h->longer ? o->batch : h->longer;
-}
-
-/* What is not trained goes through the original's weights where its memory is the host's. */
-static struct heal_net_options net_options(const struct heal *h, const struct engine *original)
-{
-    struct backend *b = engine_backend(original);
-    bool quick = !h->o.exact && b->ops == &cpu_backend_ops;
-    return (struct heal_net_options){.op = grad_fast(),
-                                     .pool = b->pool,
-                                     .parts = h->o.parts,
-                                     .rows = h->rows,
-                                     .longest = h->longer,
-                                     .tape_bytes = h->o.tape_bytes,
-                                     .engine = quick ? original : NULL};
-}
-
-static int check_memory(const struct heal *h, const struct heal_net_options *o, struct err *e)
-{
-    double have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    double need = heal_net_bytes(&h->c->model, o);
-    char needs[32], has[32];
-    for (int l = 0; l < h->c->model.hp.n_layer; l++) /* moments of Adam, and the copy's own */
-        need += 3.0 * sizeof(float) *
-                (double)(tensor_elements(&h->c->model.layer[l].q) +
-                         tensor_elements(&h->c->model.layer[l].kv_a) +
-                         tensor_elements(&h->c->model.layer[l].kv_b) +
-                         tensor_elements(&h->c->model.layer[l].o));
-    if (need < 0.8 * have)
-        return OK;
-    kvmem_text(need, needs, sizeof needs);
-    kvmem_text(have, has, sizeof has);
-    return err_set(e, ERR_LIMIT,
-                   "%s: healing would take %s, this machine has %s: use one with more memory, or a "
-                   "smaller model",
-                   h->c->model.hp.name, needs, has);
-}
-
-static int make_moments(struct heal *h, struct err *e)
-{
-    int n = heal_net_count(h->net);
-    h->moment = mem_calloc((size_t)n, sizeof *h->moment);
-    if (!h->moment)
-        return err_nomem(e, (size_t)n * sizeof *h->moment, "an optimiser");
-    for (int i = 0; i < n; i++) {
-        const struct heal_tensor *t = &h->net->tensor[i];
-        size_t size = t->rows * t->cols;
-        if (!t->trained || !size)
-            continue;
-        h->moment[i].m = mem_aligned(size, sizeof(float));
-        h->moment[i].v = mem_aligned(size, sizeof(float));
-        if (!h->moment[i].m || !h->moment[i].v)
-            return err_nomem(e, 2 * size * sizeof(float), "an optimiser");
-        h->moment[i].rms = sqrt(h->net->op->sum_squares(h->net->pool, t->w, size) / (double)size);
-    }
-    return OK;
 }
 
 float *heal_numbers(const struct heal *h, int i)
@@ -224,57 +122,6 @@ static void go_back(struct heal *h)
     h->s.scale *= 0.5;
 }
 
-/* --- text --------------------------------------------------------------------------------- */
-
-/* Sequences of `len` tokens, numbers *i and on, until `rows` are full; at most `most` of them. */
-static int fill(struct heal *h, bool held_out, long long *i, int len, int rows, int most,
-                int32_t *ids, int *start, int *n_seq, struct err *e)
-{
-    int at = 0, n = 0, got, rc = OK;
-    start[0] = 0;
-    while (n < most && at + len <= rows && !rc) {
-        rc = heal_text_sequence(h->text, held_out, (*i)++, len, ids + at, &got, e);
-        at += rc ? 0 : got;
-        start[++n] = at;
-    }
-    *n_seq = n;
-    return rc;
-}
-
-/* Held-out batches: sequences of the usual length, and every third batch a longer one. */
-static int make_held(struct heal *h, struct err *e)
-{
-    int most = h->o.held_out / h->length + 1, rc = OK, tokens = 0;
-    long long sequence = 0;
-    h->held = mem_calloc((size_t)most, sizeof *h->held);
-    if (!h->held)
-        return err_nomem(e, (size_t)most * sizeof *h->held, "held-out text");
-    while (h->n_held < most && tokens < h->o.held_out && !rc) {
-        struct heal_held *b = &h->held[h->n_held];
-        int len = h->n_held % 3 == 1 ? h->longer : h->length, left = h->o.held_out - tokens;
-        int rows = h->rows < 2 * h->length ? h->rows : 2 * h->length;
-        rows = rows < len ? len : rows;
-        len = len < left || h->n_held == 0 ? len : left < 2 ? 2 : left;
-        h->n_held++;
-        b->ids = mem_calloc((size_t)rows, sizeof *b->ids);
-        b->start = mem_calloc((size_t)(rows / len) + 2, sizeof *b->start);
-        b->states = mem_calloc((size_t)rows * (size_t)h->c->model.hp.hidden, sizeof *b->states);
-        if (!b->ids || !b->start || !b->states)
-            return err_nomem(e, (size_t)rows * sizeof *b->ids, "held-out text");
-        rc = fill(h, true, &sequence, len, rows < left || rows == len ? rows : left / len * len,
-                  rows / len, b->ids, b->start, &b->n_seq, e);
-        if (!rc && !go_on(h))
-            rc = err_set(e, ERR_CANCELLED, "healing stopped");
-        if (!rc)
-            rc = heal_teacher_run(&h->teacher, b->ids, b->start, b->n_seq, e);
-        if (!rc)
-            heal_teacher_get(&h->teacher, b->states, b->start[b->n_seq]);
-        tokens += rc ? 0 : b->start[b->n_seq];
-    }
-    return rc;
-}
-
-/* The tokens that follow, for the next-token loss. */
 static void fill_next(struct heal *h, int n_seq)
 {
     for (int s = 0; s < n_seq; s++)
@@ -308,7 +155,7 @@ static double rate_now(const struct heal *h)
         base =
             rate_for(h->s.loss_weight > 0 ? fmin(h->s.kl_before, h->s.loss_avg / h->s.loss_weight)
                                           : h->s.kl_before,
-                     expected_tokens(&h->o));
+                     heal_expected_tokens(&h->o));
     return base * warm * left * h->s.scale;
 }
 
@@ -361,7 +208,8 @@ static int run_batch(struct heal *h, double *kl, int *rows, struct err *e)
     struct heal_loss sum = {0};
     bool longer = h->s.batch % h->long_every == h->long_every - 1;
     int len = longer ? h->longer : h->length, want = longer ? h->longer : h->o.batch, n_seq;
-    int rc = fill(h, false, &h->s.sequence, len, want, want / len, h->ids, h->start, &n_seq, e);
+    int rc =
+        heal_fill(h, false, &h->s.sequence, len, want, want / len, h->ids, h->start, &n_seq, e);
     if (rc)
         return rc;
     fill_next(h, n_seq);
@@ -481,7 +329,7 @@ static int step(struct heal *h, struct err *e)
 /* Measurements of a run, spread evenly over it. */
 static int looks(const struct heal *h)
 {
-    return clamp_int((double)expected_tokens(&h->o) / 7500, 2, 10);
+    return (int)fmin(fmax((double)heal_expected_tokens(&h->o) / 7500, 2), 10);
 }
 
 static bool over(struct heal *h)
@@ -524,47 +372,6 @@ static int train(struct heal *h, struct err *e)
     return rc;
 }
 
-static void net_done(struct heal *h)
-{
-    for (int i = 0; h->net && h->moment && i < heal_net_count(h->net); i++) {
-        free(h->moment[i].m);
-        free(h->moment[i].v);
-    }
-    free(h->moment);
-    heal_net_free(h->net);
-    h->moment = NULL;
-    h->net = NULL;
-}
-
-/* A net of h->c and its optimiser. */
-static int make_net(struct heal *h, const struct engine *original, struct err *e)
-{
-    struct heal_net_options net = net_options(h, original);
-    net_done(h);
-    int rc = heal_net_new(&h->net, &h->c->model, &net, e);
-    if (rc)
-        return rc;
-    h->net->go_on = go_on;
-    h->net->go_on_user = h;
-    return make_moments(h, e);
-}
-
-static int prepare(struct heal *h, const struct engine *original, struct err *e)
-{
-    struct heal_net_options net = net_options(h, original);
-    int rc = check_memory(h, &net, e);
-    if (!rc)
-        rc = make_net(h, original, e);
-    if (rc)
-        return rc;
-    h->ids = mem_calloc((size_t)h->rows, sizeof *h->ids);
-    h->next = mem_calloc((size_t)h->rows, sizeof *h->next);
-    h->start = mem_calloc((size_t)h->rows + 1, sizeof *h->start);
-    if (!h->ids || !h->next || !h->start)
-        return err_nomem(e, (size_t)h->rows * sizeof *h->ids, "a batch");
-    return heal_teacher_init(&h->teacher, original, h->rows, h->net->block, h->o.match > 0, e);
-}
-
 /* r takes the place of h->c if it is better. */
 static int try_refitted(struct heal *h, const struct engine *original, struct conversion *r,
                         struct err *e)
@@ -572,7 +379,7 @@ static int try_refitted(struct heal *h, const struct engine *original, struct co
     struct conversion *was = h->c;
     double kl = NAN;
     h->c = r;
-    int rc = make_net(h, original, e);
+    int rc = heal_make_net(h, original, e);
     if (!rc)
         rc = look(h, e);
     if (!rc)
@@ -587,7 +394,7 @@ static int try_refitted(struct heal *h, const struct engine *original, struct co
     if (rc)
         return rc;
     note(h, "least squares did not help: left out");
-    return make_net(h, original, e);
+    return heal_make_net(h, original, e);
 }
 
 static void run_done(struct heal *h)
@@ -600,7 +407,7 @@ static void run_done(struct heal *h)
     cJSON_Delete(h->unfinished);
     free(h->lines);
     heal_teacher_done(&h->teacher);
-    net_done(h);
+    heal_drop_net(h);
     free(h->held);
     free(h->ids);
     free(h->next);
@@ -624,15 +431,15 @@ static int begin(struct heal *h, const struct engine *original, struct err *e)
 {
     struct conversion *refitted = NULL;
     heal_fingerprint(h, h->source);
-    choose_sizes(h);
+    heal_choose_sizes(h);
     int rc = h->unfinished ? heal_refit_again(h, e) : heal_refit(h, original, &refitted, e);
     if (!rc)
-        rc = prepare(h, original, e);
+        rc = heal_prepare(h, original, e);
     if (!rc && h->unfinished)
         rc = heal_restore(h, e);
     h->out->resumed = !rc && h->unfinished;
     if (!rc)
-        rc = make_held(h, e);
+        rc = heal_hold_out(h, e);
     if (!rc && !h->s.measured)
         rc = look(h, e);
     if (rc)

@@ -11,12 +11,12 @@
 #include "sessions/refit.h"
 #include "sessions/states.h"
 
-#define LEAST 1024               /* tokens that are worth a refit */
+#define LEAST 1024 /* tokens that are worth a refit */
 #define MOST (1 << 18)
-#define SHARE 0.3                /* of the seconds */
-#define PASSES 7                 /* forward passes of the original that a token takes */
+#define SHARE 0.3                  /* of the seconds */
+#define PASSES 7                   /* forward passes of the original that a token takes */
 #define BYTES ((size_t)1600 << 20) /* hidden states of both models */
-#define LONG_SHARE 4             /* a quarter of the tokens is in longer sequences */
+#define LONG_SHARE 4               /* a quarter of the tokens is in longer sequences */
 
 /* Seconds of the original's forward pass a token. */
 static double pass_seconds(const struct engine *g, struct calib_text *text, struct err *e)

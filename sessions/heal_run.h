@@ -65,6 +65,20 @@ struct heal {
     int history;       /* this run's place in c->healing, -1: none yet */
 };
 
+/* heal.c: asked before every layer, user is a struct heal; false: stop. */
+bool heal_go_on(void *user);
+/* heal_setup.c: tokens that the budget will come to; batch, lengths and what else was not said; a net
+ * of h->c and its optimiser (in the place of the one before), dropped at the end; the net, a batch's
+ * room and the teacher; the held-out batches. */
+long long heal_expected_tokens(const struct heal_options *o);
+void heal_choose_sizes(struct heal *h);
+int heal_make_net(struct heal *h, const struct engine *original, struct err *e);
+void heal_drop_net(struct heal *h);
+int heal_prepare(struct heal *h, const struct engine *original, struct err *e);
+int heal_hold_out(struct heal *h, struct err *e);
+/* Sequences of len tokens, numbers *i and on, until rows are full; at most `most` of them. */
+int heal_fill(struct heal *h, bool held_out, long long *i, int len, int rows, int most, int32_t *ids,
+              int *start, int *n_seq, struct err *e);
 /* heal_refit.c: a refitted copy of h->c in *out, NULL where there is too little to do it with; and
  * what a run that goes on had refitted, out of its folder. */
 int heal_refit(struct heal *h, const struct engine *original, struct conversion **out,

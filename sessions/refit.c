@@ -20,9 +20,9 @@ struct refit {
     struct states original, converted;
     struct refit_sums *output, *ffn; /* ffn NULL: left alone */
     int D, width;                    /* width = H·d */
-    float *heads;       /* backend [rows][width]: heads' outputs of the converted layer */
-    float *kept, *y;    /* backend [group][D]: the stream before a block; targets */
-    float *diff;        /* backend [group][widest map]: a − ã of blocks with a norm behind */
+    float *heads;    /* backend [rows][width]: heads' outputs of the converted layer */
+    float *kept, *y; /* backend [group][D]: the stream before a block; targets */
+    float *diff;     /* backend [group][widest map]: a − ã of blocks with a norm behind */
 };
 
 static bool any_ffn(const struct model *m)
@@ -203,7 +203,8 @@ double refit_bytes(const struct model *m, const struct calib_text *text, bool ff
     int group = states_group_rows(text);
     double states = (double)states_rows(text) * (2 * D + W) + group * (2 * D + fmax(W, F));
     return sizeof(float) * (states + hp->n_layer * (W + F) * D) +
-           refit_sums_bytes(group, (int)W, (int)D) + (ffn ? refit_sums_bytes(group, (int)F, (int)D) : 0);
+           refit_sums_bytes(group, (int)W, (int)D) +
+           (ffn ? refit_sums_bytes(group, (int)F, (int)D) : 0);
 }
 
 int refit_run(struct conversion *c, const struct engine *base, const struct calib_text *text,

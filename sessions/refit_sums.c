@@ -16,11 +16,11 @@
 struct refit_sums {
     struct backend *b;
     int W, D;
-    double *S, *X;     /* host: [W][W], [W][D] */
-    float *a, *y;      /* host: a group's rows [group][W], [group][D] */
-    float *product;    /* host: a group's share [W][max(W, D)] */
+    double *S, *X;  /* host: [W][W], [W][D] */
+    float *a, *y;   /* host: a group's rows [group][W], [group][D] */
+    float *product; /* host: a group's share [W][max(W, D)] */
     bool device;
-    double *total;     /* device: packed triangle of the sums */
+    double *total;        /* device: packed triangle of the sums */
     float *joint, *block; /* device: [group][W+D], [W+D][W+D] */
 };
 

@@ -1,5 +1,6 @@
 /* refit_sums: what a least-squares refit needs of its rows, Σ a aᵀ and Σ a yᵀ: in the backend's
- * memory where it has algebra and room, else on the host. fp32 inside a group, fp64 across groups. */
+ * memory where it has algebra and room, else on the host. fp32 inside a group, fp64 across groups.
+ */
 #ifndef MLATHE_SESSIONS_REFIT_SUMS_H
 #define MLATHE_SESSIONS_REFIT_SUMS_H
 
