@@ -33,6 +33,14 @@ static bool any_ffn(const struct model *m)
     return false;
 }
 
+static bool any_norm(const struct model *m)
+{
+    for (int l = 0; l < m->hp.n_layer; l++)
+        if (m->layer[l].post_attn_norm.data || m->layer[l].post_ffn_norm.data)
+            return true;
+    return false;
+}
+
 static int refit_init(struct refit *r, const struct engine *base, const struct calib_text *text,
                       struct err *e)
 {
@@ -50,8 +58,10 @@ static int refit_init(struct refit *r, const struct engine *base, const struct c
     r->heads = b->ops->alloc(b, states_rows(text) * (size_t)r->width * f);
     r->kept = b->ops->alloc(b, n * D * f);
     r->y = b->ops->alloc(b, n * D * f);
-    r->diff = b->ops->alloc(b, n * (size_t)widest * f);
-    if (!r->heads || !r->kept || !r->y || !r->diff)
+    bool norms = any_norm(base->model);
+    if (norms)
+        r->diff = b->ops->alloc(b, n * (size_t)widest * f);
+    if (!r->heads || !r->kept || !r->y || (norms && !r->diff))
         return err_nomem(e, states_rows(text) * (size_t)r->width * f,
                          "refitting: use fewer tokens (--tokens)");
     rc = engine_new(&r->engine, &r->c->model, b, base, e);

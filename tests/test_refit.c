@@ -56,7 +56,7 @@ static float *logits(struct workspace *w, enum side side)
     return out;
 }
 
-static double convert(struct workspace *w, unsigned without, int r, int R)
+static double convert(struct workspace *w, unsigned without, bool ffn, int r, int R)
 {
     struct err e = {0};
     struct model_info info;
@@ -64,6 +64,7 @@ static double convert(struct workspace *w, unsigned without, int r, int R)
     workspace_info(w, &info);
     CHECK_OK(rankplan_init(&plan, &info.plan_model, &e), e);
     plan.without = without;
+    plan.refit_ffn = ffn;
     CHECK_OK(rankplan_uniform(&plan, r, R, &e), e);
     CHECK_OK(workspace_convert(w, &plan, NULL, NULL, NULL, &e), e);
     float *a = logits(w, SIDE_ORIGINAL), *b = logits(w, SIDE_CONVERTED);
@@ -74,18 +75,19 @@ static double convert(struct workspace *w, unsigned without, int r, int R)
     return nmse;
 }
 
-static void check_reload(struct workspace *w)
+static void check_reload(struct workspace *w, bool ffn)
 {
     struct err e = {0};
     struct model_info info;
     struct safetensors *s = NULL;
     char dir[512], file[600];
     workspace_info(w, &info);
-    snprintf(dir, sizeof dir, "%s/conv", test_tmpdir());
+    snprintf(dir, sizeof dir, "%s/conv%d", test_tmpdir(), ffn);
     snprintf(file, sizeof file, "%s/attention.safetensors", dir);
     CHECK_OK(workspace_save(w, dir, &e), e);
     CHECK_OK(safetensors_open(&s, file, &e), e);
     CHECK(safetensors_has(s, "model.layers.0.self_attn.o_proj.weight"), "o is not in the file");
+    CHECK(safetensors_has(s, "model.layers.0.mlp.down_proj.weight") == ffn, "down in the file");
     safetensors_close(s);
     struct workspace *again = open_workspace(dir);
     float *a = logits(w, SIDE_CONVERTED), *b = logits(again, SIDE_CONVERTED);
@@ -192,14 +194,18 @@ int main(void)
     struct model_info info;
     workspace_info(w, &info);
     int n = 2 * info.n_kv_head * info.head_dim;
-    double exact = convert(w, 0, n, n / 2);
+    double exact = convert(w, 0, true, n, n / 2);
     /* fp32 sums of the least squares: the same bar as every exact conversion */
     CHECK(exact <= 1e-9, "nothing was lost, yet the refit leaves NMSE %g", exact);
-    double plain = convert(w, STEP_OUTPUT, n / 4, info.head_dim / 2);
-    double refit = convert(w, 0, n / 4, info.head_dim / 2);
-    printf("exact %.1e; a quarter of the rank: NMSE %.4f, refitted %.4f\n", exact, plain, refit);
+    double plain = convert(w, STEP_OUTPUT, false, n / 4, info.head_dim / 2);
+    double refit = convert(w, 0, false, n / 4, info.head_dim / 2);
+    check_reload(w, false);
+    double both = convert(w, 0, true, n / 4, info.head_dim / 2);
+    printf("exact %.1e; a quarter of the rank: NMSE %.4f, refitted %.4f, feed-forwards too %.4f\n",
+           exact, plain, refit, both);
     CHECK(refit < plain, "the refit made it worse: %g, %g", refit, plain);
-    check_reload(w);
+    CHECK(both < refit, "feed-forwards' refit made it worse: %g, %g", both, refit);
+    check_reload(w, true);
     check_stop(w);
     workspace_free(w);
     return test_end("refit");
