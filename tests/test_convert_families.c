@@ -3,6 +3,8 @@
 #include "core/file.h"
 #include "sessions/calibrate.h"
 #include "sessions/conversion.h"
+#include "sessions/refit.h"
+#include "sessions/states.h"
 #include "tests/support.h"
 
 static const char *const families[] = {
@@ -24,6 +26,7 @@ struct subject {
     struct engine *g;
     struct stats *stats;
     struct plan_model pm;
+    struct calib_text text;
     float *want; /* [T][V] the original's logits */
 };
 
@@ -46,17 +49,16 @@ static void calibrate(struct subject *s)
 {
     struct err e = {0};
     int window = s->m->hp.context < 32 ? s->m->hp.context : 32;
-    struct calib_text text = {
-        .windows = WINDOWS, .window = window, .n_long = 8, .long_len = window};
+    s->text =
+        (struct calib_text){.windows = WINDOWS, .window = window, .n_long = 8, .long_len = window};
     size_t n = (size_t)((WINDOWS + 8) * window);
     uint64_t seed = 9;
-    text.ids = calloc(n, sizeof *text.ids);
+    s->text.ids = calloc(n, sizeof *s->text.ids);
     for (size_t i = 0; i < n; i++)
-        text.ids[i] = (int32_t)(s->m->hp.vocab * test_uniform(&seed));
+        s->text.ids[i] = (int32_t)(s->m->hp.vocab * test_uniform(&seed));
     struct stats_form form = {0};
     CHECK_OK(stats_new(&s->stats, s->m, &form, true, NULL, window, &e), e);
-    CHECK_OK(calibrate_run(s->g, &text, s->stats, NULL, NULL, NULL, &e), e);
-    calib_text_done(&text);
+    CHECK_OK(calibrate_run(s->g, &s->text, s->stats, NULL, NULL, NULL, &e), e);
 }
 
 static struct conversion *convert(struct subject *s, enum plan_layout layout, int r, int R)
@@ -90,6 +92,29 @@ static double distance(struct subject *s, const struct model *m, float **keep)
     return nmse;
 }
 
+/* Of the last states of the text, the original's against m's. */
+static double text_distance(struct subject *s, const struct model *m)
+{
+    struct err e = {0};
+    struct engine *g = NULL;
+    struct states a, b;
+    struct states_group group;
+    size_t n = states_rows(&s->text) * (size_t)m->hp.hidden;
+    CHECK_OK(engine_new(&g, m, s->b, s->g, &e), e);
+    CHECK_OK(states_init(&a, s->g, &s->text, &e), e);
+    CHECK_OK(states_init(&b, g, &s->text, &e), e);
+    for (int l = 0; l < m->hp.n_layer; l++)
+        for (int i = 0; states_group(&s->text, i, &group); i++) {
+            states_layer(&a, l, &group, NULL);
+            states_layer(&b, l, &group, NULL);
+        }
+    double nmse = test_nmse(b.h, a.h, n); /* the CPU's memory is the host's */
+    states_done(&a);
+    states_done(&b);
+    engine_free(g);
+    return nmse;
+}
+
 /* Mean of the layers' attention errors: what the ranks did, before routers and depth amplify it. */
 static double mean_error(const struct conversion *c)
 {
@@ -116,6 +141,30 @@ static void check_reload(struct subject *s, struct conversion *c, const char *pa
     free(a);
     free(b);
     conversion_free(again);
+}
+
+/* Output maps refitted, then the feed-forwards' too, in blocks with a norm behind them and without:
+ * each is nearer to the original on the text that it was fitted to. */
+static void check_refit(struct subject *s, const char *name, int r, int R)
+{
+    double off[3] = {0};
+    bool ffn = false;
+    for (int l = 0; l < s->m->hp.n_layer; l++)
+        ffn |= s->m->layer[l].down.data && !s->m->layer[l].expert;
+    for (int i = 0; i < 3; i++) {
+        struct err e = {0};
+        struct conversion *c = convert(s, LAYOUT_OWN, r, R);
+        const struct refit_options o = {i == 2, "refitting"};
+        if (i)
+            CHECK_OK(refit_run(c, s->g, &s->text, &o, NULL, &e), e);
+        off[i] = text_distance(s, &c->model);
+        conversion_free(c);
+    }
+    printf("%-20s narrow: off by %.4f, refitted %.4f, feed-forwards too %.4f\n", name, off[0],
+           off[1], off[2]);
+    CHECK(off[1] < off[0], "%s: refitting makes it worse: %g, %g", name, off[1], off[0]);
+    CHECK(ffn ? off[2] < off[1] : off[2] == off[1], "%s: feed-forwards: %g, %g", name, off[2],
+          off[1]);
 }
 
 /* A layer without rope loses nothing to a narrow one, in the stock layout either. */
@@ -165,11 +214,13 @@ static void check_family(const char *name)
               full->report.layer[0].error);
         check_reload(&s, half, path);
         check_still(&s);
+        check_refit(&s, name, n / 8, rope / 4 * 2);
     }
     conversion_free(full);
     conversion_free(half);
     conversion_free(few);
     stats_free(s.stats);
+    calib_text_done(&s.text);
     free(s.want);
     engine_free(s.g);
     backend_close(s.b);
