@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/algebra.h"
+#include "kernels/linalg.h"
 #include "sessions/refit_sums.h"
 #include "sessions/states.h"
 
@@ -134,29 +135,85 @@ static void add_group(struct refit *r, const struct block *k, int l,
     op->store(b, there, DTYPE_F32, D, r->kept, D, D, n);
 }
 
+/* X becomes (S + ridge)⁻¹ X, the ridge in units of S's mean diagonal; S is destroyed. False:
+ * nothing flows here. */
+static bool solve(struct refit *r, int W, double ridge, double *S, double *X, int *rc,
+                  struct err *e)
+{
+    size_t w = (size_t)W;
+    double mean = 0;
+    for (size_t i = 0; i < w; i++)
+        mean += S[i * (w + 1)] / W;
+    for (size_t i = 0; i < w; i++)
+        S[i * (w + 1)] += ridge * mean;
+    if (!(mean > 0))
+        return false;
+    *rc = algebra_solve_spd(r->engine->backend, W, r->D, S, X, e);
+    return !*rc;
+}
+
+/* How much of Δ [W][D], fitted to other tokens, these believe: the factor that leaves the least of
+ * their |f Δ ã − y|², tr(Δᵀ X) / tr(Δᵀ S Δ). */
+static double believed(const double *delta, const double *S, const double *X, int W, int D,
+                       double *work)
+{
+    size_t n = (size_t)W * (size_t)D;
+    double with = 0, square = 0;
+    linalg_dgemm(NULL, false, false, W, D, W, 1, S, W, delta, D, 0, work, D);
+    for (size_t i = 0; i < n; i++) {
+        with += delta[i] * X[i];
+        square += delta[i] * work[i];
+    }
+    return square > 0 ? fmin(fmax(with / square, 0), 1) : 0;
+}
+
+/* Δ [W][D] of both halves into X[0]. What one half's fit is worth on the other says how much of it
+ * is noise; with all tokens there is half as much of that: f = s/(s + n) becomes s/(s + n/2). */
+static int fit(struct refit *r, const struct block *k, double *S[2], double *X[2], bool *found,
+               struct err *e)
+{
+    int W = k->width, rc = OK;
+    size_t ww = (size_t)W * (size_t)W, wd = (size_t)W * (size_t)r->D;
+    double ridge = REFIT_RIDGE * W / (double)states_rows(r->original.text), f = 0;
+    double *s = mem_calloc(ww + 2 * wd, sizeof *s), *delta = s + ww, *work = delta + wd;
+    *found = false;
+    if (!s)
+        return err_nomem(e, (ww + 2 * wd) * sizeof *s, "a refit");
+    memcpy(s, S[0], ww * sizeof *s);
+    memcpy(delta, X[0], wd * sizeof *delta);
+    if (solve(r, W, 2 * ridge, s, delta, &rc, e))
+        f = believed(delta, S[1], X[1], W, r->D, work);
+    for (size_t i = 0; i < ww; i++)
+        S[0][i] += S[1][i];
+    for (size_t i = 0; i < wd; i++)
+        X[0][i] += X[1][i];
+    if (!rc && f > 0)
+        *found = solve(r, W, ridge, S[0], X[0], &rc, e);
+    for (size_t i = 0; i < wd; i++)
+        X[0][i] *= 2 * f / (1 + f);
+    free(s);
+    return rc;
+}
+
 /* The block's map W [D][width] becomes W + Δ, in the conversion and in the engine. */
 static int refit_map(struct refit *r, const struct block *k, int l, struct err *e)
 {
     struct model_layer *y = &r->c->model.layer[l];
     struct tensor *t = k->slot == W_O ? &y->o : &y->down;
     size_t D = (size_t)r->D, W = (size_t)k->width;
-    double *S, *X, mean = 0, share = (double)W / (double)states_rows(r->original.text);
+    double *S[2], *X[2];
     float *w = NULL;
-    int rc = refit_sums_collect(k->sums, &S, &X, e);
-    for (size_t i = 0; i < W; i++)
-        mean += S[i * (W + 1)] / (double)W;
-    for (size_t i = 0; i < W; i++)
-        S[i * (W + 1)] += REFIT_RIDGE * share * mean;
-    if (rc || !(mean > 0)) /* nothing flows here: the map stays */
-        return rc;
-    rc = algebra_solve_spd(r->engine->backend, k->width, r->D, S, X, e);
+    bool found = false;
+    int rc = refit_sums_collect(k->sums, S, X, e);
     if (!rc)
+        rc = fit(r, k, S, X, &found, e);
+    if (!rc && found)
         rc = tensor_to_f32(t, &w, e);
-    if (rc)
+    if (rc || !found) /* nothing flows here, or nothing is to be learnt: the map stays */
         return rc;
     for (size_t i = 0; i < D; i++)
         for (size_t j = 0; j < W; j++)
-            w[i * W + j] += (float)X[j * D + i];
+            w[i * W + j] += (float)X[0][j * D + i];
     rc = conversion_take(r->c, t, w, e);
     return rc ? rc : engine_replace(r->engine, l, k->slot, t, e);
 }

@@ -3,8 +3,8 @@
  *
  * FLOPs of 40,960 rows and an output projection, (W + D)² a row: Llama-3-8B and Llama-2-7B 2.7e12,
  * 55 ms at 50 TFLOP/s of fp32; 70B 1.1e13, 0.2 s; whole models 1.8, 1.8 and 18 s, next to two
- * forward passes of the rows (3.3, 2.8 and 29 s at 400 TFLOP/s of TF32). Memory 8·(W + D)²: 0.5 and
- * 2.1 GB. Down comes a triangle of fp64 a layer: 0.27 and 1.1 GB, 20 and 80 ms at 13 GB/s. Not
+ * forward passes of the rows (3.3, 2.8 and 29 s at 400 TFLOP/s of TF32). Memory 16·(W + D)²: 1.1
+ * and 4.3 GB. Down comes a triangle of fp64 a layer: 0.27 and 1.1 GB, 20 and 80 ms at 13 GB/s. Not
  * measured on a device. */
 #include "sessions/refit_sums.h"
 
@@ -16,11 +16,12 @@
 struct refit_sums {
     struct backend *b;
     int W, D;
-    double *S, *X;  /* host: [W][W], [W][D] */
-    float *a, *y;   /* host: a group's rows [group][W], [group][D] */
-    float *product; /* host: a group's share [W][max(W, D)] */
+    double *S[2], *X[2]; /* host, of both halves: [W][W], [W][D] */
+    int half;            /* that the next group goes to */
+    float *a, *y;        /* host: a group's rows [group][W], [group][D] */
+    float *product;      /* host: a group's share [W][max(W, D)] */
     bool device;
-    double *total;        /* device: packed triangle of the sums */
+    double *total[2];     /* device: packed triangles of the sums */
     float *joint, *block; /* device: [group][W+D], [W+D][W+D] */
 };
 
@@ -37,11 +38,11 @@ static size_t triangle(const struct refit_sums *s)
 
 static void release(struct refit_sums *s)
 {
-    void *const all[] = {s->joint, s->block, s->total};
+    void *const all[] = {s->joint, s->block, s->total[0], s->total[1]};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         s->b->ops->free(s->b, all[i]);
     s->joint = s->block = NULL;
-    s->total = NULL;
+    s->total[0] = s->total[1] = NULL;
 }
 
 static bool reserve_device(struct refit_sums *s, int group)
@@ -52,8 +53,9 @@ static bool reserve_device(struct refit_sums *s, int group)
         return false;
     s->joint = op->alloc(s->b, (size_t)group * all * f);
     s->block = op->alloc(s->b, all * all * f);
-    s->total = op->alloc(s->b, triangle(s) * sizeof *s->total);
-    if (s->joint && s->block && s->total)
+    for (int i = 0; i < 2; i++)
+        s->total[i] = op->alloc(s->b, triangle(s) * sizeof **s->total);
+    if (s->joint && s->block && s->total[0] && s->total[1])
         return true;
     release(s); /* not enough memory there: the host has it */
     return false;
@@ -69,13 +71,15 @@ int refit_sums_new(struct refit_sums **out, struct backend *b, int group, int W,
         return err_nomem(e, sizeof *s, "sums of a refit");
     *s = (struct refit_sums){.b = b, .W = W, .D = D};
     s->device = reserve_device(s, group);
-    s->S = mem_calloc(w * w, sizeof *s->S);
-    s->X = mem_calloc(w * d, sizeof *s->X);
+    for (int i = 0; i < 2; i++) {
+        s->S[i] = mem_calloc(w * w, sizeof **s->S);
+        s->X[i] = mem_calloc(w * d, sizeof **s->X);
+    }
     size_t host = !s->device;
     s->a = mem_aligned(host * n * w, sizeof *s->a);
     s->y = mem_aligned(host * n * d, sizeof *s->y);
     s->product = mem_aligned(host * w * wider(W, D), sizeof *s->product);
-    if (s->S && s->X && s->a && s->y && s->product) {
+    if (s->S[0] && s->S[1] && s->X[0] && s->X[1] && s->a && s->y && s->product) {
         *out = s;
         return OK;
     }
@@ -88,7 +92,7 @@ void refit_sums_free(struct refit_sums *s)
     if (!s)
         return;
     release(s);
-    void *all[] = {s->S, s->X, s->a, s->y, s->product};
+    void *all[] = {s->S[0], s->S[1], s->X[0], s->X[1], s->a, s->y, s->product};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
     free(s);
@@ -97,20 +101,26 @@ void refit_sums_free(struct refit_sums *s)
 double refit_sums_bytes(int group, int W, int D)
 {
     double w = W, d = D, n = group;
-    return sizeof(double) * w * (w + d) + sizeof(float) * (n * (w + d) + w * (double)wider(W, D));
+    return 2 * sizeof(double) * w * (w + d) +
+           sizeof(float) * (n * (w + d) + w * (double)wider(W, D));
 }
 
 int refit_sums_start(struct refit_sums *s, struct err *e)
 {
     const struct backend_ops *op = s->b->ops;
-    size_t w = (size_t)s->W, d = (size_t)s->D, bytes = triangle(s) * sizeof *s->total;
-    memset(s->S, 0, w * w * sizeof *s->S);
-    memset(s->X, 0, w * d * sizeof *s->X);
-    if (!s->device)
-        return OK;
-    op->free(s->b, s->total); /* what comes new is zeros */
-    s->total = op->alloc(s->b, bytes);
-    return s->total ? OK : err_nomem(e, bytes, "sums of a refit");
+    size_t w = (size_t)s->W, d = (size_t)s->D, bytes = triangle(s) * sizeof **s->total;
+    s->half = 0;
+    for (int i = 0; i < 2; i++) {
+        memset(s->S[i], 0, w * w * sizeof **s->S);
+        memset(s->X[i], 0, w * d * sizeof **s->X);
+        if (!s->device)
+            continue;
+        op->free(s->b, s->total[i]); /* what comes new is zeros */
+        s->total[i] = op->alloc(s->b, bytes);
+        if (!s->total[i])
+            return err_nomem(e, bytes, "sums of a refit");
+    }
+    return OK;
 }
 
 static void add_up(double *to, const float *from, size_t n)
@@ -122,50 +132,55 @@ static void add_up(double *to, const float *from, size_t n)
 void refit_sums_add(struct refit_sums *s, const float *a, const float *y, int n)
 {
     struct backend *b = s->b;
-    int W = s->W, D = s->D, all = W + D;
+    int W = s->W, D = s->D, all = W + D, half = s->half;
     size_t w = (size_t)W, d = (size_t)D, rows = (size_t)n;
+    s->half = !half;
     if (s->device) {
         b->ops->store(b, s->joint, DTYPE_F32, all, a, W, W, n);
         b->ops->store(b, s->joint + W, DTYPE_F32, all, y, D, D, n);
         b->algebra->syrk_add(b, all, n, s->joint, all, s->block);
-        b->algebra->fold(b, s->total, s->block, all);
+        b->algebra->fold(b, s->total[half], s->block, all);
         return;
     }
     b->ops->get(b, s->a, a, rows * w * sizeof *s->a);
     b->ops->get(b, s->y, y, rows * d * sizeof *s->y);
     memset(s->product, 0, w * w * sizeof *s->product);
     linalg_ssyrk_add(b->pool, W, n, s->a, W, s->product, W);
-    add_up(s->S, s->product, w * w);
+    add_up(s->S[half], s->product, w * w);
     linalg_sgemm(b->pool, true, false, W, D, n, 1, s->a, W, s->y, D, 0, s->product, D);
-    add_up(s->X, s->product, w * d);
+    add_up(s->X[half], s->product, w * d);
 }
 
-static int fetch(struct refit_sums *s, struct err *e)
+static int fetch(struct refit_sums *s, int half, struct err *e)
 {
-    size_t w = (size_t)s->W, d = (size_t)s->D, bytes = triangle(s) * sizeof *s->total;
+    size_t w = (size_t)s->W, d = (size_t)s->D, bytes = triangle(s) * sizeof **s->total;
     double *host = mem_calloc(triangle(s), sizeof *host);
     if (!host)
         return err_nomem(e, bytes, "sums of a refit");
-    s->b->ops->get(s->b, host, s->total, bytes);
+    s->b->ops->get(s->b, host, s->total[half], bytes);
     const double *at = host;
     for (size_t i = 0; i < w; i++) {
         for (size_t j = i; j < w; j++)
-            s->S[i * w + j] = *at++;
+            s->S[half][i * w + j] = *at++;
         for (size_t j = 0; j < d; j++)
-            s->X[i * d + j] = *at++;
+            s->X[half][i * d + j] = *at++;
     }
     free(host);
     return s->b->ops->sync(s->b, e);
 }
 
-int refit_sums_collect(struct refit_sums *s, double **S, double **X, struct err *e)
+int refit_sums_collect(struct refit_sums *s, double *S[2], double *X[2], struct err *e)
 {
     size_t w = (size_t)s->W;
-    int rc = s->device ? fetch(s, e) : OK;
-    for (size_t i = 0; i < w && !rc; i++)
-        for (size_t j = 0; j < i; j++)
-            s->S[i * w + j] = s->S[j * w + i];
-    *S = s->S;
-    *X = s->X;
+    int rc = OK;
+    for (int half = 0; half < 2 && !rc; half++) {
+        S[half] = s->S[half];
+        X[half] = s->X[half];
+        if (s->device)
+            rc = fetch(s, half, e);
+        for (size_t i = 0; i < w && !rc; i++)
+            for (size_t j = 0; j < i; j++)
+                S[half][i * w + j] = S[half][j * w + i];
+    }
     return rc;
 }

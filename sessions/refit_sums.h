@@ -15,8 +15,9 @@ void refit_sums_free(struct refit_sums *s);
 int refit_sums_start(struct refit_sums *s, struct err *e);
 /* Adds n rows, a [n][W] and y [n][D], backend memory. */
 void refit_sums_add(struct refit_sums *s, const float *a, const float *y, int n);
-/* *S [W][W] whole, *X [W][D], host memory of s: the caller may work in it until the next start. */
-int refit_sums_collect(struct refit_sums *s, double **S, double **X, struct err *e);
+/* S[half] [W][W] whole, X[half] [W][D], host memory of s: the caller may work in it until the next
+ * start. */
+int refit_sums_collect(struct refit_sums *s, double *S[2], double *X[2], struct err *e);
 /* Bytes on the host. */
 double refit_sums_bytes(int group, int W, int D);
 

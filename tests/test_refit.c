@@ -136,7 +136,7 @@ static void check_sums(struct backend *b)
     struct refit_sums *s = NULL;
     float host[ALL];
     const float *a = host, *y = host + ROWS * WIDE;
-    double *S = NULL, *X = NULL, worst = 0; /* fp32 sums of 16 products of about 1 */
+    double *half[2], *other[2], *S, *X, worst = 0; /* fp32 sums of 16 products of about 1 */
     for (int i = 0; i < ALL; i++)
         host[i] = (float)test_normal(&seed);
     float *there = b->ops->alloc(b, sizeof host);
@@ -148,7 +148,13 @@ static void check_sums(struct backend *b)
             refit_sums_add(s, there + first * WIDE, there + (y - host) + first * OUT,
                            ROWS - first < GROUP ? ROWS - first : GROUP);
     }
-    CHECK_OK(refit_sums_collect(s, &S, &X, &e), e);
+    CHECK_OK(refit_sums_collect(s, half, other, &e), e);
+    S = half[0];
+    X = other[0];
+    for (int i = 0; i < WIDE * WIDE; i++)
+        S[i] += half[1][i];
+    for (int i = 0; i < WIDE * OUT; i++)
+        X[i] += other[1][i];
     for (int i = 0; i < WIDE; i++) {
         for (int j = 0; j < WIDE; j++)
             for (int t = 0; t < ROWS; t++)
