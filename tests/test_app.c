@@ -179,6 +179,34 @@ static void test_budget(void)
     test_app_leave(a);
 }
 
+/* What a question may meet: a cursor inside a cluster at any width, and a model without a plan. */
+static void test_question(void)
+{
+    struct app *a = test_app_start(one, "ref");
+    struct screen s;
+    struct err e = {0};
+    CHECK_OK(screen_init(&s, 6, 80, false, &e), e);
+    test_app_press(a, "2 b Ctrl-U");
+    for (int i = 0; i < 40; i++)
+        app_paste(a, "e\xcc\x81\xcc\x88", 5);
+    while (a->ask.text.at > 0) {
+        a->ask.text.at--; /* also where keys do not put it */
+        for (int cols = 1; cols < 60; cols += 7) {
+            screen_resize(&s, 6, cols);
+            app_draw(a, &s);
+            CHECK(s.cursor_col < cols, "cursor %d of %d", s.cursor_col, cols);
+        }
+    }
+    screen_done(&s);
+    plan_drop(a);
+    static const enum request asked[] = {REQ_BUDGET, REQ_ROPE, REQ_SAVE_PLAN, REQ_CALIBRATE};
+    for (int i = 0; i < 4; i++) {
+        a->ask.error[0] = 0;
+        CHECK(!plan_answer(a, asked[i], "8") && a->ask.error[0], "question %d", i);
+    }
+    test_app_leave(a);
+}
+
 static bool loads(const struct rankplan *p, enum stock_engine t)
 {
     struct stock_facts f = {
@@ -383,6 +411,7 @@ int main(void)
     test_two_plans();
     test_measured();
     test_budget();
+    test_question();
     test_engines();
     test_parting();
     test_other_model();

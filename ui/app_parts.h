@@ -12,11 +12,12 @@ void ask_open(struct app *a, enum request what, const char *label, const char *p
 bool ask_key(struct app *a, enum request r, int key);
 bool edit_key(struct textbuf *b, enum request r, int key); /* true when it was an edit */
 
-/* app_plan.c */
+bool ask_refuse(struct app *a, const struct err *e); /* the answer stays, with the reason; false */
+
+/* app_plan.c: the plan, its spectra and its past */
 #define PLAN_TOKENS 8192 /* of calibration: seconds, not minutes; the command line takes more */
+#define PLAN_KV_BYTES 2  /* of a cached number: F16 */
 bool plan_request(struct app *a, enum request r);
-/* false: ask.error says why */
-bool plan_answer(struct app *a, enum request what, const char *text);
 void plan_loaded(struct app *a, const struct loaded_model *m);
 void plan_spectrum(struct app *a, struct layer_spectrum *s);
 void plan_drop(struct app *a);
@@ -24,12 +25,33 @@ void plan_want_spectra(struct app *a);
 void plan_keep(struct app *a); /* writes the plan into the journal */
 int plan_step(const struct app *a);
 void plan_range(const struct app *a, int *first, int *last); /* the layers that a change is for */
-void plan_keep_foreign(struct app *a, cJSON **plan, const char *why); /* into a file; frees it */
-char *plan_put_away(struct app *a, const struct rankplan *p); /* into a file: its path, or NULL */
 int plan_curves(const struct app *a, bool *calibrated); /* layers whose spectrum fits the plan */
 bool plan_curve_fits(const struct app *a, int layer);
-char *plan_free_path(const char *dir, const char *name, const char *suffix);
+bool plan_remember(struct app *a); /* for undo; false: out of memory */
+void plan_set(struct app *a, struct rankplan *next); /* takes next over */
+/* Likewise: the old plan can be undone to. false: out of memory, next is freed. */
+bool plan_replace(struct app *a, struct rankplan *next);
 
+/* app_ranks.c: what keys change of it */
+void ranks_change(struct app *a, int steps);
+void ranks_level(struct app *a); /* this layer's rank for all, or for the range */
+void ranks_layout(struct app *a);
+void ranks_method(struct app *a);
+void plan_spend_evenly(struct app *a);
+void ranks_spend_by_energy(struct app *a);
+/* The same width everywhere, ranks as they are. */
+int plan_set_rope(struct rankplan *p, int rope_dim, struct err *e);
+
+/* app_answer.c */
+bool plan_answer(struct app *a, enum request what, const char *text); /* false: ask.error says why */
+
+/* app_plan_file.c: plans as files */
+char *plan_free_path(const char *dir, const char *name, const char *suffix);
+void plan_ask_save(struct app *a);
+bool plan_answer_save(struct app *a, const char *text); /* false: ask.error */
+bool plan_answer_load(struct app *a, const char *text);
+void plan_keep_foreign(struct app *a, cJSON **plan, const char *why); /* into a file; frees it */
+char *plan_put_away(struct app *a, const struct rankplan *p); /* into a file: its path, or NULL */
 char *ask_expand_home(const char *text); /* "~/x" → path, fresh memory */
 
 /* app_eval.c */
@@ -41,10 +63,6 @@ void eval_model_changed(struct app *a); /* forgets, and looks up what is kept */
 void eval_drop(struct app *a);
 /* What is to be shown: the run, or the chosen result; NULL: nothing yet. */
 const struct eval_record *eval_shown(const struct app *a);
-
-/* Takes next over: the old plan can be undone to. false: out of memory, next is freed. */
-bool plan_replace(struct app *a, struct rankplan *next);
-void plan_spend_evenly(struct app *a);
 
 /* app_compare.c: plan B */
 bool compare_request(struct app *a, enum request r);

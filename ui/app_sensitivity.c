@@ -9,8 +9,6 @@
 
 #include "core/file.h"
 
-#define KV_BYTES 2 /* F16 cache */
-
 const struct sensitivity *sensitivity_now(const struct app *a)
 {
     const struct ranks_state *r = &a->ranks;
@@ -23,8 +21,9 @@ static long long budget_numbers(const struct app *a)
 {
     const struct rankplan *p = &a->ranks.plan;
     long long numbers;
-    return rankplan_budget(&p->model, a->j.budget, KV_BYTES, &numbers, NULL) ? rankplan_numbers(p)
-                                                                             : numbers;
+    return rankplan_budget(&p->model, a->j.budget, PLAN_KV_BYTES, &numbers, NULL)
+               ? rankplan_numbers(p)
+               : numbers;
 }
 
 int plan_even_numbers(const struct app *a)
@@ -99,7 +98,7 @@ bool sensitivity_spend(struct app *a)
     int step = plan_step(a), max = rankplan_max_rank(&a->ranks.plan.model);
     if (!s)
         return false;
-    int rc = rankplan_budget(&a->ranks.plan.model, a->j.budget, KV_BYTES, &numbers, &e);
+    int rc = rankplan_budget(&a->ranks.plan.model, a->j.budget, PLAN_KV_BYTES, &numbers, &e);
     if (!rc)
         rc = rankplan_copy(&next, &a->ranks.plan, &e);
     /* Half steps: more of what was measured comes through, and multiples of 8 are fast to run. */
@@ -148,7 +147,7 @@ void sensitivity_drag(struct app *a, int percent)
     double kept = rankplan_kept(p);
     if (strchr(a->j.budget, '%')) /* as it was said: small models round it */
         kept = strtod(a->j.budget, NULL) / 100;
-    else if (!rankplan_budget(&p->model, a->j.budget, KV_BYTES, &numbers, NULL))
+    else if (!rankplan_budget(&p->model, a->j.budget, PLAN_KV_BYTES, &numbers, NULL))
         kept = (double)numbers / (double)rankplan_numbers_gqa(&p->model);
     double next = round(100 * kept) + percent;
     if (next < 1 || next > 100)

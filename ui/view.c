@@ -135,11 +135,11 @@ static void draw_ask(const struct app *a, struct screen *s, struct rect r)
     x += screen_put(s, r.y, r.x + x, r.w > 48 ? r.w - 24 : r.w / 2, ROLE_KEY, a->ask.label);
     x += screen_put(s, r.y, r.x + x, r.w - x, ROLE_FOOT, ": ");
     room = r.w - x - 1;
-    /* The end of a long text stays visible while it is typed. */
+    /* The end of a long text stays visible while it is typed; the cursor may split a cluster. */
     size_t from = 0;
     struct cluster c;
     while (from < b->at && sanitize_width(b->text + from, b->at - from) > room - 1)
-        from += sanitize_next(b->text + from, b->n - from, &c);
+        from += sanitize_next(b->text + from, b->at - from, &c);
     screen_putn(s, r.y, r.x + x, room, ROLE_FOOT, b->text + from, b->n - from);
     screen_cursor(s, r.y, r.x + x + sanitize_width(b->text + from, b->at - from));
 }
