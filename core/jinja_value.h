@@ -5,9 +5,11 @@
 #include "core/base.h"
 
 #define JINJA_MAX_SOURCE ((size_t)1 << 20)
+#ifndef JINJA_MAX_STEPS /* fuzzers have less, to reach the limits more often */
 #define JINJA_MAX_MEMORY ((size_t)128 << 20) /* values of one rendering */
 #define JINJA_MAX_OUTPUT ((size_t)32 << 20)
 #define JINJA_MAX_STEPS 4000000L
+#endif
 #define JINJA_MAX_NESTING 100 /* of brackets and blocks in the source */
 #define JINJA_MAX_DEPTH 600   /* of evaluation; a frame takes well under 2 KiB of stack */
 #define JINJA_MAX_RANGE 100000

@@ -31,9 +31,11 @@ struct fuzz_target {
 extern const struct fuzz_target fuzz_targets[]; /* ends with a NULL name */
 
 /* For the targets: aborts on a failure whose message is missing, names nothing, or could harm a
- * terminal; the bytes as a file in memory, by a path that stays the same. */
+ * terminal; the bytes as a file in memory, by a path that stays the same; the bytes as what path
+ * (fd is open on it) holds. The fuzzers replace the last one (tests/fuzz/memory.c). */
 struct err;
 void fuzz_judge(int rc, const struct err *e, const char *names);
 const char *fuzz_file(const uint8_t *data, size_t size);
+void fuzz_put(int fd, const char *path, const uint8_t *data, size_t size);
 
 #endif

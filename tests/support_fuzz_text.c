@@ -1,6 +1,6 @@
 /* Fuzz targets of what is text: JSON, tokenizers, templates, plans, journals, settings, and the
  * screen that shows it all. */
-#include <unistd.h>
+#include <fcntl.h>
 
 #include "core/choice.h"
 #include "core/file.h"
@@ -181,20 +181,19 @@ int fuzz_journal(const uint8_t *data, size_t size)
 
 int fuzz_results(const uint8_t *data, size_t size)
 {
-    static char dir[300];
+    static char dir[300], path[400];
+    static int fd;
     struct err e = {0};
     struct eval_list list = {0};
-    char path[400];
     if (!dir[0]) {
         snprintf(dir, sizeof dir, "%s/results", test_tmpdir());
         snprintf(path, sizeof path, "%s/mlathe.json", dir); /* results name it by its digest */
         if (file_mkdirs(dir, &e) || file_save(path, "{}", 2, &e))
             broken(e.text);
+        snprintf(path, sizeof path, "%s/evaluations.json", dir);
+        fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     }
-    snprintf(path, sizeof path, "%s/evaluations.json", dir);
-    FILE *f = fopen(path, "w");
-    if (!f || fwrite(data, 1, size, f) != size || fclose(f))
-        broken("fuzz file");
+    fuzz_put(fd, path, data, size);
     int rc = eval_list_load(&list, dir, &e);
     fuzz_judge(rc, &e, dir);
     for (size_t i = 0; rc == OK && i < list.n; i++) {

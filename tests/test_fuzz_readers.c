@@ -220,9 +220,6 @@ int main(void)
     CHECK(test_model_write_hf(path, &spec) == 0);
     snprintf(path, sizeof path, "%s/tiny/model.safetensors", test_tmpdir());
     load(path, &tensors);
-    spec = test_model_small();
-    snprintf(path, sizeof path, "%s/tiny", test_tmpdir());
-    CHECK(test_model_write_hf(path, &spec) == 0);
     snprintf(path, sizeof path, "%s/tiny/config.json", test_tmpdir());
     load(path, &config);
     put_bytes(&index, "{\"weight_map\":{", 15);
