@@ -30,6 +30,7 @@ struct term {
     bool ascii, colour;
     attr_t attr[ROLE_COUNT];
     short pair[ROLE_COUNT];
+    bool paper[ROLE_COUNT]; /* a blank of that role is nothing but background */
     struct screen shown; /* what the terminal has */
     bool know_shown;
     char *paste;
@@ -87,6 +88,8 @@ static void install(void)
 
 /* ---- colours ---- */
 
+/* Where a colour tells, bold does not: it can only be left by resetting everything, and frames of
+ * plots between borders would cost a quarter more bytes. */
 static const struct {
     enum role role;
     attr_t mono;    /* without colours */
@@ -100,14 +103,14 @@ static const struct {
     {ROLE_DIM, A_DIM, A_NORMAL, -1, -1, 246, -1},
     {ROLE_TITLE, A_BOLD, A_BOLD, -1, -1, -1, -1},
     {ROLE_BORDER, A_NORMAL, A_NORMAL, COLOR_BLUE, -1, 67, -1},
-    {ROLE_FOCUS, A_BOLD, A_BOLD, COLOR_CYAN, -1, 80, -1},
+    {ROLE_FOCUS, A_BOLD, A_NORMAL, COLOR_CYAN, -1, 80, -1},
     {ROLE_SELECTED, A_REVERSE, A_BOLD, COLOR_BLACK, COLOR_CYAN, 16, 80},
     {ROLE_GOOD, A_NORMAL, A_NORMAL, COLOR_GREEN, -1, 114, -1},
     {ROLE_WARN, A_BOLD, A_BOLD, COLOR_YELLOW, -1, 221, -1},
     {ROLE_BAD, A_BOLD | A_UNDERLINE, A_BOLD, COLOR_RED, -1, 203, -1},
     {ROLE_BAR, A_NORMAL, A_NORMAL, COLOR_CYAN, -1, 73, -1},
     {ROLE_CURVE, A_BOLD, A_NORMAL, COLOR_CYAN, -1, 80, -1},
-    {ROLE_CUT, A_BOLD, A_BOLD, COLOR_YELLOW, -1, 221, -1},
+    {ROLE_CUT, A_BOLD, A_NORMAL, COLOR_YELLOW, -1, 221, -1},
     {ROLE_USER, A_BOLD, A_BOLD, COLOR_GREEN, -1, 114, -1},
     {ROLE_DIFFERS, A_REVERSE, A_REVERSE, COLOR_YELLOW, -1, 221, -1},
     {ROLE_LOST1, A_UNDERLINE, A_NORMAL, COLOR_YELLOW, -1, 229, -1},
@@ -141,6 +144,7 @@ static const struct {
 
 static void set_roles(struct term *t, const struct settings *settings)
 {
+    t->paper[ROLE_NORMAL] = true;
     t->colour = has_colors() &&
                 settings_colour(settings, getenv("NO_COLOR"), getenv("CLICOLOR_FORCE"),
                                 getenv("CLICOLOR")) &&
@@ -150,6 +154,7 @@ static void set_roles(struct term *t, const struct settings *settings)
     for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) {
         enum role r = roles[i].role;
         t->attr[r] = t->colour ? roles[i].attr : roles[i].mono;
+        t->paper[r] = !(t->attr[r] & (A_REVERSE | A_UNDERLINE));
         if (!t->colour)
             continue;
         bool many = COLORS >= 256;
@@ -162,6 +167,7 @@ static void set_roles(struct term *t, const struct settings *settings)
         if (settings->theme == THEME_CONTRAST)
             t->attr[r] |= A_BOLD;
         t->pair[r] = (short)r;
+        t->paper[r] = t->paper[r] && bg == -1;
         init_pair((short)r, fg, bg);
     }
 }
@@ -453,12 +459,12 @@ static int widen(const struct cell *c, wchar_t *out)
     return c->width == 2 ? 2 : 1;
 }
 
-/* One run of cells of the same role. */
-static void paint_run(struct term *t, const struct screen *s, int row, int from, int to)
+/* One run of cells, painted in one role. */
+static void paint_run(struct term *t, const struct screen *s, int row, int from, int to,
+                      enum role role)
 {
     wchar_t text[512];
     const struct cell *cell = &s->cell[(size_t)row * (size_t)s->cols];
-    enum role role = cell[from].role;
     attr_set(t->attr[role], t->pair[role], NULL);
     move(row, from);
     int n = 0;
@@ -474,6 +480,37 @@ static void paint_run(struct term *t, const struct screen *s, int row, int from,
     addnwstr(text, n);
 }
 
+static bool is_paper(const struct term *t, const struct cell *c)
+{
+    return c->text[0] == ' ' && !c->text[1] && t->paper[c->role];
+}
+
+/* Changing colours costs a terminal more bytes than a few blanks, which look alike in many roles:
+ * short gaps are painted with what is before them, long ones are left to erasing. */
+#define GAP 8
+
+static int run_end(const struct term *t, const struct cell *cell, int from, int to, enum role *role)
+{
+    int end = from, gap = from;
+    while (gap < to && is_paper(t, &cell[gap]))
+        gap++;
+    if (gap > from) {
+        *role = ROLE_NORMAL;
+        return gap;
+    }
+    *role = cell[from].role;
+    while (end < to) {
+        for (gap = end; gap < to && gap - end <= GAP && is_paper(t, &cell[gap]);)
+            gap++;
+        if (gap > end && (!t->paper[*role] || gap - end > GAP || gap == to))
+            break;
+        if (gap < to && cell[gap].role != *role)
+            return t->paper[*role] ? gap : end;
+        end = gap + 1;
+    }
+    return end;
+}
+
 static void paint_row(struct term *t, const struct screen *s, int row, bool all)
 {
     const struct cell *now = &s->cell[(size_t)row * (size_t)s->cols];
@@ -486,10 +523,9 @@ static void paint_row(struct term *t, const struct screen *s, int row, bool all)
     while (from > 0 && from < to && now[from].width == 0)
         from--;
     while (from < to) {
-        int end = from + 1;
-        while (end < to && now[end].role == now[from].role)
-            end++;
-        paint_run(t, s, row, from, end);
+        enum role role;
+        int end = run_end(t, now, from, to, &role);
+        paint_run(t, s, row, from, end, role);
         from = end;
     }
 }
