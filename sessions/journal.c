@@ -302,6 +302,8 @@ static int read_journal(struct journal *j, const cJSON *o, const char *where, st
         return err_nomem(e, 64, "journal");
     const cJSON *w = json_get(o, "what_if"), *plan = json_get(o, "plan");
     const cJSON *plan_b = json_get(o, "plan_b"), *queue = json_get(o, "queue");
+    plan = cJSON_IsObject(plan) ? plan : NULL; /* what is none would not be read again */
+    plan_b = cJSON_IsObject(plan_b) ? plan_b : NULL;
     if ((rc = json_int_opt(o, "screen", 0, 5, &screen, where, e)))
         return rc;
     j->screen = (int)screen;
