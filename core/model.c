@@ -240,21 +240,9 @@ void model_free(struct model *m)
     free(m);
 }
 
-int model_probe(const char *path, struct model_hparams *hp, size_t *file_bytes, size_t *parameters,
-                struct err *e)
+int model_look(struct model **out, const char *path, struct err *e)
 {
-    struct model *m;
-    int rc = open_path(&m, path, true, e);
-    if (rc)
-        return rc;
-    if (hp)
-        *hp = m->hp;
-    if (file_bytes)
-        *file_bytes = m->file_bytes;
-    if (parameters)
-        *parameters = m->parameters;
-    model_free(m);
-    return OK;
+    return open_path(out, path, true, e);
 }
 
 static int each_expert(const struct model *m,

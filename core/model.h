@@ -112,10 +112,8 @@ struct model {
  * values in 1-D tensors. */
 int model_open(struct model **out, const char *path, struct err *e);
 void model_free(struct model *m);
-/* What a list of models shows, without reading weights: shapes are checked, values are not. Each
- * out pointer may be NULL. */
-int model_probe(const char *path, struct model_hparams *hp, size_t *file_bytes,
-                size_t *parameters, struct err *e);
+/* For a list of models, without reading weights: shapes are checked, values are not. */
+int model_look(struct model **out, const char *path, struct err *e);
 /* NULL when the model can be converted, else a sentence that says why not (static memory). */
 const char *model_convertible(const struct model *m);
 /* Whether layer l has experts. */

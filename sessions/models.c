@@ -10,7 +10,7 @@
 
 #include "core/file.h"
 #include "core/json.h"
-#include "core/model.h"
+#include "core/stock.h"
 #include "sessions/paths.h"
 
 #define MODELS_MAX 2048    /* entries listed */
@@ -36,11 +36,41 @@ void models_free(struct model_entry *m, size_t n)
     free(m);
 }
 
+/* Which engines would take a conversion in their own layout, half of the cache wide; or why none.
+ */
+static void describe_exports(struct model_entry *m, const struct model *base)
+{
+    struct stock_facts f;
+    struct stock_verdict v;
+    struct rankplan p;
+    const char *why = model_convertible(base);
+    size_t n = 0;
+    snprintf(m->converts, sizeof m->converts, "%s", why ? why : "");
+    struct plan_model shape = {.n_layer = base->hp.n_layer,
+                               .n_head = base->hp.n_head,
+                               .n_kv_head = base->hp.n_kv_head,
+                               .head_dim = base->hp.head_dim};
+    if (why || rankplan_init(&p, &shape, NULL))
+        return;
+    p.layout = LAYOUT_STOCK;
+    stock_facts_of(base, &f);
+    int half = shape.n_kv_head * shape.head_dim, rope = rankplan_auto_rope(&shape, p.layout, 0.5);
+    if (half > rope && rankplan_uniform(&p, half - rope, rope, NULL) == OK)
+        for (int t = 0; t < STOCK_ENGINES && n < sizeof m->exports; t++) {
+            stock_check(&f, &p, (enum stock_engine)t, &v);
+            bool takes = v.fit != STOCK_NO;
+            n += (size_t)snprintf(m->exports + n, sizeof m->exports - n, "%s%s %s%s%s",
+                                  n ? ", " : "", stock_name((enum stock_engine)t),
+                                  takes ? "✓" : "✗", takes ? "" : " ", takes ? "" : v.brief);
+        }
+    rankplan_done(&p);
+}
+
 static void describe(struct model_entry *m, const char *probe_path)
 {
-    struct model_hparams hp;
+    struct model *base;
     struct err e = {0};
-    if (model_probe(probe_path, &hp, &m->bytes, &m->parameters, &e)) {
+    if (model_look(&base, probe_path, &e)) {
         /* The list shows the path already. */
         const char *why = e.text, *colon = strstr(e.text, ": ");
         if (colon && !strncmp(why, probe_path, strlen(probe_path)))
@@ -48,6 +78,11 @@ static void describe(struct model_entry *m, const char *probe_path)
         snprintf(m->reason, sizeof m->reason, "%.255s", why);
         return;
     }
+    struct model_hparams hp = base->hp;
+    m->bytes = base->file_bytes;
+    m->parameters = base->parameters;
+    describe_exports(m, base);
+    model_free(base);
     m->usable = true;
     if (!hp.text)
         snprintf(m->reason, sizeof m->reason,

@@ -16,6 +16,7 @@ struct model_entry {
     size_t parameters, bytes, kv_bytes_per_token;
     bool usable;
     char reason[256]; /* why not; or what is missing though it is usable */
+    char converts[128], exports[256]; /* why it cannot be converted, ""; what would load it then */
 };
 /* Fresh array of *n; unreadable folders are skipped. recent [n_recent]: paths to list besides, the
  * newest last; what is gone is left out. */

@@ -83,7 +83,8 @@ static int try_model(const char *path, const char *names, bool fingerprint)
     }
     model_free(m);
     struct err e3 = {0};
-    fuzz_judge(model_probe(path, NULL, NULL, NULL, &e3), &e3, names);
+    fuzz_judge(model_look(&m, path, &e3), &e3, names);
+    model_free(m);
     return rc;
 }
 

@@ -302,7 +302,7 @@ static void check_twin(const struct twin *t, struct backend *b)
     struct engine *g = NULL;
     struct infer *x = NULL;
     struct golden gold;
-    size_t parameters = 0;
+    struct model *seen = NULL;
     snprintf(base, sizeof base, "%s", strrchr(t->path, '/') + 1);
     snprintf(path, sizeof path, "%s/%s%s%s.gguf", out_dir, base, t->loose ? "_loose" : "",
              t->split ? "_split" : "");
@@ -310,7 +310,7 @@ static void check_twin(const struct twin *t, struct backend *b)
     golden_load(&gold, test_path(golden));
     CHECK_OK(model_open(&hf, test_path(t->path), &e), e);
     write_twin(hf, t, path);
-    CHECK_OK(model_probe(path, NULL, NULL, &parameters, &e), e);
+    CHECK_OK(model_look(&seen, path, &e), e);
     CHECK_OK(model_open(&gguf, path, &e), e);
     if (gguf && !engine_new(&g, gguf, b, NULL, &e) && !infer_new(&x, g, gold.n, DTYPE_F32, &e)) {
         float *all = malloc((size_t)gold.n * (size_t)gold.vocab * sizeof *all);
@@ -318,11 +318,13 @@ static void check_twin(const struct twin *t, struct backend *b)
         double gap = golden_error(&gold, all);
         printf("%-9s %-34s error %.1e (tolerance %.0e)\n", t->arch, base, gap, gold.tolerance);
         CHECK(gap <= gold.tolerance, "%s as %s: %g", base, t->arch, gap);
-        CHECK(parameters == gguf->parameters && parameters == hf->parameters, "%s", base);
+        CHECK(seen && seen->parameters == gguf->parameters && gguf->parameters == hf->parameters,
+              "%s", base);
         free(all);
     } else {
         CHECK(false, "%s", e.text);
     }
+    model_free(seen);
     infer_free(x);
     engine_free(g);
     model_free(gguf);

@@ -86,11 +86,12 @@ static void test_arch_folders(void)
         check_layers(m);
         struct err e = {0};
         CHECK_OK(model_check_finite(m, NULL, &e), e);
-        struct model_hparams seen;
-        size_t bytes, parameters;
-        CHECK_OK(model_probe(test_path(p), &seen, &bytes, &parameters, &e), e);
-        CHECK(parameters == m->parameters && bytes == m->file_bytes, "%s", p);
-        CHECK(seen.n_layer == hp->n_layer && !strcmp(seen.name, hp->name), "%s", p);
+        struct model *seen;
+        CHECK_OK(model_look(&seen, test_path(p), &e), e);
+        CHECK(seen && seen->parameters == m->parameters && seen->file_bytes == m->file_bytes &&
+                  seen->hp.n_layer == hp->n_layer && !strcmp(seen->hp.name, hp->name),
+              "%s", p);
+        model_free(seen);
         model_free(m);
     }
 }
@@ -252,16 +253,17 @@ static void test_families(void)
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct model *m = open_ok(cases[i].path);
-        struct model_hparams seen;
+        struct model *seen;
         struct err e = {0};
-        size_t parameters;
         const char *why = model_convertible(m);
         CHECK(!strcmp(m->hp.family, cases[i].family), "%s: %s", cases[i].path, m->hp.family);
         CHECK(!why == !cases[i].why && (!why || strstr(why, cases[i].why)), "%s: %s", cases[i].path,
               why ? why : "convertible");
         CHECK_OK(model_check_finite(m, NULL, &e), e);
-        CHECK_OK(model_probe(test_path(cases[i].path), &seen, NULL, &parameters, &e), e);
-        CHECK(parameters == m->parameters && seen.n_layer == m->hp.n_layer, "%s", cases[i].path);
+        CHECK_OK(model_look(&seen, test_path(cases[i].path), &e), e);
+        CHECK(seen && seen->parameters == m->parameters && seen->hp.n_layer == m->hp.n_layer, "%s",
+              cases[i].path);
+        model_free(seen);
         model_free(m);
     }
     struct model *m = open_ok("arch/mimo_mtp");

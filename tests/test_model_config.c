@@ -316,7 +316,7 @@ static void test_bad_paths(void)
           e.text);
     CHECK(model_open(&m, "/some/model.safetensors", &e) == ERR_ARG, "%s", e.text);
     CHECK(model_open(&m, "/dev/zero", &e) == ERR_IO, "%s", e.text);
-    CHECK(model_probe("/nowhere", NULL, NULL, NULL, &e) == ERR_IO);
+    CHECK(model_look(&m, "/nowhere", &e) == ERR_IO);
 }
 
 int main(void)
