@@ -104,6 +104,7 @@ static int heal_job_run(struct job *j, void *shop, void *args, struct err *e)
     struct heal_options o = {.tokens = a->wish.tokens,
                              .seconds = a->wish.seconds,
                              .until_kl = a->wish.until_kl,
+                             .refit_tokens = a->wish.refit_tokens,
                              .seed = 42,
                              .dir = a->dir};
     rc = workspace_heal(s->w, &o, files, a->file ? 1 : 0, &sink, &p, &m->heal, &changed, e);

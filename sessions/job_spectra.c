@@ -25,16 +25,18 @@ static void spectrum_free(void *data)
 
 struct spectra_args {
     enum plan_layout layout;
+    bool weights;
     int n_layer, first;
     int rope[];
 };
 
-void *spectra_args(enum plan_layout layout, const int *rope, int n_layer, int first)
+void *spectra_args(enum plan_layout layout, const int *rope, int n_layer, int first, bool weights)
 {
     struct spectra_args *a = mem_calloc(1, sizeof *a + (size_t)n_layer * sizeof *rope);
     if (!a)
         return NULL;
     a->layout = layout;
+    a->weights = weights;
     a->n_layer = n_layer;
     a->first = first;
     memcpy(a->rope, rope, (size_t)n_layer * sizeof *rope);
@@ -51,7 +53,8 @@ static int spectra_batch(struct job *j, struct workspace *w, const struct spectr
         layer[n] = (a->first + from + n) % a->n_layer;
         rope[n] = a->rope[layer[n]];
     }
-    int rc = workspace_spectra(w, n, layer, a->layout, rope, found, e);
+    int rc = (a->weights ? workspace_weight_spectra : workspace_spectra)(w, n, layer, a->layout,
+                                                                         rope, found, e);
     if (rc)
         return rc;
     for (int i = 0; i < n; i++) {
@@ -94,8 +97,9 @@ static int spectra_run(struct job *j, void *shop, void *args, struct err *e)
 const struct job_kind job_spectra = {"spectra", spectra_run, free};
 
 struct calibrate_args {
-    char *file, *cache_dir;
-    long long tokens;
+    char **file, *cache_dir;
+    double *share;
+    struct calib_options o;
     enum plan_layout layout;
     int rope_dim;
 };
@@ -105,23 +109,39 @@ static void calibrate_args_free(void *args)
     struct calibrate_args *a = args;
     if (!a)
         return;
+    for (int i = 0; a->file && i < a->o.n_files; i++)
+        free(a->file[i]);
     free(a->file);
+    free(a->share);
     free(a->cache_dir);
     free(a);
 }
 
-void *calibrate_args(const char *file, long long tokens, const char *cache_dir,
-                     enum plan_layout layout, int rope_dim)
+void *calibrate_args(const struct calib_options *o, const char *cache_dir, enum plan_layout layout,
+                     int rope_dim)
 {
     struct calibrate_args *a = mem_calloc(1, sizeof *a);
+    size_t n = (size_t)o->n_files;
     if (!a)
         return NULL;
-    a->file = file ? mem_strdup(file) : NULL;
-    a->cache_dir = cache_dir ? mem_strdup(cache_dir) : NULL;
-    a->tokens = tokens;
+    a->o = *o;
+    a->o.seed = CALIB_SEED;
     a->layout = layout;
     a->rope_dim = rope_dim;
-    return a;
+    a->file = mem_calloc(n + 1, sizeof *a->file);
+    a->share = o->shares ? mem_calloc(n + 1, sizeof *a->share) : NULL;
+    a->cache_dir = cache_dir ? mem_strdup(cache_dir) : NULL;
+    for (size_t i = 0; a->file && i < n; i++) {
+        a->file[i] = mem_strdup(o->files[i]);
+        if (a->share)
+            a->share[i] = o->shares[i];
+    }
+    a->o.files = (const char *const *)a->file;
+    a->o.shares = a->share;
+    if (a->file && (a->share || !o->shares))
+        return a;
+    calibrate_args_free(a);
+    return NULL;
 }
 
 struct calibration {
@@ -157,10 +177,7 @@ static int calibrate_job(struct job *j, void *shop, void *args, struct err *e)
         return err_nomem(e, sizeof *a, "calibration");
     struct calibration c = {j, a};
     struct calib_sink sink = {layer_calibrated, &c, a->layout, a->rope_dim};
-    const char *files[] = {a->file};
-    struct calib_options o = {
-        .files = files, .n_files = a->file ? 1 : 0, .tokens = a->tokens, .seed = CALIB_SEED};
-    return workspace_calibrate(s->w, &o, a->cache_dir, &sink, &p, e);
+    return workspace_calibrate(s->w, &a->o, a->cache_dir, &sink, &p, e);
 }
 
 const struct job_kind job_calibrate = {"calibrate", calibrate_job, calibrate_args_free};

@@ -79,11 +79,11 @@ struct answered_turn {
 
 void *scan_args(const struct text_list *recent); /* copied: paths to list besides, newest last */
 void *load_args(const char *path, const char *fallback); /* fallback: tried when path fails */
-/* rope[n_layer]; first: the layer to begin with. */
-void *spectra_args(enum plan_layout layout, const int *rope, int n_layer, int first);
-/* file NULL: the model writes its own text. */
-void *calibrate_args(const char *file, long long tokens, const char *cache_dir,
-                     enum plan_layout layout, int rope_dim);
+/* rope[n_layer]; first: the layer to begin with; weights: as if nothing were calibrated. */
+void *spectra_args(enum plan_layout layout, const int *rope, int n_layer, int first, bool weights);
+/* o (copied): files, shares, tokens and until. */
+void *calibrate_args(const struct calib_options *o, const char *cache_dir, enum plan_layout layout,
+                     int rope_dim);
 /* For plan's method, layout and rope widths, around `even` numbers of rank a layer; measure false:
  * only what is in cache_dir, silently nothing when nothing is. */
 void *sensitivity_args(const struct rankplan *plan, int even, bool measure, const char *cache_dir);

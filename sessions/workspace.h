@@ -5,7 +5,6 @@
 #define MLATHE_SESSIONS_WORKSPACE_H
 
 #include "core/chatfmt.h"
-#include "core/rankplan.h"
 #include "core/sensitivity.h"
 #include "core/stock.h"
 #include "core/tokenizer.h"
@@ -83,13 +82,14 @@ bool workspace_calibrated(const struct workspace *w);
 int workspace_settled(const struct workspace *w, char *text, size_t size, struct err *e);
 /* What a plan made now records as its calibration (source, tokens, seed, sha256). */
 void workspace_stamp_plan(const struct workspace *w, struct rankplan *plan);
-/* Spectrum of one layer for a layout and rope width: calibrated when statistics are there,
- * weight-only otherwise. *out is initialised by the call; spectrum_done it. */
+/* Spectrum of a layer for a layout and rope width, calibrated when statistics are there; n of them,
+ * over the threads, all or none; likewise of the weights alone. spectrum_done what comes. */
 int workspace_spectrum(struct workspace *w, int layer, enum plan_layout layout, int rope_dim,
                        struct spectrum *out, struct err *e);
-/* n of them at once, spread over the threads; all or none. */
 int workspace_spectra(struct workspace *w, int n, const int *layer, enum plan_layout layout,
                       const int *rope_dim, struct spectrum *out, struct err *e);
+int workspace_weight_spectra(struct workspace *w, int n, const int *layer, enum plan_layout layout,
+                             const int *rope_dim, struct spectrum *out, struct err *e);
 
 /* What each layer's conversion costs, by the method, layout and rope widths of plan, around `even`
  * numbers of rank a layer: from the file beside the statistics as far as it goes (cache_dir NULL:

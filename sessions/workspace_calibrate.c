@@ -92,6 +92,7 @@ struct spectra_task {
     const int *layer, *rope_dim;
     enum plan_layout layout;
     const int *list; /* of the shared layout, for width[0] */
+    bool weights;    /* alone, whatever statistics there are */
     struct spectrum *out;
     struct err *err;
     int *rc;
@@ -110,7 +111,7 @@ static void spectra_task(void *arg, int task, int thread)
     int i = t->first + task, l = t->layer[i];
     (void)thread;
     const struct moments *m = NULL;
-    t->rc[i] = t->w->stats ? stats_layer(t->w->stats, l, &m, &t->err[i]) : OK;
+    t->rc[i] = t->w->stats && !t->weights ? stats_layer(t->w->stats, l, &m, &t->err[i]) : OK;
     if (!t->rc[i])
         t->rc[i] =
             layer_spectrum(t->w, l, m, t->layout, t->rope_dim[i] == t->rope_dim[0] ? t->list : NULL,
@@ -119,8 +120,9 @@ static void spectra_task(void *arg, int task, int thread)
         stats_release(t->w->stats, m);
 }
 
-int workspace_spectra(struct workspace *w, int n, const int *layer, enum plan_layout layout,
-                      const int *rope_dim, struct spectrum *out, struct err *e)
+static int spectra(struct workspace *w, bool weights, int n, const int *layer,
+                   enum plan_layout layout, const int *rope_dim, struct spectrum *out,
+                   struct err *e)
 {
     memset(out, 0, (size_t)n * sizeof *out);
     for (int i = 0; i < n; i++)
@@ -129,8 +131,8 @@ int workspace_spectra(struct workspace *w, int n, const int *layer, enum plan_la
     int rc = workspace_refuse_conversion(w, e);
     if (rc)
         return rc;
-    struct spectra_task t = {w, layer, rope_dim, layout, NULL, out, NULL, NULL, 0};
-    if (layout == LAYOUT_SHARED && n > 0)
+    struct spectra_task t = {w, layer, rope_dim, layout, NULL, weights, out, NULL, NULL, 0};
+    if (layout == LAYOUT_SHARED && n > 0 && !weights)
         rc = shared_list(w, rope_dim[0], &t.list, e);
     if (rc)
         return rc;
@@ -148,6 +150,18 @@ int workspace_spectra(struct workspace *w, int n, const int *layer, enum plan_la
     free(t.err);
     free(t.rc);
     return rc;
+}
+
+int workspace_spectra(struct workspace *w, int n, const int *layer, enum plan_layout layout,
+                      const int *rope_dim, struct spectrum *out, struct err *e)
+{
+    return spectra(w, false, n, layer, layout, rope_dim, out, e);
+}
+
+int workspace_weight_spectra(struct workspace *w, int n, const int *layer, enum plan_layout layout,
+                             const int *rope_dim, struct spectrum *out, struct err *e)
+{
+    return spectra(w, true, n, layer, layout, rope_dim, out, e);
 }
 
 int workspace_spectrum(struct workspace *w, int layer, enum plan_layout layout, int rope_dim,

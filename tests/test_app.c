@@ -207,6 +207,108 @@ static void test_question(void)
     test_app_leave(a);
 }
 
+/* The recipe's knobs as words: said, shown, undone, refused. */
+static void test_recipe(void)
+{
+    struct app *a = test_app_start(one, "ref");
+    static const char *const wrong[] = {"rounds",    "rounds x",   "rounds 1.5", "rounds 99",
+                                        "balance 0", "balance -1", "speed 3",    "without speed",
+                                        "stride 2",  "fold 4"};
+    char text[256];
+    struct rankplan *p = &a->ranks.plan;
+    CHECK(plan_answer(a, REQ_RECIPE, " Rounds 2  balance 1.5 without joint,output "), "%s",
+          a->ask.error);
+    CHECK(p->rounds == 2 && p->balance == 1.5 && p->without == (STEP_JOINT | STEP_OUTPUT), "knobs");
+    recipe_text(p, false, text, sizeof text);
+    CHECK(!strcmp(text, "rounds 2 balance 1.5 without joint,output"), "%s", text);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        CHECK(!plan_answer(a, REQ_RECIPE, wrong[i]) && a->ask.error[0] && p->rounds == 2, "\"%s\"",
+              wrong[i]);
+    CHECK(plan_answer(a, REQ_RECIPE, "") && !p->rounds && !p->without, "as usual");
+    test_app_press(a, "F2 z");
+    CHECK(p->rounds == 2, "undone");
+    test_app_leave(a);
+}
+
+/* Calibration on files with shares and a limit; then what the weights alone say stands beside. */
+static void test_calibration(void)
+{
+    struct app *a = test_app_start(one, "ref");
+    static const char *const wrong[] = {"~/none.txt",        "~/a.txt until", "~/a.txt until 200%",
+                                        "~/a.txt 10 tokens", "3 ~/a.txt",     "~/a.txt 0"};
+    char line[400];
+    struct err e = {0};
+    char *text = mem_calloc(4001, 1), *first;
+    for (int i = 0; i < 4000; i += 5)
+        memcpy(text + i, i % 3 ? "stone" : "rive\n", 5);
+    for (int i = 0; i < 2; i++) {
+        snprintf(line, sizeof line, "%s/%s", test_tmpdir(), i ? "b c.txt" : "a.txt");
+        CHECK_OK(file_save(line, text, 4000, &e), e);
+    }
+    free(text);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        CHECK(!plan_answer(a, REQ_CALIBRATE, wrong[i]) && a->ask.error[0], "\"%s\"", wrong[i]);
+    CHECK(plan_answer(a, REQ_CALIBRATE, "~/b c.txt"), "a name with a blank: %s", a->ask.error);
+    snprintf(line, sizeof line, "~/a.txt 2 ~/a.txt 1 512 tokens until 50%%");
+    CHECK(plan_answer(a, REQ_CALIBRATE, line), "%s", a->ask.error);
+    first = calibrate_file(a);
+    CHECK(first && strstr(first, "/a.txt"), "%s", first ? first : "none");
+    free(first);
+    test_app_settle(a);
+    CHECK(a->calibrated && a->ranks.curve[0].spectrum.calibrated, "%s", a->message);
+    CHECK(!plan_weights(a, 0), "not asked for");
+    test_app_press(a, "F2 W");
+    test_app_settle(a);
+    const struct spectrum *w = plan_weights(a, 0);
+    CHECK(w && !w->calibrated && a->ranks.curve[0].spectrum.calibrated, "both are there: %s",
+          a->message);
+    test_app_leave(a);
+}
+
+/* A word in the help, the list and the transcript, and layers by number; clicks select. */
+static void test_find(void)
+{
+    struct app *a = test_app_start(one, "ref");
+    struct screen s;
+    struct err e = {0};
+    CHECK_OK(screen_init(&s, 24, 80, false, &e), e);
+    test_app_press(a, "2 / 1 Enter");
+    CHECK(a->ranks.layer == 1, "layer %d", a->ranks.layer);
+    test_app_press(a, "/ 7 Enter");
+    CHECK(a->ranks.layer == 1 && a->message[0], "no such layer");
+    test_app_press(a, "? / s u s p e n d Enter");
+    CHECK(a->help && a->help_top > 0, "line %d", a->help_top);
+    test_app_press(a, "Esc");
+    app_draw(a, &s);
+    app_click(a, a->rows.y, a->rows.x);
+    CHECK(a->ranks.layer == 0, "clicked");
+    app_click(a, 0, 0);
+    app_click(a, 23, 79);
+    CHECK(a->ranks.layer == 0 && a->ranks.has_plan, "nothing stands there");
+    static const char *const words[] = {"/clear", "/set max_tokens 3", "red stone", "blue river",
+                                        "Stone age"};
+    for (int i = 0; i < 5; i++) {
+        test_app_press(a, "F4");
+        app_paste(a, words[i], strlen(words[i]));
+        test_app_press(a, "Enter");
+        test_app_settle(a);
+    }
+    test_app_press(a, "Tab / S T O N E Enter");
+    CHECK(a->chat.found.n == 5 && a->chat.found.turn == 2 && a->chat.found.what == 2,
+          "the newest of %zu: %s", a->j.n_turn, a->message);
+    app_draw(a, &s);
+    test_app_press(a, "n");
+    CHECK(a->chat.found.turn == 0 && a->chat.found.at == 4, "turn %zu", a->chat.found.turn);
+    app_draw(a, &s);
+    test_app_press(a, "n");
+    CHECK(a->chat.found.turn == 2, "around");
+    test_app_press(a, "Tab");
+    app_paste(a, "/clear", 6);
+    test_app_press(a, "Enter");
+    screen_done(&s);
+    test_app_leave(a);
+}
+
 static bool loads(const struct rankplan *p, enum stock_engine t)
 {
     struct stock_facts f = {
@@ -412,6 +514,9 @@ int main(void)
     test_measured();
     test_budget();
     test_question();
+    test_recipe();
+    test_calibration();
+    test_find();
     test_engines();
     test_parting();
     test_other_model();

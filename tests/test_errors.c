@@ -67,8 +67,8 @@ static void test_screens(void)
     refused(a, "F2 o", "~/other.json", "other.json", "mlathe plan makes");
     refused(a, "F2 o", "~/cut.json", "cut.json", "cut short");
     refused(a, "F2 s", "~/file/plan.json", "~/file", "in the way");
-    refused(a, "F2 k", "~/missing.txt", "missing.txt", "no such file");
-    refused(a, "F2 k", "~/text.txt", "text.txt", "give more text");
+    refused(a, "F2 t", "~/missing.txt", "missing.txt", "no such file");
+    refused(a, "F2 t", "~/text.txt", "text.txt", "give more text");
     refused(a, "F2 v", "", "no plan B", "B holds");
     refused(a, "F3 z", "", "no healing", "undo");
     refused(a, "F3 h", "", "nothing to heal", "c converts");

@@ -134,7 +134,7 @@ static void walk(struct app *a, struct screen *s, bool everything)
 
 static void fill_workspace(struct app *a)
 {
-    test_app_press(a, "F2 k");
+    test_app_press(a, "F2 t");
     textbuf_set(&a->ask.text, "~/calib.txt");
     test_app_press(a, "Enter");
     test_app_settle(a);

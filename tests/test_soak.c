@@ -34,9 +34,23 @@ static int pick(int n)
 }
 
 struct level {
-    double resident; /* bytes */
+    double resident, heap; /* bytes; heap: what is allocated */
     int descriptors;
 };
+
+#if defined(__SANITIZE_ADDRESS__)
+size_t __sanitizer_get_current_allocated_bytes(void);
+#endif
+
+static double allocated(void)
+{
+#if defined(__SANITIZE_ADDRESS__)
+    return (double)__sanitizer_get_current_allocated_bytes();
+#else
+    struct mallinfo2 m = mallinfo2();
+    return (double)(m.uordblks + m.hblkhd);
+#endif
+}
 
 /* Measured where every round stands alike: a fresh start, the model open, nothing running. */
 static struct level measure(void)
@@ -49,6 +63,7 @@ static struct level measure(void)
     if (f)
         fclose(f);
     l.resident = (double)resident * (double)sysconf(_SC_PAGESIZE);
+    l.heap = allocated();
     DIR *d = opendir("/proc/self/fd");
     while (d && readdir(d))
         l.descriptors++;
@@ -170,9 +185,9 @@ static const struct deed {
     const char *keys, *answer; /* answer: typed after the keys; NULL: they ask nothing */
     const struct deed *first;  /* what it takes, done before if it is not there */
     int sec;                   /* to its end, in a sanitizer's build beside others' work */
-} calibrating = {"F2 k", "~/calib.txt", NULL, 30}, converting = {"F2 c", NULL, NULL, 30},
+} calibrating = {"F2 t", "~/calib.txt", NULL, 30}, converting = {"F2 c", NULL, NULL, 30},
   deeds[] = {
-      {"F2 k", "~/calib.txt", NULL, 30},
+      {"F2 t", "~/calib.txt", NULL, 30},
       {"F2 c", NULL, NULL, 30},
       {"F2 p", NULL, &calibrating, 30},
       {"F2 w", NULL, &calibrating, 120},
@@ -343,8 +358,9 @@ int main(int argc, char **argv)
         if (++rounds == 5) /* a quarter of the time: everything was used once */
             warm = now;
         if (minutes >= 1)
-            printf("%6.0f s  %8ld keys  %6.1f MiB  %d descriptors\n", clock_now() - start, keys,
-                   now.resident / 0x1p20, now.descriptors);
+            printf("%6.0f s  %8ld keys  %6.1f MiB, %.3f of them allocated  %d descriptors\n",
+                   clock_now() - start, keys, now.resident / 0x1p20, now.heap / 0x1p20,
+                   now.descriptors);
         fflush(stdout);
     }
     app_done(&a);

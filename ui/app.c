@@ -420,9 +420,13 @@ enum context app_context(const struct app *a)
         return IN_ASK;
     if (a->help)
         return IN_HELP;
-    if (a->j.screen == SCREEN_CHAT && !a->chat.in_transcript)
-        return IN_PROMPT;
-    return view_of(a->j.screen)->context;
+    return app_help_context(a);
+}
+
+enum context app_help_context(const struct app *a)
+{
+    bool prompt = a->j.screen == SCREEN_CHAT && !a->chat.in_transcript;
+    return prompt ? IN_PROMPT : view_of(a->j.screen)->context;
 }
 
 static void leave(struct app *a)
@@ -535,6 +539,8 @@ static bool global_request(struct app *a, enum request r)
         a->help_top = 0;
         return true;
     case REQ_QUIT: leave(a); return true;
+    case REQ_FIND: find_ask(a); return true;
+    case REQ_FIND_NEXT: find_next(a); return true;
     case REQ_REDRAW: a->redraw_all = true; return true;
     case REQ_SUSPEND: a->suspend = true; return true;
     default: return false;
@@ -601,4 +607,12 @@ void app_paste(struct app *a, const char *text, size_t n)
     } else {
         app_message(a, ROLE_DIM, "nothing here takes pasted text");
     }
+}
+
+void app_click(struct app *a, int row, int col)
+{
+    const struct rect *r = &a->rows;
+    if (!a->ask.what && !a->help && row >= r->y && row < r->y + r->h && col >= r->x &&
+        col < r->x + r->w)
+        *a->rows_at = a->rows_top + row - r->y;
 }

@@ -32,6 +32,8 @@ struct layer_curve {
     int rope_dim;
     enum plan_layout layout;
     struct spectrum spectrum;
+    struct spectrum weights;   /* of the weights alone, n 0: not there */
+    enum plan_layout weights_layout;
 };
 
 struct ranks_state {
@@ -44,6 +46,8 @@ struct ranks_state {
     struct layer_curve *curve; /* [n_layer] */
     int layer, top;
     int mark;                  /* 1 + the layer where a range begins, 0: no range */
+    int curves;                /* spectrum of 0: keys and values, 1: keys, 2: values */
+    bool weights;              /* beside it that of the weights alone */
     bool linear;               /* spectra by value instead of decades */
     int zoom;                  /* the joint spectrum around its cut: 2^zoom times */
     bool energy_pending;       /* allocate by energy when the spectra are complete */
@@ -70,6 +74,14 @@ struct convert_state {
     char trouble[512];            /* why it failed, or could not be saved */
 };
 
+/* A word found in the transcript. */
+struct found_text {
+    size_t turn;
+    int what;     /* 0 and 1: what that side answered; 2: the prompt */
+    size_t at, n; /* bytes; n 0: nothing found */
+    bool show;    /* the next frame scrolls to it */
+};
+
 struct chat_state {
     struct textbuf prompt;
     bool in_transcript;        /* the focus */
@@ -84,6 +96,7 @@ struct chat_state {
     char *needle;              /* searched for in the history; NULL: no search */
     size_t needle_at;          /* found so far */
     bool find_difference;      /* the next frame shows where the newest answers part */
+    struct found_text found;
 };
 
 struct eval_state {
@@ -127,7 +140,10 @@ struct app {
     bool clock_off;          /* scripts: times, speeds and memory read "--" */
     bool help;
     int help_top;
+    struct rect rows;        /* where the list stands on the screen, h 0: none */
+    int rows_top, *rows_at;  /* its first row; what a click sets */
     struct ask ask;
+    char find[128];          /* what was looked for */
     char message[1024];
     enum role message_role;
     struct job_status status;
@@ -158,6 +174,7 @@ enum context app_context(const struct app *a);
 /* False when nothing takes that key here. */
 bool app_key(struct app *a, int key);
 void app_paste(struct app *a, const char *text, size_t n);
+void app_click(struct app *a, int row, int col);
 /* Takes what the worker has; call after worker_drain. */
 void app_collect(struct app *a);
 /* Writes the journal when due; seconds until it is, -1 when nothing waits. */

@@ -88,31 +88,6 @@ static bool answer_whatif(struct app *a, const char *text)
     return true;
 }
 
-static bool answer_calibrate(struct app *a, const char *text)
-{
-    struct err e = {0};
-    char *path = ask_expand_home(text), *cache = path_join(a->paths.cache, "calibration");
-    bool self = !path || !path[0];
-    if (!self && (!file_exists(path) || file_is_dir(path))) {
-        err_set(&e, ERR_ARG, "%s: no such file", path);
-        ask_refuse(a, &e);
-    } else {
-        const struct rankplan *p = &a->ranks.plan;
-        text_set(&a->j.calibration, self ? NULL : path);
-        app_changed(a);
-        worker_cancel_kind(a->worker, &job_calibrate);
-        worker_submit(a->worker, &job_calibrate,
-                      calibrate_args(self ? NULL : path, PLAN_TOKENS, cache, p->layout,
-                                     p->layer[0].qk_rope_head_dim));
-        app_message(a, ROLE_NORMAL,
-                    "calibrating on %d tokens of %s: spectra are replaced layer by layer",
-                    PLAN_TOKENS, self ? "the model's own text" : path_base(path));
-    }
-    free(path);
-    free(cache);
-    return e.status == 0;
-}
-
 static bool answer(struct app *a, enum request what, const char *text)
 {
     switch (what) {
@@ -121,10 +96,12 @@ static bool answer(struct app *a, enum request what, const char *text)
     case REQ_WHATIF: return answer_whatif(a, text);
     case REQ_SAVE_PLAN: return plan_answer_save(a, text);
     case REQ_LOAD_PLAN: return plan_answer_load(a, text);
-    case REQ_CALIBRATE: return answer_calibrate(a, text);
+    case REQ_CALIBRATE: return calibrate_answer(a, text);
+    case REQ_RECIPE: return recipe_answer(a, text);
     case REQ_EXPORT_PATH:
     case REQ_EXPORT_QUERIES: return export_answer(a, what, text);
     case REQ_HEAL: return heal_answer(a, text);
+    case REQ_FIND: find_answer(a, text); return true;
     case REQ_PATH: {
         char *path = ask_expand_home(text);
         if (path && path[0])
@@ -139,8 +116,9 @@ static bool answer(struct app *a, enum request what, const char *text)
 /* Another model may have come while the question was open, one without a plan. */
 static bool without_plan(const struct app *a, enum request what)
 {
-    return !a->ranks.has_plan && (what == REQ_BUDGET || what == REQ_ROPE || what == REQ_SAVE_PLAN ||
-                                  what == REQ_LOAD_PLAN || what == REQ_CALIBRATE);
+    return !a->ranks.has_plan &&
+           (what == REQ_BUDGET || what == REQ_ROPE || what == REQ_SAVE_PLAN ||
+            what == REQ_LOAD_PLAN || what == REQ_CALIBRATE || what == REQ_RECIPE);
 }
 
 bool plan_answer(struct app *a, enum request what, const char *text)

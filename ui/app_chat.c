@@ -549,10 +549,11 @@ bool chat_request(struct app *a, enum request r, int key)
     case REQ_STOP:
         if (c->answering)
             worker_cancel_kind(a->worker, &job_chat);
-        else if (c->scroll)
+        else if (c->scroll || c->found.n)
             c->scroll = 0;
         else
             return false;
+        c->found = (struct found_text){0};
         return true;
     case REQ_SEARCH_PAST: chat_search_past(a); return true;
     case REQ_DIFFERENCE: chat_to_difference(a); return true;

@@ -94,13 +94,8 @@ static void begin(struct app *a, struct rankplan *plan)
     c->n_layer = c->report && c->reported ? n : 0;
     c->started_sec = clock_now();
     c->calibrate_first = !a->calibrated;
-    if (c->calibrate_first && worker_count(a->worker, &job_calibrate) == 0) {
-        char *cache = path_join(a->paths.cache, "calibration");
-        worker_submit(a->worker, &job_calibrate,
-                      calibrate_args(a->j.calibration, PLAN_TOKENS, cache, c->plan.layout,
-                                     c->plan.layer[0].qk_rope_head_dim));
-        free(cache);
-    }
+    if (c->calibrate_first && worker_count(a->worker, &job_calibrate) == 0)
+        calibrate_again(a, &c->plan);
     if (!c->calibrate_first)
         submit(a);
     app_changed(a);

@@ -49,6 +49,7 @@ void export_drop(struct app *a)
 static void start(struct app *a, const char *path, bool dry_run, bool force)
 {
     struct export_state *x = &a->export;
+    char *text = calibrate_file(a);
     struct export_options o = {.to = (enum stock_engine)x->at,
                                .dtype = export_numbers(a, (enum stock_engine)x->at),
                                .path = path,
@@ -56,19 +57,20 @@ static void start(struct app *a, const char *path, bool dry_run, bool force)
                                .narrow_rank = x->narrow_rank,
                                .mtp = x->mtp,
                                .fold_biases = folds(a, (enum stock_engine)x->at),
-                               .files = (const char *const *)&a->j.calibration,
-                               .n_files = a->j.calibration != NULL,
+                               .files = (const char *const *)&text,
+                               .n_files = text != NULL,
                                .tokens = PLAN_TOKENS,
                                .force = force,
                                .dry_run = dry_run};
     if (worker_count(a->worker, &job_export)) {
         app_message(a, ROLE_WARN, "an export is running: Esc stops it");
-        return;
+    } else {
+        export_drop(a);
+        x->running = true;
+        x->dry_run = dry_run;
+        worker_submit(a->worker, &job_export, export_args(&o));
     }
-    export_drop(a);
-    x->running = true;
-    x->dry_run = dry_run;
-    worker_submit(a->worker, &job_export, export_args(&o));
+    free(text);
 }
 
 /* The name that is offered: beside the program's other data, after the model and the engine. */

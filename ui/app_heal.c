@@ -38,6 +38,7 @@ static void submit(struct app *a, bool again)
     struct heal_wish wish = {.seconds = h->seconds,
                              .until_kl = h->until_kl,
                              .tokens = h->tokens,
+                             .refit_tokens = h->refit_tokens,
                              .file = h->file,
                              .from = again ? h->from : NULL,
                              .dir = h->dir};
@@ -48,7 +49,8 @@ static void submit(struct app *a, bool again)
     worker_submit(a->worker, &job_heal, heal_args(&wish));
 }
 
-/* A number and what it counts: "10", "10m", "50000 tokens", "kl 0.3"; the rest is a path. */
+/* A number and what it counts: "10", "10m", "50000 tokens", "kl 0.3"; perhaps "refit 4096" (tokens
+ * of least squares before; 0: none); the rest is a path. */
 static bool parse(struct heal_screen *h, const char *text, const char **rest)
 {
     char *end;
@@ -67,6 +69,14 @@ static bool parse(struct heal_screen *h, const char *text, const char **rest)
         end += word;
     while (*end == ' ')
         end++;
+    h->refit_tokens = 0;
+    if (!strncasecmp(end, "refit ", 6)) {
+        double tokens_before = strtod(end + 6, &end);
+        if (!(tokens_before >= 0 && tokens_before < 1 << 22) || (*end && *end != ' '))
+            return false;
+        h->refit_tokens = tokens_before > 0 ? (long long)tokens_before : -1;
+        end += strspn(end, " ");
+    }
     *rest = end;
     h->seconds = kl || tokens ? 0 : 60 * v;
     h->tokens = tokens ? (long long)v : 0;
@@ -82,10 +92,12 @@ bool heal_answer(struct app *a, const char *text)
     char *file = NULL;
     if (!parse(h, text, &path)) {
         snprintf(a->ask.error, sizeof a->ask.error,
-                 "say 10 (minutes), 50000 tokens, or kl 0.3, then a text file if you like");
+                 "say 10 (minutes), 50000 tokens, or kl 0.3; then, if you like, refit 4096 (tokens "
+                 "of least "
+                 "squares before, 0: none) and a text file");
         return false;
     }
-    file = *path ? ask_expand_home(path) : a->j.calibration ? mem_strdup(a->j.calibration) : NULL;
+    file = *path ? ask_expand_home(path) : calibrate_file(a);
     if (file && !file_exists(file)) {
         snprintf(a->ask.error, sizeof a->ask.error, "%.400s is not there", file);
         free(file);
@@ -112,7 +124,8 @@ static void ask(struct app *a)
     else if (worker_count(a->worker, &job_convert))
         app_message(a, ROLE_WARN, "a conversion is being made: wait for it, or stop it with Esc");
     else
-        ask_open(a, REQ_HEAL, "heal for (10 | 50000 tokens | kl 0.3) [text file]", "10", false);
+        ask_open(a, REQ_HEAL, "heal for (10 | 50000 tokens | kl 0.3) [refit N] [text]",
+                 "10", false);
 }
 
 /* Back to the folder that was healed. */

@@ -9,6 +9,7 @@ struct heal_screen {
     enum heal_phase phase;
     bool pausing; /* the job is asked to stop, to go on later */
     double seconds, until_kl;
+    long long refit_tokens;
     long long tokens;
     char *file, *from, *dir; /* text; folders of the conversion before and after */
     double *train, *held;    /* [n] KL of each step; the last one measured */

@@ -11,8 +11,10 @@
 void plan_drop(struct app *a)
 {
     struct ranks_state *r = &a->ranks;
-    for (int l = 0; r->curve && r->has_plan && l < r->plan.model.n_layer; l++)
+    for (int l = 0; r->curve && r->has_plan && l < r->plan.model.n_layer; l++) {
         spectrum_done(&r->curve[l].spectrum);
+        spectrum_done(&r->curve[l].weights);
+    }
     free(r->curve);
     compare_drop(a);
     if (r->has_plan)
@@ -71,7 +73,11 @@ void plan_want_spectra(struct app *a)
     for (int l = 0; rope && l < n; l++)
         rope[l] = r->plan.layer[l].qk_rope_head_dim;
     if (rope)
-        worker_submit(a->worker, &job_spectra, spectra_args(r->plan.layout, rope, n, r->layer));
+        worker_submit(a->worker, &job_spectra,
+                      spectra_args(r->plan.layout, rope, n, r->layer, false));
+    if (rope && r->weights && a->calibrated)
+        worker_submit(a->worker, &job_spectra,
+                      spectra_args(r->plan.layout, rope, n, r->layer, true));
     free(rope);
 }
 
@@ -179,6 +185,18 @@ static void toggle_mark(struct app *a)
                 r->layer);
 }
 
+static void toggle_weights(struct app *a)
+{
+    struct ranks_state *r = &a->ranks;
+    r->weights = !r->weights;
+    if (r->weights)
+        plan_want_spectra(a);
+    app_message(a, ROLE_NORMAL,
+                !r->weights      ? "the spectrum alone"
+                : !a->calibrated ? "these are of the weights alone; after calibrating (t) both show"
+                                 : "dotted: what the weights alone would say, every input alike");
+}
+
 static bool request(struct app *a, enum request r)
 {
     struct ranks_state *s = &a->ranks;
@@ -245,9 +263,18 @@ static bool request(struct app *a, enum request r)
         return true;
     }
     case REQ_CALIBRATE:
-        ask_open(a, r, "calibrate on text file (empty: the model's own text)",
+        ask_open(a, r, "calibrate on (files; empty: own text)",
                  a->j.calibration ? a->j.calibration : "", true);
         return true;
+    case REQ_RECIPE: recipe_ask(a); return true;
+    case REQ_CURVES:
+        s->curves = (s->curves + 1) % 3;
+        app_message(a, ROLE_NORMAL,
+                    s->curves == 0   ? "keys and values together: what the latent is taken from"
+                    : s->curves == 1 ? "keys alone"
+                                     : "values alone");
+        return true;
+    case REQ_WEIGHTS: toggle_weights(a); return true;
     default: return false;
     }
 }
@@ -301,17 +328,44 @@ void plan_loaded(struct app *a, const struct loaded_model *m)
     plan_want_spectra(a);
 }
 
+static void keep_weights(struct layer_curve *c, struct layer_spectrum *s)
+{
+    spectrum_done(&c->weights);
+    c->weights = s->spectrum;
+    c->weights_layout = s->layout;
+    s->spectrum = (struct spectrum){0};
+}
+
+const struct spectrum *plan_weights(const struct app *a, int layer)
+{
+    const struct layer_curve *c = &a->ranks.curve[layer];
+    bool fits = a->ranks.weights && c->there && c->spectrum.calibrated && c->weights.n > 0 &&
+                c->weights_layout == a->ranks.plan.layout &&
+                c->weights.rope_dim == a->ranks.plan.layer[layer].qk_rope_head_dim;
+    return fits ? &c->weights : NULL;
+}
+
 void plan_spectrum(struct app *a, struct layer_spectrum *s)
 {
     struct ranks_state *r = &a->ranks;
     if (!r->has_plan || s->layer < 0 || s->layer >= r->plan.model.n_layer)
         return;
     struct layer_curve *c = &r->curve[s->layer];
+    if (!s->spectrum.calibrated && a->calibrated) {
+        keep_weights(c, s);
+        return;
+    }
     bool fits =
         s->layout == r->plan.layout && s->rope_dim == r->plan.layer[s->layer].qk_rope_head_dim;
     if (c->there && !fits)
         return; /* of a plan that has moved on */
-    spectrum_done(&c->spectrum);
+    if (c->there && !c->spectrum.calibrated && s->spectrum.calibrated) {
+        spectrum_done(&c->weights); /* the first ones stay, to compare with */
+        c->weights = c->spectrum;
+        c->weights_layout = c->layout;
+    } else {
+        spectrum_done(&c->spectrum);
+    }
     c->spectrum = s->spectrum;
     s->spectrum = (struct spectrum){0};
     c->there = true;

@@ -9,7 +9,7 @@ void search_start(struct app *a)
 {
     const struct rankplan *p = &a->ranks.plan;
     if (!a->calibrated) {
-        app_message(a, ROLE_WARN, "calibrate first (k): widths are tried with its statistics");
+        app_message(a, ROLE_WARN, "calibrate first (t): widths are tried with its statistics");
     } else {
         worker_cancel_kind(a->worker, &job_search);
         worker_submit(a->worker, &job_search, search_args(p, plan_even_numbers(a)));

@@ -63,7 +63,7 @@ void sensitivity_measure(struct app *a)
     if (a->ranks.plan.method != METHOD_MLATHE) {
         app_message(a, ROLE_WARN, "layers are measured for method mlathe only (m)");
     } else if (!a->calibrated) {
-        app_message(a, ROLE_WARN, "calibrate first (k): layers are measured with its statistics");
+        app_message(a, ROLE_WARN, "calibrate first (t): layers are measured with its statistics");
     } else {
         a->ranks.sensitivity_pending = true;
         submit(a, true);

@@ -21,6 +21,10 @@ static const char template[] =
     "# Borders and plots: auto (by the locale) or ascii.\n"
     "#borders = auto\n"
     "\n"
+    "# Mouse: off leaves it to the terminal, to select text with; on: the wheel moves, a click\n"
+    "# selects a row (most terminals select text with Shift then).\n"
+    "#mouse = off\n"
+    "\n"
     "# Keys: key.ACTION = KEY KEY KEY (at most three) takes the place of the keys below. Keys are\n"
     "# written q, Q, Ctrl-K, Alt-Enter, Shift-Left, F5, PgUp, Space. While text is typed, a "
     "letter\n"
@@ -28,18 +32,21 @@ static const char template[] =
 
 static const char *const themes[THEME_COUNT + 1] = {"dark", "light", "mono", "contrast", NULL};
 static const char *const borders[] = {"auto", "ascii", NULL};
+static const char *const mouse[] = {"off", "on", NULL};
 
 static const struct {
     const char *name;
     const char *const *words; /* ends with NULL */
-} known[] = {{"theme", themes}, {"borders", borders}};
+} known[] = {{"theme", themes}, {"borders", borders}, {"mouse", mouse}};
 
 static void apply(struct settings *s, size_t name, int word)
 {
     if (name == 0)
         s->theme = (enum theme)word;
-    else
+    else if (name == 1)
         s->ascii = word == 1;
+    else
+        s->mouse = word == 1;
 }
 
 /* text[n] without blanks around it, cut to size. */
@@ -90,7 +97,7 @@ static int parse_line(struct settings *s, const char *text, size_t n, const char
     }
     return err_set(e, ERR_FORMAT,
                    "%s, line %d: there is no setting of that name (theme, borders, "
-                   "key.…)",
+                   "mouse, key.…)",
                    where, line);
 }
 

@@ -48,7 +48,7 @@ static struct {
     int wake[2];
 } hold = {.out = -1, .wake = {-1, -1}};
 
-static const char restore_text[] = "\033[?2004l\033[?1l\033>\033[0m\033[?25h\033[?1049l";
+static const char restore_text[] = "\033[?1000;1006l\033[?2004l\033[?1l\033>\033[0m\033[?25h\033[?1049l";
 
 static void on_crash(int sig)
 {
@@ -220,6 +220,8 @@ static int open_curses(struct term *t, const char *name, const struct settings *
     leaveok(stdscr, FALSE);
     define_key("\033[200~", PASTE_START);
     define_key("\033[201~", PASTE_END);
+    if (settings->mouse && mousemask(BUTTON1_PRESSED | BUTTON4_PRESSED | BUTTON5_PRESSED, NULL))
+        mouseinterval(0); /* a press is a press: nothing waits for a second one */
     set_roles(t, settings);
     return 0;
 }
@@ -375,6 +377,19 @@ static void paste_add(struct term *t, wint_t c)
     t->paste[t->n_paste] = 0;
 }
 
+/* 0: nothing that means anything here. */
+static int mouse_key(size_t *where)
+{
+    MEVENT m;
+    if (getmouse(&m) != OK)
+        return 0;
+    *where = (size_t)m.y << 16 | (size_t)m.x;
+    return m.bstate & BUTTON4_PRESSED   ? UI_WHEEL_UP
+           : m.bstate & BUTTON5_PRESSED ? UI_WHEEL_DOWN
+           : m.bstate & BUTTON1_PRESSED ? TERM_CLICK
+                                        : 0;
+}
+
 int term_key(struct term *t, const char **paste, size_t *n)
 {
     wint_t c;
@@ -396,7 +411,7 @@ int term_key(struct term *t, const char **paste, size_t *n)
             if (rc != KEY_CODE_YES)
                 paste_add(t, c);
         } else if (rc == KEY_CODE_YES) {
-            int key = translate((int)c);
+            int key = c == KEY_MOUSE ? mouse_key(n) : translate((int)c);
             if (key)
                 return key;
         } else if (c == UI_ESC) {

@@ -18,8 +18,9 @@ void term_size(const struct term *t, int *rows, int *cols);
 int term_fd(const struct term *t);        /* readable: keys wait */
 int term_signal_fd(const struct term *t); /* readable: a signal asks to leave or to suspend */
 /* The next key, 0 when none waits, -1 when the terminal is gone. UI_RESIZE: ask term_size again.
- * A paste comes as TERM_PASTE with its text (valid until the next call). */
-enum { TERM_PASTE = 1 << 26 };
+ * A paste comes as TERM_PASTE with its text (valid until the next call), a click as TERM_CLICK with
+ * row << 16 | column in *n. */
+enum { TERM_PASTE = 1 << 26, TERM_CLICK = 1 << 27 };
 int term_key(struct term *t, const char **paste, size_t *n);
 /* Signal to act on: 0 none, SIGTSTP, or one that ends the program. */
 int term_signal(struct term *t);

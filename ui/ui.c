@@ -54,6 +54,8 @@ static bool take_keys(struct loop *l)
             resize(l);
         else if (key == TERM_PASTE)
             app_paste(l->app, paste, n);
+        else if (key == TERM_CLICK)
+            app_click(l->app, (int)(n >> 16), (int)(n & 0xffff));
         else
             app_key(l->app, key);
         if (l->app->quit || l->app->suspend)

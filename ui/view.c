@@ -204,8 +204,8 @@ void view_help(struct app *a, struct screen *s, struct rect body)
 {
     size_t n;
     const struct binding *table = keys_table(&n);
-    bool chat = a->j.screen == SCREEN_CHAT && !a->chat.in_transcript;
-    enum context where = chat ? IN_PROMPT : view_of(a->j.screen)->context;
+    enum context where = app_help_context(a);
+    bool chat = where == IN_PROMPT;
     char title[64];
     int rows = 0, row = 0;
     snprintf(title, sizeof title, "keys of screen %d: %s%s", a->j.screen + 1,
@@ -230,12 +230,21 @@ void view_help(struct app *a, struct screen *s, struct rect body)
         screen_right(s, body.y + body.h - 1, body.x, body.w - 2, ROLE_FOCUS, " ↓ more ");
 }
 
+void view_rows(struct app *a, struct rect r, int top, int n, int *at)
+{
+    r.h = n - top < r.h ? n - top : r.h;
+    a->rows = r;
+    a->rows_top = top;
+    a->rows_at = at;
+}
+
 void app_draw(struct app *a, struct screen *s)
 {
     struct frame_layout f = layout_frame(s->rows, s->cols);
     a->options.rows = s->rows;
     a->options.cols = s->cols;
     screen_clear(s);
+    a->rows = (struct rect){0};
     draw_head(a, s, f.head);
     if (a->help)
         view_help(a, s, f.body);

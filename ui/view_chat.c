@@ -70,10 +70,15 @@ static void draw_line(struct screen *s, int y, int x, int w, const char *text,
 static struct inks inks_of(const struct app *a, const struct piece *p, int side)
 {
     struct inks k = {.parts_at = SIZE_MAX, .plain = p->answer ? ROLE_NORMAL : ROLE_USER};
-    if (!p->answer)
-        return k;
-    k.parts_at = chat_parts_at(a, p->turn, side, &k.parts_end);
-    bool newest = p->turn + 1 == a->j.n_turn && a->chat.live[side].n_token;
+    const struct found_text *f = &a->chat.found;
+    bool found = f->n && f->turn == p->turn && f->what == (p->answer ? side : 2);
+    if (p->answer)
+        k.parts_at = chat_parts_at(a, p->turn, side, &k.parts_end);
+    if (found) {
+        k.parts_at = f->at;
+        k.parts_end = f->at + f->n;
+    }
+    bool newest = p->answer && p->turn + 1 == a->j.n_turn && a->chat.live[side].n_token;
     if (newest && side == 1 && a->j.settings.mode == CHAT_FORCED)
         k.live = &a->chat.live[side];
     return k;
@@ -168,6 +173,29 @@ static void draw_text(struct app *a, struct screen *s, struct rect in, int side)
         screen_right(s, in.y + in.h, in.x - 1, in.w, ROLE_FOCUS, " ↓ more ");
 }
 
+/* Scrolls so that the word found stands in the middle. */
+static void show_found(struct app *a, struct rect in)
+{
+    struct found_text *f = &a->chat.found;
+    struct piece p;
+    int below = 0, side = f->what == 1;
+    f->show = false;
+    for (size_t i = 0; piece_at(a, side, i, &p); i++) {
+        int lines = 0, row = 0, col;
+        struct text_line *line = piece_lines(&p, in.w, &lines);
+        bool here = p.turn == f->turn && p.answer == (f->what < 2);
+        if (line && here)
+            text_locate(p.text, line, lines, f->at, &row, &col);
+        free(line);
+        if (here) {
+            below += lines - row - 1;
+            a->chat.scroll = below > in.h / 2 ? below - in.h / 2 : 0;
+            return;
+        }
+        below += lines + (p.answer && i > 0);
+    }
+}
+
 /* Scrolls so that the place where the newest answers part stands in the middle. */
 static void find_difference(struct app *a, struct rect in)
 {
@@ -223,7 +251,7 @@ static void draw_side(struct app *a, struct screen *s, struct rect r, int side)
         const char *why = !a->has_model ? "No model is open: F1 shows what is here."
                           : a->chat_reason[0]
                               ? a->chat_reason
-                              : "Type below and press Enter. /help lists keys and commands.";
+                              : "Type below, then Enter. /help lists keys and commands.";
         screen_put(s, in.y, in.x, in.w, ROLE_DIM, why);
         if (a->has_model && !a->has_conversion && in.h > 1)
             screen_put(s, in.y + 1, in.x, in.w, ROLE_DIM,
@@ -234,6 +262,8 @@ static void draw_side(struct app *a, struct screen *s, struct rect r, int side)
     }
     if (a->chat.find_difference)
         find_difference(a, in);
+    if (a->chat.found.show)
+        show_found(a, in);
     draw_text(a, s, in, side);
 }
 

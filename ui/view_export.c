@@ -147,6 +147,8 @@ static void draw(struct app *a, struct screen *s, struct rect body)
     screen_put(s, y, in.x + 2, w, ROLE_DIM, "engine");
     screen_put(s, y, in.x + COL_NUMBERS, w - COL_NUMBERS, ROLE_DIM, "numbers");
     screen_put(s, y++, in.x + COL_LOADS + 2, w - COL_LOADS, ROLE_DIM, "loads");
+    struct rect rows = {y, in.x, end - y, in.w};
+    view_rows(a, rows, 0, STOCK_ENGINES, &a->export.at);
     for (int t = 0; t < STOCK_ENGINES && y < end; t++)
         draw_engine(a, s, y++, in, (enum stock_engine)t);
     export_verdict(a, (enum stock_engine)a->export.at, &v);

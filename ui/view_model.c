@@ -63,6 +63,7 @@ static void draw_list(struct app *a, struct screen *s, struct rect r)
         return;
     }
     a->found_top = layout_scroll(a->found_top, a->found_selected, in.h, n);
+    view_rows(a, in, a->found_top, n, &a->found_selected);
     for (int i = 0; i < in.h && a->found_top + i < n; i++)
         draw_row(a, s, in.y + i, in, a->found_top + i);
     if (a->found_top + in.h < n)
@@ -82,7 +83,7 @@ static int fact(struct screen *s, struct rect in, int row, enum role role, const
     return row + 1;
 }
 
-static void draw_entry(const struct model_entry *m, struct screen *s, struct rect in)
+static void draw_entry(const struct model_entry *m, bool open, struct screen *s, struct rect in)
 {
     char text[1200], shown[1024], a[32], b[32], count[16];
     int row = 0;
@@ -104,15 +105,21 @@ static void draw_entry(const struct model_entry *m, struct screen *s, struct rec
     kvmem_text((double)m->kv_bytes_per_token * 8192, b, sizeof b);
     snprintf(text, sizeof text, "%zu B a token (F16), %s at 8192 tokens", m->kv_bytes_per_token, b);
     row = fact(s, in, row, ROLE_NORMAL, "KV cache", text);
-    snprintf(text, sizeof text, "%s%s%s", m->usable ? "can be opened here (Enter)" : "",
-             m->usable && m->reason[0] ? "; " : "", m->reason);
-    fact(s, in, row, m->usable && !m->reason[0] ? ROLE_GOOD : ROLE_WARN, m->usable ? "✓" : "✗",
-         text);
+    if (m->usable && m->exports[0])
+        row = fact(s, in, row, ROLE_NORMAL, "exports", m->exports);
+    const char *can = open ? "is open" : "can be opened (Enter)";
+    bool fine = m->usable && !m->reason[0] && !m->converts[0];
+    if (!m->usable)
+        snprintf(text, sizeof text, "%s", m->reason);
+    else
+        snprintf(text, sizeof text, "%s%s%s%s%s", can, m->reason[0] ? "; " : "", m->reason,
+                 m->converts[0] ? "; not converted: " : " and converted (screen 2)", m->converts);
+    fact(s, in, row, fine ? ROLE_GOOD : ROLE_WARN, m->usable ? "✓" : "✗", text);
 }
 
 static void draw(struct app *a, struct screen *s, struct rect body)
 {
-    struct list_layout l = layout_list(body, 5);
+    struct list_layout l = layout_list(body, 6);
     draw_list(a, s, l.list);
     struct rect in = layout_inside(l.detail);
     if (in.h < 1)
@@ -121,7 +128,7 @@ static void draw(struct app *a, struct screen *s, struct rect body)
     const struct model_entry *m = any ? &a->found.entry[a->found_selected] : NULL;
     screen_box(s, l.detail, ROLE_BORDER, m && m->name ? m->name : "model");
     if (m)
-        draw_entry(m, s, in);
+        draw_entry(m, is_open(a, m), s, in);
 }
 
 const struct view_ops view_model = {"model", IN_MODEL, draw};

@@ -105,6 +105,8 @@ static void draw_list(struct app *a, struct screen *s, struct rect r)
             screen_right(s, in.y, in.x, in.w - 1, ROLE_DIM, other ? "A−B KL" : "ΔKL");
     }
     k->top = layout_scroll(k->top, k->layer, in.h - head, n);
+    struct rect rows = {in.y + head, in.x, in.h - head, in.w};
+    view_rows(a, rows, k->top, n, &k->layer);
     for (int i = 0; i < in.h - head && k->top + i < n; i++)
         draw_layer(a, s, in.y + head + i, in, k->top + i);
     if (k->top + in.h - head < n)
@@ -115,7 +117,8 @@ struct curve {
     const double *y;
     int n, cut; /* cut: index of the first component dropped; -1: none */
     bool linear;
-    int zoom; /* 2^zoom times, around the cut */
+    int zoom;             /* 2^zoom times, around the cut */
+    const double *beside; /* [n] dotted, NULL: nothing */
 };
 
 /* The part of a curve that is in the picture: its first component, their number, and between which
@@ -150,11 +153,11 @@ static struct window look(const struct curve *c, const double *v)
 }
 
 /* What is nothing but rounding is left out of the picture. */
-static double *values(const struct curve *c)
+static double *values(const struct curve *c, const double *y)
 {
-    double *v = mem_calloc((size_t)c->n, sizeof *v), first = c->y[0];
+    double *v = mem_calloc((size_t)c->n, sizeof *v), first = y[0];
     for (int i = 0; v && i < c->n; i++) {
-        double share = first > 0 ? c->y[i] / first : NAN;
+        double share = first > 0 ? y[i] / first : NAN;
         v[i] = c->linear ? share : share > 1e-8 ? log10(share) : NAN;
     }
     return v;
@@ -182,11 +185,36 @@ static void draw_axis(struct screen *s, struct rect area, int x, const struct cu
     }
 }
 
+/* Every second column of another curve, where the first one is not. */
+static void draw_beside(struct screen *s, struct rect area, const struct curve *c,
+                        const struct plot *over, const struct window *w)
+{
+    struct plot p;
+    char text[16];
+    double *v = values(c, c->beside);
+    if (!v || plot_init(&p, area.h, area.w, s->ascii, NULL)) {
+        free(v);
+        return;
+    }
+    plot_curve(&p, v + w->from, w->n, w->lo, w->hi);
+    for (int y = 0; y < area.h; y++)
+        for (int x = 0; x < area.w; x += 2) {
+            plot_char(over, y, x, text);
+            if (strcmp(text, " ") != 0)
+                continue;
+            plot_char(&p, y, x, text);
+            if (strcmp(text, " ") != 0)
+                screen_put(s, area.y + y, area.x + x, 1, ROLE_DIM, text);
+        }
+    plot_done(&p);
+    free(v);
+}
+
 /* Plot area with values at the left, indices below, and the cut as a dotted line. */
 static void draw_plot(struct screen *s, struct rect in, const struct curve *c, bool fresh)
 {
     struct plot p;
-    double *v = values(c);
+    double *v = c->n > 0 ? values(c, c->y) : NULL;
     struct rect area = {in.y, in.x + 5, in.h - 1, in.w - 6};
     if (!v || s->plain || area.h < 2 || area.w < 8 ||
         plot_init(&p, area.h, area.w, s->ascii, NULL)) {
@@ -209,6 +237,8 @@ static void draw_plot(struct screen *s, struct rect in, const struct curve *c, b
             else if (!empty)
                 screen_put(s, area.y + y, area.x + x, 1, role, text);
         }
+    if (c->beside)
+        draw_beside(s, area, c, &p, &w);
     /* Below: where it begins, the cut, and where it ends, without running into one another. */
     int y = in.y + in.h - 1;
     snprintf(mark, sizeof mark, "r=%d", c->cut);
@@ -233,14 +263,18 @@ static const char *waiting_text(const struct app *a)
 }
 
 /* What the latent of a layer is made of. */
-static void made_of(const struct layer_curve *c, int rank, int width, char *text, size_t size)
+static void made_of(const struct layer_curve *c, const struct spectrum *weights, int rank,
+                    int width, char *text, size_t size)
 {
     char sink[40] = ""; /* what attention parks on the first token */
-    if (width >= 56 && isfinite(c->spectrum.sink))
+    if (weights)
+        snprintf(sink, sizeof sink, "   weights alone %.1f%%",
+                 100 * spectrum_energy(weights, rank));
+    else if (width >= 56 && isfinite(c->spectrum.sink))
         snprintf(sink, sizeof sink, "   sink %.0f%%", 100 * c->spectrum.sink);
     snprintf(text, size,
-             width < 42 ? "kept %.1f%%   K share %.0f%%%s"
-                        : "kept %.1f%%   K share of this latent %.0f%%%s",
+             width < (weights ? 62 : 42) ? "kept %.1f%%   K share %.0f%%%s"
+                                         : "kept %.1f%%   K share of this latent %.0f%%%s",
              100 * spectrum_energy(&c->spectrum, rank),
              100 * spectrum_key_share(&c->spectrum, rank), sink);
 }
@@ -290,9 +324,27 @@ static int curve_lines(const struct app *a, const struct layer_curve *c, int lay
 {
     int n = 0, rank = a->ranks.plan.layer[layer].kv_lora_rank;
     n += loss_split(a, c, layer, width, text[n], sizeof *text);
-    made_of(c, rank, width, text[n], sizeof *text);
+    made_of(c, plan_weights(a, layer), rank, width, text[n], sizeof *text);
     n++;
     return n + output_split(a, layer, width, text[n], sizeof *text);
+}
+
+/* which: 0 keys and values together, 1 keys, 2 values. */
+static struct curve curve_of(const struct app *a, int layer, int which)
+{
+    const struct ranks_state *k = &a->ranks;
+    const struct spectrum *m = &k->curve[layer].spectrum, *w = plan_weights(a, layer);
+    struct curve c = {m->joint, m->n, k->plan.layer[layer].kv_lora_rank, k->linear, k->zoom, NULL};
+    if (which)
+        c = (struct curve){which == 1 ? m->key : m->value,
+                           which == 1 ? m->n_key : m->n_value,
+                           -1,
+                           k->linear,
+                           0,
+                           NULL};
+    bool same = w && w->n == m->n && w->n_key == m->n_key && w->n_value == m->n_value;
+    c.beside = !same ? NULL : which == 0 ? w->joint : which == 1 ? w->key : w->value;
+    return c;
 }
 
 static void draw_joint(const struct app *a, struct screen *s, struct rect r)
@@ -301,13 +353,14 @@ static void draw_joint(const struct app *a, struct screen *s, struct rect r)
     const struct layer_curve *c = &k->curve[k->layer];
     struct rect in = layout_inside(r);
     bool fits = plan_curve_fits(a, k->layer);
+    static const char *const of[] = {"spectrum", "keys alone", "values alone"};
     char title[128];
     char zoom[16] = "";
-    if (k->zoom)
+    if (k->zoom && k->curves == 0)
         snprintf(zoom, sizeof zoom, " %d× (Z)", 1 << k->zoom);
-    snprintf(title, sizeof title, "layer %d: %s%s%s%s", k->layer,
-             c->there && c->spectrum.calibrated ? "spectrum, calibrated" : "spectrum, weights only",
-             zoom, c->there && !fits ? ", " : "", c->there && !fits ? waiting_text(a) : "");
+    snprintf(title, sizeof title, "layer %d: %s, %s%s%s%s", k->layer, of[k->curves],
+             c->there && c->spectrum.calibrated ? "calibrated" : "weights only", zoom,
+             c->there && !fits ? ", " : "", c->there && !fits ? waiting_text(a) : "");
     screen_box(s, r, ROLE_BORDER, title);
     if (in.h < 4)
         return;
@@ -315,8 +368,7 @@ static void draw_joint(const struct app *a, struct screen *s, struct rect r)
         screen_put(s, in.y + in.h / 2, in.x + 2, in.w - 2, ROLE_DIM, waiting_text(a));
         return;
     }
-    int rank = k->plan.layer[k->layer].kv_lora_rank;
-    struct curve curve = {c->spectrum.joint, c->spectrum.n, rank, k->linear, k->zoom};
+    struct curve curve = curve_of(a, k->layer, k->curves);
     char text[3][160];
     int lines = curve_lines(a, c, k->layer, in.w, text), room = in.h - PLOT_ROWS;
     lines = lines < room ? lines : room > 1 ? room : 1;
@@ -336,8 +388,7 @@ static void draw_apart(const struct app *a, struct screen *s, struct rect r)
         return;
     bool fits = plan_curve_fits(a, k->layer);
     struct rect top = {r.y, r.x, r.h / 2, r.w}, low = {r.y + r.h / 2, r.x, r.h - r.h / 2, r.w};
-    struct curve key = {c->spectrum.key, c->spectrum.n_key, -1, k->linear, 0};
-    struct curve value = {c->spectrum.value, c->spectrum.n_value, -1, k->linear, 0};
+    struct curve key = curve_of(a, k->layer, 1), value = curve_of(a, k->layer, 2);
     screen_box(s, top, ROLE_BORDER, "keys alone");
     screen_box(s, low, ROLE_BORDER, "values alone");
     if (key.n > 0)
@@ -411,7 +462,8 @@ static void plan_line(const struct app *a, struct screen *s, int y, struct rect 
 {
     const struct rankplan *p = &a->ranks.plan;
     int lo = p->layer[0].qk_rope_head_dim, hi = lo;
-    char rope[32], kl[96];
+    char rope[32], kl[96], recipe[256];
+    recipe_text(p, false, recipe, sizeof recipe);
     for (int l = 1; l < p->model.n_layer; l++) {
         int w = p->layer[l].qk_rope_head_dim;
         lo = w < lo ? w : lo;
@@ -422,9 +474,9 @@ static void plan_line(const struct app *a, struct screen *s, int y, struct rect 
     if (r.w >= LAYOUT_WIDE || !sensitivity_now(a))
         measured(a, kl + strlen(kl), sizeof kl - strlen(kl));
     screen_putf(s, y, r.x + 1, r.w - 2, ROLE_NORMAL,
-                "method %s (m)  layout %s (l)  %s (R)  budget %s (b)  predicted KL %s",
-                p->method == METHOD_MLATHE ? "mlathe" : "transmla", plan_layout_name(p->layout),
-                rope, a->j.budget, kl);
+                "method %s%s (m)  layout %s (l)  %s (R)  budget %s (b)  predicted KL %s",
+                p->method == METHOD_MLATHE ? "mlathe" : "transmla", recipe[0] ? "+" : "",
+                plan_layout_name(p->layout), rope, a->j.budget, kl);
 }
 
 /* Engines that say the same share one mark. */
