@@ -105,15 +105,18 @@ static void draw_entry(const struct model_entry *m, bool open, struct screen *s,
     kvmem_text((double)m->kv_bytes_per_token * 8192, b, sizeof b);
     snprintf(text, sizeof text, "%zu B a token (F16), %s at 8192 tokens", m->kv_bytes_per_token, b);
     row = fact(s, in, row, ROLE_NORMAL, "KV cache", text);
-    if (m->usable && m->exports[0])
-        row = fact(s, in, row, ROLE_NORMAL, "exports", m->exports);
+    if (m->usable && m->exports[0]) {
+        snprintf(text, sizeof text, "%s (stock layout)", m->exports);
+        row = fact(s, in, row, ROLE_NORMAL, "exports to", text);
+    }
     const char *can = open ? "is open" : "can be opened (Enter)";
     bool fine = m->usable && !m->reason[0] && !m->converts[0];
     if (!m->usable)
         snprintf(text, sizeof text, "%s", m->reason);
     else
         snprintf(text, sizeof text, "%s%s%s%s%s", can, m->reason[0] ? "; " : "", m->reason,
-                 m->converts[0] ? "; not converted: " : " and converted (screen 2)", m->converts);
+                 m->converts[0] ? "; cannot be converted: " : "; can be converted (screen 2)",
+                 m->converts);
     fact(s, in, row, fine ? ROLE_GOOD : ROLE_WARN, m->usable ? "✓" : "✗", text);
 }
 
