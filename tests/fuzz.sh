@@ -4,9 +4,12 @@
 #   tests/fuzz.sh TARGET|all SECONDS [libFuzzer options]     such as -runs=10000000
 # Needs clang. Builds in build/fuzz; what is found lies in build/fuzz/found/TARGET. An input may take
 # one second of processor time and 1 GiB; more is a finding. An input that is fixed goes to tests/fuzz/seeds/TARGET.
+# MLATHE_FUZZ_FAST=1 leaves the sanitizers out: several times as many executions; a run with them
+# (-runs=1, say) then replays what was kept, as both share build/corpus.
 set -eu
 root=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-build=${MLATHE_FUZZ_BUILD:-$root/build/fuzz}
+fast=${MLATHE_FUZZ_FAST:+1}
+build=${MLATHE_FUZZ_BUILD:-$root/build/fuzz${fast:+-fast}}
 mapfile -t targets < <(sed -nE 's/^int fuzz_([a-z_]+)\(.*/\1/p' "$root/tests/support_fuzz.h")
 if (($# < 2)); then
     echo "usage: tests/fuzz.sh TARGET|all SECONDS; targets: ${targets[*]}" >&2
@@ -16,7 +19,9 @@ target=$1 seconds=$2
 shift 2
 [[ $target == all ]] || targets=("$target")
 if [[ ! -f $build/CMakeCache.txt ]]; then
-    CC=clang CXX=clang++ cmake -S "$root" -B "$build" -DFUZZ=ON -DSANITIZE=address \
+    sanitize=address
+    [[ -z $fast ]] || sanitize=
+    CC=clang CXX=clang++ cmake -S "$root" -B "$build" -DFUZZ=ON -DSANITIZE=$sanitize \
         -DCMAKE_BUILD_TYPE=Release $(command -v ninja >/dev/null && echo "-G Ninja") >&2
 fi
 # In memory where there is such a folder: some targets need files, thousands a second. What is freed
@@ -44,7 +49,7 @@ status=0
 for target in "${targets[@]}"; do
     cmake --build "$build" --target "fuzz_$target" --parallel "$(nproc)" >&2
     seeds=$root/tests/fuzz/seeds/$target
-    corpus=$build/corpus/$target found=$build/found/$target
+    corpus=$root/build/corpus/$target found=$build/found/$target
     mkdir -p "$corpus" "$found" "$seeds"
     case $target in # whole files of these are longer
     tokenizer) corpus="$corpus $root/tests/tokenizers" longest=12000 ;;

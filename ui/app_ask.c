@@ -66,16 +66,21 @@ bool edit_key(struct textbuf *b, enum request r, int key)
     return false;
 }
 
-/* What all names in a folder that start with prefix have in common; *n: how many there are. */
-static char *common_name(const char *dir, const char *prefix, int *n)
+/* What all names in a folder that start with prefix have in common; *n: how many there are, the
+ * first ones in names. */
+static char *common_name(const char *dir, const char *prefix, int *n, char *names, size_t size)
 {
     char *common = NULL;
+    size_t used = 0;
     DIR *d = opendir(dir);
     *n = 0;
+    names[0] = 0;
     for (struct dirent *f; d && (f = readdir(d)) != NULL;) {
         if (strncmp(f->d_name, prefix, strlen(prefix)) != 0 ||
             (f->d_name[0] == '.' && prefix[0] != '.'))
             continue;
+        if (used < size)
+            used += (size_t)snprintf(names + used, size - used, "%s%s", *n ? "  " : "", f->d_name);
         if ((*n)++ == 0) {
             common = mem_strdup(f->d_name);
             continue;
@@ -91,35 +96,46 @@ static char *common_name(const char *dir, const char *prefix, int *n)
     return common;
 }
 
-static void complete_path(struct app *a)
+/* Completes the path that begins at byte from of the answer; how many names it could be. */
+static int complete_from(struct textbuf *b, size_t from, char *names, size_t size)
 {
-    struct textbuf *b = &a->ask.text;
-    const char *home = getenv("HOME");
-    char *path =
-        b->text[0] == '~' && home ? mem_printf("%s%s", home, b->text + 1) : mem_strdup(b->text);
-    if (!path)
-        return;
-    const char *base = path_base(path);
-    char *dir = base > path ? mem_printf("%.*s", (int)(base - path), path) : mem_strdup(".");
+    const char *home = getenv("HOME"), *text = b->text + from;
+    char *path = text[0] == '~' && home ? mem_printf("%s%s", home, text + 1) : mem_strdup(text);
+    const char *base = path ? path_base(path) : NULL;
+    char *dir = !path         ? NULL
+                : base > path ? mem_printf("%.*s", (int)(base - path), path)
+                              : mem_strdup(".");
     int n = 0;
-    char *name = dir ? common_name(dir, base, &n) : NULL;
+    char *name = dir ? common_name(dir, base, &n, names, size) : NULL;
     if (name && n > 0) {
         char *full = mem_printf("%.*s%s", (int)(base - path), path, name);
         bool is_dir = full && n == 1 && file_is_dir(full);
-        if (full) {
-            textbuf_set(b, full);
-            if (is_dir)
-                textbuf_insert(b, "/", 1);
-        }
+        char *all =
+            full ? mem_printf("%.*s%s%s", (int)from, b->text, full, is_dir ? "/" : "") : NULL;
+        if (all)
+            textbuf_set(b, all);
+        free(all);
         free(full);
     }
-    if (n == 0)
-        snprintf(a->ask.error, sizeof a->ask.error, "nothing there starts like this");
-    else if (n > 1)
-        snprintf(a->ask.error, sizeof a->ask.error, "%d names start like this", n);
     free(name);
     free(dir);
     free(path);
+    return n;
+}
+
+/* All of it is one path, or else its last word. */
+static void complete_path(struct app *a)
+{
+    struct textbuf *b = &a->ask.text;
+    const char *blank = strrchr(b->text, ' ');
+    char names[300];
+    int n = complete_from(b, 0, names, sizeof names);
+    if (n == 0 && blank)
+        n = complete_from(b, (size_t)(blank + 1 - b->text), names, sizeof names);
+    if (n == 0)
+        snprintf(a->ask.error, sizeof a->ask.error, "nothing there starts like this");
+    else if (n > 1)
+        snprintf(a->ask.error, sizeof a->ask.error, "%d names: %s", n, names);
 }
 
 bool ask_key(struct app *a, enum request r, int key)

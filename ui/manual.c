@@ -103,7 +103,7 @@ static void put_rest(struct markup *m)
         "same\n"
         ".TP\n\\fBTERM\\fR, \\fBLC_ALL\\fR, \\fBLANG\\fR\nwhat the terminal is, and whether it "
            "shows UTF\\-8\n"
-           ".SH FILES\n.TP\n\\fI~/.config/mlathe/settings\\fR\nthe theme (dark, light, mono, contrast), "
+           ".SH FILES\n.TP\n\\fI~/.config/mlathe/settings\\fR\nthe theme (dark, light, mono, contrast), the mouse, "
         "ASCII borders, and keys of your own; the file lists them all\n"
         ".SH EXIT STATUS\n"
            ".TP\n0\ndone\n.TP\n1\nfailed; the message says what, where, and what to do\n"
