@@ -260,6 +260,8 @@ int tok_add_token(struct tokenizer *t, const struct added_token *token, bool nor
         return err_nomem(e, own.n, "added tokens");
     if (!normalized || own.special)
         return added_add(t->raw, &own, e);
+    if (!utf8_valid(own.text, own.n)) /* which normal forms are made of */
+        return err_set(e, ERR_FORMAT, "added token %d is not UTF-8", own.id);
     char *pattern;
     rc = tok_normalize(t, own.text, own.n, true, &pattern, &own.n, e);
     if (rc)
