@@ -233,7 +233,7 @@ static void test_recipe(void)
 /* Calibration on files with shares and a limit; then what the weights alone say stands beside. */
 static void test_calibration(void)
 {
-    struct app *a = test_app_start(one, "ref");
+    struct app *a = test_app_start(one, "cpu");
     static const char *const wrong[] = {"~/none.txt",        "~/a.txt until", "~/a.txt until 200%",
                                         "~/a.txt 10 tokens", "3 ~/a.txt",     "~/a.txt 0"};
     char line[400];
@@ -268,7 +268,7 @@ static void test_calibration(void)
 /* A word in the help, the list and the transcript, and layers by number; clicks select. */
 static void test_find(void)
 {
-    struct app *a = test_app_start(one, "ref");
+    struct app *a = test_app_start(one, "cpu");
     struct screen s;
     struct err e = {0};
     CHECK_OK(screen_init(&s, 24, 80, false, &e), e);

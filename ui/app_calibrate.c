@@ -42,46 +42,49 @@ static int add_file(struct calib_wish *w, const char *word, struct err *e)
 }
 
 /* A number counts tokens before that word, else it is the share of the file before it. */
-static int add_number(struct calib_wish *w, double v, const char *next, bool *took, struct err *e)
+static int add_number(struct calib_wish *w, double v, bool tokens, struct err *e)
 {
-    *took = next && *next && !strncasecmp("tokens", next, strlen(next));
-    if (*took && v >= 256 && v <= 1e9)
-        w->tokens = (long long)v;
-    else if (*took)
+    if (tokens && !(v >= 256 && v <= 1e9))
         return err_set(e, ERR_ARG, "calibration takes 256 tokens or more");
-    else if (!w->n || !(v > 0 && v < 1e9))
+    if (!tokens && (!w->n || !(v > 0 && v < 1e9)))
         return err_set(e, ERR_ARG, "%g: a share stands behind its file, and is above 0", v);
+    if (tokens)
+        w->tokens = (long long)v;
     else
         w->share[w->n - 1] = v;
     return OK;
 }
 
+static int add_until(struct calib_wish *w, const char *word, struct err *e)
+{
+    char *end;
+    w->until = strtod(word, &end) / 100;
+    if ((*end && strcmp(end, "%")) || !(w->until > 0 && w->until < 1))
+        return err_set(e, ERR_ARG, "until takes a percentage: until 2%%");
+    return OK;
+}
+
 static int parse_words(struct calib_wish *w, char *text, struct err *e)
 {
-    int rc = OK;
-    for (char *at = text, *word; !rc && at && *(at += strspn(at, " "));) {
-        char *end, *next;
-        bool took = false;
-        word = strsep(&at, " ");
-        next = at ? at + strspn(at, " ") : NULL;
-        char *after = next ? next + strcspn(next, " ") : NULL;
-        char held = after ? *after : 0;
-        if (after)
-            *after = 0;
-        double v = strtod(word, &end);
-        if (!strcasecmp(word, "until")) {
-            w->until = next ? strtod(next, &end) / 100 : 0;
-            took = next && (!*end || !strcmp(end, "%")) && w->until > 0 && w->until < 1;
-            if (!took)
-                rc = err_set(e, ERR_ARG, "until takes a percentage: until 2%%");
-        } else if (end > word && !*end) {
-            rc = add_number(w, v, next, &took, e);
-        } else {
-            rc = add_file(w, word, e);
-        }
-        if (after)
-            *after = held;
-        at = took ? after : at;
+    char *word[2 * CALIBRATE_FILES + 8], *end;
+    int n = 0, rc = OK;
+    char *at = text;
+    while (at && n < (int)(sizeof word / sizeof *word) - 1)
+        if (*(word[n] = strsep(&at, " ")))
+            n++;
+    if (at)
+        return err_set(e, ERR_ARG, "too many words: at most %d files", CALIBRATE_FILES);
+    word[n] = ""; /* what follows the last one */
+    for (int i = 0; i < n && !rc; i++) {
+        const char *next = word[i + 1 < n ? i + 1 : n];
+        bool tokens = *next && !strncasecmp("tokens", next, strlen(next));
+        double v = strtod(word[i], &end);
+        if (!strcasecmp(word[i], "until"))
+            rc = add_until(w, word[++i < n ? i : n], e);
+        else if (*end)
+            rc = add_file(w, word[i], e);
+        else if ((rc = add_number(w, v, tokens, e)) == OK)
+            i += tokens;
     }
     return rc;
 }
@@ -92,14 +95,13 @@ static int parse(struct calib_wish *w, const char *text, struct err *e)
     char *whole = ask_expand_home(text ? text : "");
     if (!whole)
         return err_nomem(e, 64, "a line");
-    int rc;
     if (whole[0] && file_exists(whole) && !file_is_dir(whole)) {
         w->file[0] = whole;
         w->share[0] = 1;
         w->n = 1;
         return OK;
     }
-    rc = parse_words(w, whole, e);
+    int rc = parse_words(w, whole, e);
     free(whole);
     if (rc)
         wish_done(w);

@@ -58,6 +58,10 @@ bool heal_answer(struct app *a, const char *text); /* false: ask.error says why 
 void heal_event(struct app *a, struct event *v);
 void heal_job_done(struct app *a, const struct event *v);
 void heal_drop(struct app *a);
+/* view_spectrum.c, and view_ranks.c's KL in at most five columns: ".0042", ".421", "4.21" */
+void view_spectrum(const struct app *a, struct screen *s, struct rect r);
+void view_spectra_apart(const struct app *a, struct screen *s, struct rect r);
+const char *view_small(double v, char text[16]);
 /* view_heal.c: false when there is nothing of it to show */
 bool view_heal(const struct app *a, struct screen *s, struct rect body);
 

@@ -189,7 +189,7 @@ static void toggle_weights(struct app *a)
 {
     struct ranks_state *r = &a->ranks;
     r->weights = !r->weights;
-    if (r->weights)
+    if (r->weights && a->calibrated)
         plan_want_spectra(a);
     app_message(a, ROLE_NORMAL,
                 !r->weights      ? "the spectrum alone"
