@@ -374,11 +374,13 @@ static int train(struct heal *h, struct err *e)
     return rc;
 }
 
-/* r takes the place of h->c if it is better. */
+/* r takes the place of h->c if it is better. Stopped meanwhile, the run has not begun: it will do all
+ * of this again. */
 static int try_refitted(struct heal *h, const struct engine *original, struct conversion *r,
                         struct err *e)
 {
     struct conversion *was = h->c;
+    struct err failed;
     double kl = NAN;
     h->c = r;
     int rc = heal_make_net(h, original, e);
@@ -391,12 +393,14 @@ static int try_refitted(struct heal *h, const struct engine *original, struct co
         return OK;
     }
     h->c = was;
-    conversion_free(r);
     h->s.refit_tokens = 0;
     if (rc)
-        return rc;
-    note(h, "least squares did not help: left out");
-    return heal_make_net(h, original, e);
+        h->s.measured = 0, h->out->n = 0;
+    else
+        note(h, "least squares did not help: left out");
+    int again = heal_make_net(h, original, rc ? &failed : e); /* before r, which the net looks at */
+    conversion_free(r);
+    return rc ? rc : again;
 }
 
 static void run_done(struct heal *h)
@@ -468,7 +472,7 @@ int heal_run(struct conversion **c, const struct engine *original, struct heal_t
     fill_report(&h);
     if (!rc && o->dir)
         rc = heal_finish(&h, e);
-    if (rc == ERR_CANCELLED && h.s.measured && o->dir) {
+    if (rc == ERR_CANCELLED && h.net && h.s.measured && o->dir) {
         struct err failed = {0};
         if (heal_save(&h, &failed)) /* then the checkpoint before is the last good one */
             note(&h, failed.text);
