@@ -518,7 +518,7 @@ bool mla_holds_all(const struct solve *s, const struct mla_options *o, int r)
     return r >= s->w || (whole_rope(s, o) && r >= s->n - o->rope_dim);
 }
 
-/* The arrays of a result, and how many floats each of the four main ones has. */
+/* The arrays of a result, and how many floats q, kv_a and kv_b have. */
 static int result_init(struct mla_result *out, const struct mla_source *src, int r, int R,
                        size_t size[3], struct err *e)
 {
