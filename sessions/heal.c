@@ -362,6 +362,8 @@ static int save_sometimes(struct heal *h, struct err *e)
 static int train(struct heal *h, struct err *e)
 {
     int n = looks(h), rc = OK;
+    long long due = (long long)(used(h) * n) + 1; /* least squares have used some of the budget */
+    h->s.measured = h->s.measured < due ? due : h->s.measured;
     if (h->o.dir && !h->out->resumed)
         rc = heal_save(h, e); /* a disk that is full says so at once */
     while (!rc && !over(h)) {

@@ -306,7 +306,7 @@ static void start_again(struct app *a, bool fresh)
 static void prepare(void)
 {
     struct test_model_spec spec = test_model_small();
-    char path[400], text[4000];
+    char path[400], text[40000];
     struct err e = {0};
     size_t n = 0;
     setenv("HOME", test_tmpdir(), 1);
