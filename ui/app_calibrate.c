@@ -30,6 +30,8 @@ static int add_file(struct calib_wish *w, const char *word, struct err *e)
 {
     if (w->n == CALIBRATE_FILES)
         return err_set(e, ERR_ARG, "at most %d files", CALIBRATE_FILES);
+    if (!strcasecmp(word, "tokens"))
+        return err_set(e, ERR_ARG, "how many stands before that word: 32768 tokens");
     char *path = ask_expand_home(word);
     if (!path || !file_exists(path) || file_is_dir(path)) {
         err_set(e, ERR_ARG, "%s: no such file", path ? path : word);
