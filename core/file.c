@@ -1,6 +1,7 @@
 /* Maps, bounded reads and atomic writes. Refuses to map or read anything but regular files. */
 #include "core/file.h"
 
+#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -367,6 +368,23 @@ char *path_join(const char *dir, const char *name)
 {
     size_t n = strlen(dir);
     return mem_printf("%s%s%s", dir, n && dir[n - 1] != '/' ? "/" : "", name);
+}
+
+char *path_free(const char *dir, const char *name, const char *suffix)
+{
+    char safe[96];
+    size_t n = 0;
+    for (const char *c = name; *c && n < sizeof safe - 1; c++)
+        safe[n++] = isalnum((unsigned char)*c) || strchr("._-", *c) ? *c : '_';
+    safe[n] = 0;
+    for (int i = 1; i < 100000; i++) {
+        char *path =
+            mem_printf("%s/%s-%d%s", dir, safe[0] == '.' || !n ? "model" : safe, i, suffix);
+        if (!path || !file_exists(path))
+            return path;
+        free(path);
+    }
+    return NULL;
 }
 
 const char *path_base(const char *path)

@@ -34,10 +34,13 @@ int file_save(const char *path, const void *data, size_t size, struct err *e);
 int file_mkdirs(const char *path, struct err *e);
 bool file_exists(const char *path);
 bool file_is_dir(const char *path);
-/* "a/b" in fresh memory. */
 /* path, or the working folder and path; fresh memory. Links stay as they are. */
 char *path_absolute(const char *path);
+/* "a/b" in fresh memory. */
 char *path_join(const char *dir, const char *name);
+/* dir/NAME-<n>SUFFIX, the first n that is free; the name reduced to harmless characters ("model"
+ * where nothing is left of it). Fresh memory; NULL without it, or where all are taken. */
+char *path_free(const char *dir, const char *name, const char *suffix);
 /* Last component, pointing into path. */
 const char *path_base(const char *path);
 /* What comes before it, "." where nothing does; fresh memory. */

@@ -2,7 +2,6 @@
  * worked but could not be written is still there to talk to; the reason travels with the result. */
 #include "sessions/jobs.h"
 
-#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,27 +49,10 @@ static void layer_converted(void *user, int layer, const struct layer_report *r)
     job_post(user, EVENT_LAYER, d, free);
 }
 
-/* dir/<model>-<n>, the first n that is free; the model's name reduced to harmless characters. */
-static char *fresh_folder(const char *dir, const char *model)
-{
-    char name[96];
-    size_t n = 0;
-    for (const char *c = model; *c && n < sizeof name - 1; c++)
-        name[n++] = isalnum((unsigned char)*c) || strchr("._-", *c) ? *c : '_';
-    name[n] = 0;
-    for (int i = 1; i < 100000; i++) {
-        char *path = mem_printf("%s/%s-%d", dir, name[0] == '.' || !n ? "model" : name, i);
-        if (!path || !file_exists(path))
-            return path;
-        free(path);
-    }
-    return NULL;
-}
-
 static void save(struct shop *s, const struct convert_args *a, struct converted_model *m)
 {
     struct err e = {0};
-    char *path = fresh_folder(a->dir, a->plan.model.name);
+    char *path = path_free(a->dir, a->plan.model.name, "");
     int rc = path ? file_mkdirs(a->dir, &e) : err_set(&e, ERR_IO, "%s: no free name", a->dir);
     if (rc == OK)
         rc = workspace_save(s->w, path, &e);

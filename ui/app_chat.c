@@ -304,7 +304,7 @@ static bool put_transcript(struct app *a, const char *name, bool quiet, char sho
     const char *home = getenv("HOME");
     char *path = name && name[0] == '~' && home ? mem_printf("%s%s", home, name + 1)
                  : name && name[0]              ? mem_strdup(name)
-                 : dir                          ? plan_free_path(dir, model, ".chat.json")
+                 : dir                          ? path_free(dir, model, ".chat.json")
                                                 : NULL;
     char *text = path ? journal_chat_text(&a->j) : NULL;
     bool ok = text && saver_put(a->saver, path, text, quiet);

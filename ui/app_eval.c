@@ -222,26 +222,19 @@ static void ask_write(struct app *a)
         return;
     }
     char *dir = path_join(a->paths.data, "evaluations");
-    char *path = dir ? plan_free_path(dir, a->info.name, ".json") : NULL;
+    char *path = dir ? path_free(dir, a->info.name, ".json") : NULL;
     ask_open(a, REQ_EVAL_WRITE, "write this result as (.json or .csv)",
              path ? app_path_text(path, shown) : "", true);
     free(path);
     free(dir);
 }
 
-static void move(struct app *a, int by)
-{
-    struct eval_state *v = &a->eval;
-    int n = v->conversions ? (int)v->known.n : (int)v->list.n;
-    int *at = v->conversions ? &v->top : &v->at;
-    *at += by;
-    *at = *at >= n ? n - 1 : *at;
-    *at = *at < 0 ? 0 : *at;
-}
-
 bool eval_request(struct app *a, enum request r)
 {
     struct eval_state *v = &a->eval;
+    if (list_move(r, v->conversions ? (int)v->known.n : (int)v->list.n, 10,
+                  v->conversions ? &v->top : &v->at))
+        return true;
     switch (r) {
     case REQ_START: start(a); break;
     case REQ_STOP:
@@ -269,12 +262,6 @@ bool eval_request(struct app *a, enum request r)
         break;
     case REQ_EVAL_WRITE: ask_write(a); break;
     case REQ_FOCUS: v->conversions = !v->conversions; break;
-    case REQ_UP: move(a, -1); break;
-    case REQ_DOWN: move(a, 1); break;
-    case REQ_PAGE_UP: move(a, -10); break;
-    case REQ_PAGE_DOWN: move(a, 10); break;
-    case REQ_FIRST: move(a, -(1 << 20)); break;
-    case REQ_LAST: move(a, 1 << 20); break;
     default: return false;
     }
     return true;

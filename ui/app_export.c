@@ -81,7 +81,7 @@ static char *offered_path(const struct app *a)
     char *name = mem_printf("%s-mla-%s", a->info.plan_model.name, stock_key(t));
     char *path = NULL;
     if (dir && name && file_mkdirs(dir, NULL) == OK)
-        path = plan_free_path(dir, name, t == STOCK_GGUF ? ".gguf" : "");
+        path = path_free(dir, name, t == STOCK_GGUF ? ".gguf" : "");
     free(dir);
     free(name);
     return path;
@@ -188,14 +188,9 @@ static void change_option(struct app *a, enum request r)
 
 bool export_request(struct app *a, enum request r)
 {
-    struct export_state *x = &a->export;
+    if (list_move(r, STOCK_ENGINES, STOCK_ENGINES, &a->export.at))
+        return true;
     switch (r) {
-    case REQ_UP: x->at--; break;
-    case REQ_DOWN: x->at++; break;
-    case REQ_PAGE_UP:
-    case REQ_FIRST: x->at = 0; break;
-    case REQ_PAGE_DOWN:
-    case REQ_LAST: x->at = STOCK_ENGINES - 1; break;
     case REQ_EXPORT_TYPE: next_numbers(a); break;
     case REQ_EXPORT_QUERIES:
     case REQ_EXPORT_MTP:
@@ -210,7 +205,6 @@ bool export_request(struct app *a, enum request r)
         break;
     default: return false;
     }
-    x->at = x->at < 0 ? 0 : x->at >= STOCK_ENGINES ? STOCK_ENGINES - 1 : x->at;
     return true;
 }
 

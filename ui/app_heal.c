@@ -110,7 +110,7 @@ bool heal_answer(struct app *a, const char *text)
     h->from = a->convert.result.path[0] ? mem_strdup(a->convert.result.path) : NULL;
     char *dir = a->lock >= 0 ? path_join(a->paths.data, "conversions") : NULL;
     char *name = dir ? mem_printf("%s-healed", a->info.name) : NULL;
-    h->dir = name ? plan_free_path(dir, name, "") : NULL;
+    h->dir = name ? path_free(dir, name, "") : NULL;
     free(name);
     free(dir);
     submit(a, false);

@@ -43,24 +43,10 @@ static void leave(struct app *a)
     a->quit = true;
 }
 
-static void help_request(struct app *a, enum request r)
-{
-    int page = a->options.rows > 6 ? a->options.rows - 4 : 1;
-    switch (r) {
-    case REQ_UP: a->help_top--; break;
-    case REQ_DOWN: a->help_top++; break;
-    case REQ_PAGE_UP: a->help_top -= page; break;
-    case REQ_PAGE_DOWN: a->help_top += page; break;
-    case REQ_FIRST: a->help_top = 0; break;
-    case REQ_LAST: a->help_top = 1 << 20; break;
-    default: a->help = false; break;
-    }
-}
+#define WITHOUT_END ((1 << 20) + 1) /* of a list whose view knows where it ends */
 
-static bool list_request(struct app *a, enum request r)
+bool list_move(enum request r, int n, int page, int *at)
 {
-    int n = (int)a->found.n, page = a->options.rows > 12 ? a->options.rows - 10 : 2;
-    int *at = &a->found_selected;
     switch (r) {
     case REQ_UP: --*at; break;
     case REQ_DOWN: ++*at; break;
@@ -68,6 +54,27 @@ static bool list_request(struct app *a, enum request r)
     case REQ_PAGE_DOWN: *at += page; break;
     case REQ_FIRST: *at = 0; break;
     case REQ_LAST: *at = n - 1; break;
+    default: return false;
+    }
+    *at = *at >= n ? n - 1 : *at;
+    *at = *at < 0 ? 0 : *at;
+    return true;
+}
+
+static void help_request(struct app *a, enum request r)
+{
+    int page = a->options.rows > 6 ? a->options.rows - 4 : 1;
+    if (!list_move(r, WITHOUT_END, page, &a->help_top))
+        a->help = false;
+}
+
+static bool list_request(struct app *a, enum request r)
+{
+    int n = (int)a->found.n, page = a->options.rows > 12 ? a->options.rows - 10 : 2;
+    int *at = &a->found_selected;
+    if (list_move(r, n, page, at))
+        return true;
+    switch (r) {
     case REQ_OPEN:
         if (*at < n)
             app_open(a, a->found.entry[*at].path, NULL);
@@ -81,29 +88,19 @@ static bool list_request(struct app *a, enum request r)
         break;
     default: return false;
     }
-    *at = *at >= n ? n - 1 : *at;
-    *at = *at < 0 ? 0 : *at;
     return true;
 }
 
 static bool convert_request(struct app *a, enum request r)
 {
-    int *top = &a->convert.top;
     switch (r) {
     case REQ_START:
         heal_drop(a);
         convert_start(a);
         return true;
     case REQ_STOP: return convert_stop(a);
-    case REQ_UP: --*top; break;
-    case REQ_DOWN: ++*top; break;
-    case REQ_PAGE_UP: *top -= 10; break;
-    case REQ_PAGE_DOWN: *top += 10; break;
-    case REQ_FIRST: *top = 0; break;
-    case REQ_LAST: *top = 1 << 20; break;
-    default: return false;
+    default: return list_move(r, WITHOUT_END, 10, &a->convert.top);
     }
-    return true;
 }
 
 static bool screen_request(struct app *a, enum request r, int key)

@@ -7,6 +7,9 @@
 
 const struct keymap *app_keys(const struct app *a); /* NULL: the table's */
 
+/* app_keys.c: moves in a list of n by a key, staying within; false: the key is for something else. */
+bool list_move(enum request r, int n, int page, int *at);
+
 /* app_ask.c */
 void ask_open(struct app *a, enum request what, const char *label, const char *preset, bool path);
 bool ask_key(struct app *a, enum request r, int key);

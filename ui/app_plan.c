@@ -158,21 +158,6 @@ void plan_range(const struct app *a, int *first, int *last)
     *last = mark < at ? at : mark;
 }
 
-static void choose_layer(struct app *a, enum request r)
-{
-    struct ranks_state *s = &a->ranks;
-    int n = s->plan.model.n_layer, page = a->options.rows > 12 ? a->options.rows - 10 : 2;
-    switch (r) {
-    case REQ_UP: s->layer--; break;
-    case REQ_DOWN: s->layer++; break;
-    case REQ_PAGE_UP: s->layer -= page; break;
-    case REQ_PAGE_DOWN: s->layer += page; break;
-    case REQ_FIRST: s->layer = 0; break;
-    default: s->layer = n - 1; break;
-    }
-    s->layer = s->layer < 0 ? 0 : s->layer >= n ? n - 1 : s->layer;
-}
-
 static void toggle_mark(struct app *a)
 {
     struct ranks_state *r = &a->ranks;
@@ -203,11 +188,8 @@ static bool request(struct app *a, enum request r)
     char text[64];
     if (!s->has_plan)
         return false;
-    if (r >= REQ_UP && r <= REQ_LAST) {
-        choose_layer(a, r);
-        return true;
-    }
-    if (compare_request(a, r))
+    int page = a->options.rows > 12 ? a->options.rows - 10 : 2;
+    if (list_move(r, s->plan.model.n_layer, page, &s->layer) || compare_request(a, r))
         return true;
     switch (r) {
     case REQ_LESS: ranks_change(a, -1); return true;

@@ -50,7 +50,6 @@ int plan_set_rope(struct rankplan *p, int rope_dim, struct err *e);
 bool plan_answer(struct app *a, enum request what, const char *text); /* false: ask.error says why */
 
 /* app_plan_file.c: plans as files */
-char *plan_free_path(const char *dir, const char *name, const char *suffix);
 void plan_ask_save(struct app *a);
 bool plan_answer_save(struct app *a, const char *text); /* false: ask.error */
 bool plan_answer_load(struct app *a, const char *text);

@@ -1,29 +1,11 @@
 /* Plans as files: saved and loaded by name, or put away when another model's takes their place. */
 #include "ui/app_parts.h"
 
-#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/file.h"
-
-char *plan_free_path(const char *dir, const char *name, const char *suffix)
-{
-    char safe[96];
-    size_t n = 0;
-    for (const char *c = name; *c && n < sizeof safe - 1; c++)
-        safe[n++] = isalnum((unsigned char)*c) || strchr("._-", *c) ? *c : '_';
-    safe[n] = 0;
-    for (int i = 1; i < 100000; i++) {
-        char *path =
-            mem_printf("%s/%s-%d%s", dir, safe[0] == '.' || !n ? "model" : safe, i, suffix);
-        if (!path || !file_exists(path))
-            return path;
-        free(path);
-    }
-    return NULL;
-}
 
 char *ask_expand_home(const char *text)
 {
@@ -41,7 +23,7 @@ void plan_ask_save(struct app *a)
 {
     char text[1024];
     char *dir = path_join(a->paths.data, "plans");
-    char *path = dir ? plan_free_path(dir, a->ranks.plan.model.name, ".plan.json") : NULL;
+    char *path = dir ? path_free(dir, a->ranks.plan.model.name, ".plan.json") : NULL;
     ask_open(a, REQ_SAVE_PLAN, "save the plan as", path ? app_path_text(path, text) : "", true);
     free(path);
     free(dir);
@@ -87,7 +69,7 @@ char *plan_put_away(struct app *a, const struct rankplan *p)
 {
     cJSON *json = NULL;
     char *dir = path_join(a->paths.data, "plans");
-    char *path = dir ? plan_free_path(dir, p->model.name, ".plan.json") : NULL;
+    char *path = dir ? path_free(dir, p->model.name, ".plan.json") : NULL;
     char *text = path && rankplan_to_json(p, &json, NULL) == OK ? json_text(json, true) : NULL;
     bool put = text && a->lock >= 0 && saver_put(a->saver, path, text, true);
     if (text && a->lock < 0)
@@ -106,7 +88,7 @@ void plan_keep_foreign(struct app *a, cJSON **plan, const char *why)
     const cJSON *model = json_get(*plan, "model");
     char *dir = path_join(a->paths.data, "plans");
     char *path =
-        dir ? plan_free_path(dir, json_str_or(model, "name", "model"), ".plan.json") : NULL;
+        dir ? path_free(dir, json_str_or(model, "name", "model"), ".plan.json") : NULL;
     char *text = json_text(*plan, true), shown[1024];
     if (path && text && a->lock >= 0) {
         app_message(a, ROLE_NORMAL, "a new plan; the one before is in %s (%s)",
