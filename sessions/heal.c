@@ -362,8 +362,8 @@ static int save_sometimes(struct heal *h, struct err *e)
 static int train(struct heal *h, struct err *e)
 {
     int n = looks(h), rc = OK;
-    long long due = (long long)(used(h) * n) + 1; /* least squares have used some of the budget */
-    h->s.measured = h->s.measured < due ? due : h->s.measured;
+    if (!h->out->resumed) /* what least squares have used of the budget needs no measurements */
+        h->s.measured = (long long)(used(h) * n) + 1;
     if (h->o.dir && !h->out->resumed)
         rc = heal_save(h, e); /* a disk that is full says so at once */
     while (!rc && !over(h)) {
@@ -438,9 +438,8 @@ static void fill_report(struct heal *h)
 static int begin(struct heal *h, const struct engine *original, struct err *e)
 {
     struct conversion *refitted = NULL;
-    heal_fingerprint(h, h->source);
     heal_choose_sizes(h);
-    int rc = h->unfinished ? heal_refit_again(h, e) : heal_refit(h, original, &refitted, e);
+    int rc = h->unfinished ? heal_take_best(h, e) : heal_refit(h, original, &refitted, e);
     if (!rc)
         rc = heal_prepare(h, original, e);
     if (!rc && h->unfinished)
@@ -466,6 +465,7 @@ int heal_run(struct conversion **c, const struct engine *original, struct heal_t
     *out = (struct heal_report){0};
     h.s = (struct heal_state){.scale = 1, .kl_before = NAN, .kl_best = NAN};
     h.started_sec = h.saved_sec = clock_now();
+    heal_fingerprint(&h, h.source);
     int rc = o->dir ? heal_resume(&h, e) : OK;
     if (!rc)
         rc = begin(&h, original, e);

@@ -16,18 +16,17 @@
 #define SHARE 0.3                  /* of the seconds */
 #define PASSES 7                   /* forward passes of the original that a token takes */
 #define BYTES ((size_t)1600 << 20) /* hidden states of both models */
-#define LONG_SHARE 4               /* a quarter of the tokens is in longer sequences */
 
 /* Seconds of the original's forward pass a token. */
-static double pass_seconds(const struct engine *g, struct calib_text *text, struct err *e)
+static double pass_seconds(const struct engine *g, const struct calib_text *text, struct err *e)
 {
     struct calib_text one = {.ids = text->ids, .windows = 1, .window = text->window};
-    double start = clock_now(), best = INFINITY;
+    double best = INFINITY;
     for (int i = 0; i < 2; i++) { /* the first warms up */
         struct states s;
         struct states_group group;
         int rc = states_init(&s, g, &one, e);
-        start = clock_now();
+        double start = clock_now();
         for (int l = 0; l < g->model->hp.n_layer && !rc; l++)
             if (states_group(&one, 0, &group))
                 states_layer(&s, l, &group, NULL);
@@ -68,7 +67,7 @@ static int sequences(struct heal *h, int n, int len, int32_t *ids, int *got, str
 /* About `tokens` tokens as windows and long windows. */
 static int choose_text(struct heal *h, long long tokens, struct calib_text *out, struct err *e)
 {
-    int longs = h->longer > h->length ? (int)(tokens / LONG_SHARE / h->longer) : 0;
+    int longs = h->longer > h->length ? (int)(tokens / HEAL_LONG_SHARE / h->longer) : 0;
     int windows = (int)((tokens - (long long)longs * h->longer) / h->length);
     *out = (struct calib_text){.window = h->length, .long_len = h->longer};
     out->ids = mem_calloc((size_t)windows * (size_t)h->length + (size_t)longs * (size_t)h->longer,
@@ -112,31 +111,5 @@ int heal_refit(struct heal *h, const struct engine *original, struct conversion 
         conversion_free(*out);
         *out = NULL;
     }
-    return rc;
-}
-
-/* t of the best conversion, where it is no longer the base's. */
-static int take(struct heal *h, struct tensor *t, const struct tensor *best,
-                const struct tensor *base, struct err *e)
-{
-    float *f;
-    if (best->data == base->data)
-        return OK;
-    int rc = tensor_to_f32(best, &f, e);
-    return rc ? rc : conversion_take(h->c, t, f, e);
-}
-
-int heal_refit_again(struct heal *h, struct err *e)
-{
-    struct conversion *best = NULL;
-    int rc = conversion_open(&best, h->o.dir, h->c->base, h->o.plan_model, e);
-    for (int l = 0; l < h->c->model.hp.n_layer && !rc; l++) {
-        struct model_layer *to = &h->c->model.layer[l];
-        const struct model_layer *y = &best->model.layer[l], *base = &h->c->base->layer[l];
-        rc = take(h, &to->o, &y->o, &base->o, e);
-        if (!rc)
-            rc = take(h, &to->down, &y->down, &base->down, e);
-    }
-    conversion_free(best);
     return rc;
 }

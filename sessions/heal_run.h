@@ -16,6 +16,8 @@ int heal_run(struct conversion **c, const struct engine *original, struct heal_t
              const struct heal_options *o, const struct heal_sink *sink, const struct progress *p,
              struct heal_report *out, struct err *e);
 
+#define HEAL_LONG_SHARE 4 /* a quarter of the tokens is in longer sequences */
+
 /* What a run needs to go on; all of it is in a checkpoint. */
 struct heal_state {
     long long step, batch, sequence, tokens;
@@ -79,17 +81,17 @@ int heal_hold_out(struct heal *h, struct err *e);
 /* Sequences of len tokens, numbers *i and on, until rows are full; at most `most` of them. */
 int heal_fill(struct heal *h, bool held_out, long long *i, int len, int rows, int most, int32_t *ids,
               int *start, int *n_seq, struct err *e);
-/* heal_refit.c: a refitted copy of h->c in *out, NULL where there is too little to do it with; and
- * what a run that goes on had refitted, out of its folder. */
+/* heal_refit.c: a refitted copy of h->c in *out, NULL where there is too little to do it with. */
 int heal_refit(struct heal *h, const struct engine *original, struct conversion **out,
                struct err *e);
-int heal_refit_again(struct heal *h, struct err *e);
 /* heal_state.c */
 /* Writes the best conversion (when it changed) and a checkpoint into o.dir. */
 int heal_save(struct heal *h, struct err *e);
-/* Looks for an unfinished run in o.dir; refuses one of other text or options, and takes its sizes.
- * After the net is made, heal_restore goes on where it stopped. */
+/* Looks for an unfinished run in o.dir; refuses one of another conversion (h->source), other text or
+ * options, and takes its sizes. Then h->c becomes the best that it reached, and after the net is made
+ * heal_restore goes on where it stopped. */
 int heal_resume(struct heal *h, struct err *e);
+int heal_take_best(struct heal *h, struct err *e);
 int heal_restore(struct heal *h, struct err *e);
 /* The run is over: best conversion with its history saved, checkpoint removed. */
 int heal_finish(struct heal *h, struct err *e);

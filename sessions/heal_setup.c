@@ -9,8 +9,7 @@
 #include "core/kvmem.h"
 
 #define LENGTH 256
-#define LONGER 4     /* times LENGTH: what sees a longer context */
-#define LONG_SHARE 4 /* a quarter of the tokens is in such sequences */
+#define LONGER 4 /* times LENGTH: what sees a longer context */
 #define DEFAULT_SECONDS 600.0
 #define TOKENS_A_SECOND 150.0 /* a guess that only sizes batches, held-out text and steps */
 #define TAPE_BYTES ((size_t)1 << 30)
@@ -47,7 +46,7 @@ void heal_choose_sizes(struct heal *h)
     o->batch = o->batch < h->length ? h->length : o->batch / h->length * h->length;
     if (!o->held_out)
         o->held_out = clamp_int(tokens / 10, 8 * h->length, 16 * h->length);
-    h->long_every = 1 + (LONG_SHARE - 1) * h->longer / o->batch;
+    h->long_every = 1 + (HEAL_LONG_SHARE - 1) * h->longer / o->batch;
     h->rows = o->batch > h->longer ? o->batch : h->longer;
 }
 

@@ -35,8 +35,8 @@ void heal_fingerprint(const struct heal *h, char hex[65])
     sha256_init(&s);
     for (int l = 0; l < h->c->model.hp.n_layer; l++) {
         const struct model_layer *y = &h->c->model.layer[l];
-        const struct tensor *all[] = {y->q_rope.data ? &y->q_rope : &y->q, &y->kv_a, &y->kv_b, &y->o,
-                                      &y->down};
+        const struct tensor *all[] = {y->q_rope.data ? &y->q_rope : &y->q, &y->kv_a, &y->kv_b,
+                                      &y->o, &y->down};
         for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
             size_t n = tensor_bytes(all[i]);
             uint64_t shape[2] = {all[i]->dim[0], all[i]->dim[1]};
@@ -152,6 +152,9 @@ static int save_description(const struct heal *h, const char *tensors, struct er
     cJSON_AddNumberToObject(root, "batch_tokens", h->o.batch);
     cJSON_AddNumberToObject(root, "held_out_tokens", h->o.held_out);
     cJSON_AddStringToObject(root, "tensors", tensors);
+    cJSON *sizes = cJSON_AddArrayToObject(root, "rms");
+    for (int i = 0; i < heal_net_count(h->net); i++)
+        cJSON_AddItemToArray(sizes, cJSON_CreateNumber(h->moment[i].rms));
     cJSON_AddItemToObject(root, "state", state_json(h));
     cJSON_AddItemToObject(root, "curve", curve_json(h->out));
     int rc = path && (text = json_text(root, true)) ? OK : err_nomem(e, 4096, "a checkpoint");
@@ -371,6 +374,12 @@ int heal_resume(struct heal *h, struct err *e)
     int rc = json_read_file(&h->unfinished, path, STATE_MAX, e);
     if (!rc)
         rc = check_same(h, h->unfinished, path, e);
+    if (!rc && strcmp(json_str_or(h->unfinished, "healed", ""), h->source))
+        rc =
+            err_set(e, ERR_MISMATCH,
+                    "%s holds an unfinished healing of another conversion: give another folder, or "
+                    "remove its " STATE_JSON,
+                    h->o.dir);
     if (!rc)
         rc = json_int(h->unfinished, "batch_tokens", 1, 1 << 24, &batch, path, e);
     if (!rc)
@@ -427,55 +436,69 @@ static int read_state(struct heal *h, const char *where, struct err *e)
     return rc;
 }
 
-/* The best so far is the conversion in the folder. */
-static int read_best(struct heal *h, struct err *e)
+/* t becomes what it is in the folder, where that is not the base's. */
+static int take(struct heal *h, struct tensor *t, const struct tensor *best,
+                const struct tensor *base, struct err *e)
+{
+    float *f;
+    if (best->data == base->data)
+        return OK;
+    if (tensor_elements(best) != tensor_elements(t))
+        return err_set(e, ERR_MISMATCH, "%s holds another conversion", h->o.dir);
+    int rc = tensor_to_f32(best, &f, e);
+    return rc ? rc : conversion_take(h->c, t, f, e);
+}
+
+int heal_take_best(struct heal *h, struct err *e)
 {
     struct conversion *best = NULL;
     int rc = conversion_open(&best, h->o.dir, h->c->base, h->o.plan_model, e);
-    for (int i = 0; i < heal_net_count(h->net) && !rc; i++) {
-        const struct heal_tensor *t = &h->net->tensor[i];
-        const struct model_layer *y = &best->model.layer[t->layer];
-        const struct tensor *from[HEAL_PARTS] = {y->q_rope.data ? &y->q_rope : &y->q, &y->kv_a,
-                                                 &y->kv_b, &y->o};
-        float *f;
-        if (!is_kept(h, i))
-            continue;
-        if (tensor_elements(from[t->part]) != t->rows * t->cols)
-            rc = err_set(e, ERR_MISMATCH, "%s holds another conversion", h->o.dir);
+    for (int l = 0; l < h->c->model.hp.n_layer && !rc; l++) {
+        struct model_layer *to = &h->c->model.layer[l], *y = &best->model.layer[l];
+        const struct model_layer *b = &h->c->base->layer[l];
+        bool normed = y->q_rope.data;
+        rc = take(h, normed ? &to->q_rope : &to->q, normed ? &y->q_rope : &y->q, &b->q_rope, e);
         if (!rc)
-            rc = tensor_to_f32(from[t->part], &f, e);
-        if (rc)
-            break;
-        memcpy(heal_numbers(h, i), f, t->rows * t->cols * sizeof *f);
-        free(f);
+            rc = take(h, &to->kv_a, &y->kv_a, &b->kv_a, e);
+        if (!rc)
+            rc = take(h, &to->kv_b, &y->kv_b, &b->kv_b, e);
+        if (!rc)
+            rc = take(h, &to->o, &y->o, &b->o, e);
+        if (!rc)
+            rc = take(h, &to->down, &y->down, &b->down, e);
     }
     conversion_free(best);
     return rc;
 }
 
+/* What a step is measured by is the size that tensors had at the start. */
+static int read_sizes(struct heal *h, const char *where, struct err *e)
+{
+    const cJSON *v = json_get(h->unfinished, "rms");
+    int n = heal_net_count(h->net), i = 0;
+    for (v = v ? v->child : NULL; v && i < n && cJSON_IsNumber(v) && v->valuedouble >= 0;
+         v = v->next)
+        h->moment[i++].rms = v->valuedouble;
+    return !v && i == n
+               ? OK
+               : err_set(e, ERR_FORMAT, "%s/" STATE_JSON ": rms must be %d numbers", where, n);
+}
+
 int heal_restore(struct heal *h, struct err *e)
 {
-    const char *healed = json_str_or(h->unfinished, "healed", "");
     const char *file = json_str_or(h->unfinished, "tensors", "");
     bool known = !strcmp(file, tensor_files[0]) || !strcmp(file, tensor_files[1]);
     char *path = known ? path_join(h->o.dir, file) : NULL;
-    int rc = OK;
-    if (strcmp(healed, h->source))
-        rc =
-            err_set(e, ERR_MISMATCH,
-                    "%s holds an unfinished healing of another conversion: give another folder, or "
-                    "remove its " STATE_JSON,
-                    h->o.dir);
-    else if (!path)
-        rc = err_set(e, ERR_FORMAT, "%s/" STATE_JSON " names no file of weights", h->o.dir);
+    int rc =
+        path ? OK : err_set(e, ERR_FORMAT, "%s/" STATE_JSON " names no file of weights", h->o.dir);
     if (!rc)
         rc = read_tensors(h, path, e);
+    if (!rc)
+        rc = read_sizes(h, h->o.dir, e);
     if (!rc)
         rc = read_state(h, h->o.dir, e);
     if (!rc)
         rc = read_curve(h, h->o.dir, e);
-    if (!rc)
-        rc = read_best(h, e);
     free(path);
     if (!rc) {
         h->best_saved = true;
