@@ -71,8 +71,7 @@ static int get_plan(struct cli *c, struct workspace *w, struct rankplan *plan, s
     if (!o->plan)
         return cli_make_plan(c, w, plan, e);
     if (o->kept || o->bytes_per_token || o->fit || o->rank || o->rope || o->method || o->layout ||
-        o->alloc || o->freqfold || o->without || o->preset || o->rounds || o->stride ||
-        o->balance > 0 || o->damping > 0 || o->refit_ffn)
+        o->alloc || o->preset || cli_recipe_given(o))
         return cli_usage(e, "--plan says ranks, rope, method and layout: leave those options out");
     workspace_info(w, &info);
     int rc = rankplan_load(plan, &info.plan_model, o->plan, e);

@@ -299,6 +299,12 @@ static int fill_plan(struct cli *c, struct workspace *w, struct rankplan *p, str
     return rc;
 }
 
+bool cli_recipe_given(const struct cli_options *o)
+{
+    return o->without || o->freqfold || o->rounds || o->stride || o->balance > 0 ||
+           o->damping > 0 || o->refit_ffn;
+}
+
 /* The same cache as MLA: exact, ready to be trained further. Which engines load it depends on the
  * model, so it is said. */
 static int preset_plan(struct cli *c, const struct model_info *info, struct rankplan *p,
@@ -309,8 +315,7 @@ static int preset_plan(struct cli *c, const struct model_info *info, struct rank
     if (strcmp(o->preset, "equal-cache"))
         return cli_usage(e, "--preset takes equal-cache, not \"%s\"", o->preset);
     if (o->kept || o->bytes_per_token || o->fit || o->rank || o->rope || o->alloc || o->search ||
-        o->without || o->freqfold || o->rounds || o->stride || o->balance > 0 || o->damping > 0 ||
-        o->refit_ffn)
+        cli_recipe_given(o))
         return cli_usage(e, "--preset says ranks and rope: leave those options out");
     if (!o->layout) /* one list of frequencies, which an engine can be told, where there is one */
         p->layout = info->stock.two_ropes ? LAYOUT_OWN : LAYOUT_SHARED;
