@@ -440,10 +440,7 @@ void conversion_free(struct conversion *c)
 {
     if (!c)
         return;
-    for (int i = 0; c->small_data && i < CONVERSION_MATRICES * c->report.n_layer; i++)
-        free(c->small_data[i]);
-    free(c->small_data);
-    free(c->small.layer);
+    conversion_runtime_drop(c);
     for (int l = 0; l < c->report.n_layer; l++) {
         if (c->spilled && c->spilled[l].data) {
             c->made[l].q = c->made[l].kv_a = c->made[l].kv_b = NULL;

@@ -38,6 +38,10 @@ struct conversion {
  * o rounded to Q8_0 and kv_b to F16, and with the original's own q where the conversion's follows
  * from it: decoding then reads about as many bytes as the quantised original does. Owned by c. */
 int conversion_runtime(struct conversion *c, bool rounded, const struct model **out, struct err *e);
+/* After layer l's o or down was replaced (conversion_take): the rounded model has it too, if it was
+ * made. After other tensors: it is dropped, and made anew when it is asked for. */
+int conversion_runtime_maps(struct conversion *c, int l, struct err *e);
+void conversion_runtime_drop(struct conversion *c);
 
 /* What solving needs: the base, its statistics, and (transmla) the second pass's moments. */
 struct conversion_input {
@@ -57,6 +61,7 @@ struct conversion_input {
     struct prepared_layer *prepared;
     const struct conversion *previous;
     unsigned long serial;
+    bool rounded;      /* what is measured runs rounded, where callers run it (conversion_runtime) */
     int first, count;  /* layers to convert, the others stay as they are; count 0: all */
 };
 /* Bytes that solving one of the model's layers takes at rank r, and the tensors of a plan (F32). */

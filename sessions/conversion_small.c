@@ -172,7 +172,20 @@ static int small_layer(const struct conversion *c, int l, struct model_layer *y,
         rc = round_tensor(&y->kv_a, DTYPE_Q8_0, &data[1], e);
     if (!rc)
         rc = round_tensor(&y->kv_b, DTYPE_F16, &data[2], e);
-    if (!rc && y->o.data != c->base->layer[l].o.data)
+    return rc;
+}
+
+/* The maps that write to the stream, where they are the conversion's own. */
+static int small_maps(const struct conversion *c, int l, struct model_layer *y, void **data,
+                      struct err *e)
+{
+    int rc = OK;
+    free(data[3]);
+    free(data[4]);
+    data[3] = data[4] = NULL;
+    y->o = c->model.layer[l].o;
+    y->down = c->model.layer[l].down;
+    if (y->o.data != c->base->layer[l].o.data)
         rc = round_tensor(&y->o, DTYPE_Q8_0, &data[3], e);
     if (!rc && y->down.data != c->base->layer[l].down.data)
         rc = round_tensor(&y->down, DTYPE_Q8_0, &data[4], e);
@@ -192,8 +205,30 @@ int conversion_runtime(struct conversion *c, bool rounded, const struct model **
     if (!c->small.layer || !c->small_data)
         return err_nomem(e, L * sizeof *c->small.layer, "rounded attention weights");
     for (size_t l = 0; l < L && !rc; l++) {
+        void **data = c->small_data + CONVERSION_MATRICES * l;
         c->small.layer[l] = c->model.layer[l];
-        rc = small_layer(c, (int)l, &c->small.layer[l], c->small_data + CONVERSION_MATRICES * l, e);
+        if (c->model.layer[l].attn != ATTN_MLA) /* left as it was */
+            continue;
+        rc = small_layer(c, (int)l, &c->small.layer[l], data, e);
+        if (!rc)
+            rc = small_maps(c, (int)l, &c->small.layer[l], data, e);
     }
     return rc;
+}
+
+int conversion_runtime_maps(struct conversion *c, int l, struct err *e)
+{
+    return c->small.layer ? small_maps(c, l, &c->small.layer[l],
+                                       c->small_data + CONVERSION_MATRICES * (size_t)l, e)
+                          : OK;
+}
+
+void conversion_runtime_drop(struct conversion *c)
+{
+    for (int i = 0; c->small_data && i < CONVERSION_MATRICES * c->model.hp.n_layer; i++)
+        free(c->small_data[i]);
+    free(c->small_data);
+    free(c->small.layer);
+    c->small_data = NULL;
+    c->small.layer = NULL;
 }

@@ -102,9 +102,11 @@ int heal_refit(struct heal *h, const struct engine *original, struct conversion 
     rc = choose_text(h, tokens, &text, e);
     if (!rc && states_rows(&text) >= LEAST)
         rc = conversion_copy(out, h->c, true, e);
+    const struct refit_options how = {true, !h->o.exact, "healing: refitting output maps"};
     if (!rc && *out)
-        rc = refit_run(*out, original, &text,
-                       &(struct refit_options){true, "healing: refitting output maps"}, h->p, e);
+        rc = refit_run(*out, original, &text, &how, h->p, e);
+    if (*out)
+        conversion_runtime_drop(*out); /* training will change the rest */
     h->s.refit_tokens = rc || !*out ? 0 : (long long)states_rows(&text);
     calib_text_done(&text);
     if (rc) {

@@ -65,7 +65,10 @@ static int refit_init(struct refit *r, const struct engine *base, const struct c
     if (!r->heads || !r->kept || !r->y || (norms && !r->diff))
         return err_nomem(e, states_rows(text) * (size_t)r->width * f,
                          "refitting: use fewer tokens (--tokens)");
-    rc = engine_new(&r->engine, &r->c->model, b, base, e);
+    const struct model *m;
+    rc = conversion_runtime(r->c, r->o->rounded, &m, e);
+    if (!rc)
+        rc = engine_new(&r->engine, m, b, base, e);
     if (!rc)
         rc = states_init(&r->original, base, text, e);
     return rc ? rc : states_init(&r->converted, r->engine, text, e);
@@ -89,16 +92,29 @@ struct block {
     void (*run)(struct states *s, int layer, const struct states_group *group);
     struct refit_sums *sums;
     int width;
+    /* Targets are summed without what the map itself adds: its share is known from the sums of its
+     * inputs, and the block need not run for it. */
+    bool bare;
 };
 
-static struct block output_block(const struct refit *r)
+static struct block output_block(const struct refit *r, int l)
 {
-    return (struct block){W_O, V_POST_ATTN, states_output, r->output, r->width};
+    float *const *v = r->engine->layer[l].v;
+    return (struct block){.slot = W_O,
+                          .norm = V_POST_ATTN,
+                          .run = states_output,
+                          .sums = r->output,
+                          .width = r->width,
+                          .bare = !v[V_POST_ATTN] && !v[V_O_BIAS]};
 }
 
 static struct block ffn_block(const struct refit *r)
 {
-    return (struct block){W_DOWN, V_POST_FFN, states_ffn, r->ffn, r->c->base->hp.ffn};
+    return (struct block){.slot = W_DOWN,
+                          .norm = V_POST_FFN,
+                          .run = states_ffn,
+                          .sums = r->ffn,
+                          .width = r->c->base->hp.ffn};
 }
 
 static float *input_of(const struct block *k, const struct states *s)
@@ -116,8 +132,10 @@ static void add_group(struct refit *r, const struct block *k, int l,
     int n = group->n, D = r->D, W = k->width;
     size_t nd = (size_t)n * (size_t)D, at = group->first * (size_t)D;
     float *h = r->original.h + at, *there = r->converted.h + at;
-    op->store(b, r->kept, DTYPE_F32, D, there, D, D, n);
-    k->run(&r->converted, l, group);
+    if (!k->bare) {
+        op->store(b, r->kept, DTYPE_F32, D, there, D, D, n);
+        k->run(&r->converted, l, group);
+    }
     k->run(&r->original, l, group);
     const float *a = input_of(k, &r->converted);
     if (r->engine->layer[l].v[k->norm]) {
@@ -132,7 +150,8 @@ static void add_group(struct refit *r, const struct block *k, int l,
         op->add(b, r->y, h, nd);
     }
     refit_sums_add(k->sums, a, r->y, n);
-    op->store(b, there, DTYPE_F32, D, r->kept, D, D, n);
+    if (!k->bare)
+        op->store(b, there, DTYPE_F32, D, r->kept, D, D, n);
 }
 
 /* X becomes (S + ridge)⁻¹ X, the ridge in units of S's mean diagonal; S is destroyed. False:
@@ -195,6 +214,23 @@ static int fit(struct refit *r, const struct block *k, double *S[2], double *X[2
     return rc;
 }
 
+/* Bare sums become those of y = h − h̃: Σ ã (h − h̃ + W ã)ᵀ less Σ ã ãᵀ Wᵀ, w as [D][width]. */
+static int take_off_map(const struct refit *r, const struct block *k, const float *w,
+                        double *const S[2], double *const X[2], struct err *e)
+{
+    size_t n = (size_t)k->width * (size_t)r->D;
+    double *map = mem_calloc(n, sizeof *map);
+    if (!map)
+        return err_nomem(e, n * sizeof *map, "a refit");
+    for (size_t i = 0; i < n; i++)
+        map[i] = (double)w[i];
+    for (int half = 0; half < 2; half++)
+        linalg_dgemm(NULL, false, true, k->width, r->D, k->width, -1, S[half], k->width, map,
+                     k->width, 1, X[half], r->D);
+    free(map);
+    return OK;
+}
+
 /* The block's map W [D][width] becomes W + Δ, in the conversion and in the engine. */
 static int refit_map(struct refit *r, const struct block *k, int l, struct err *e)
 {
@@ -206,22 +242,30 @@ static int refit_map(struct refit *r, const struct block *k, int l, struct err *
     bool found = false;
     int rc = refit_sums_collect(k->sums, S, X, e);
     if (!rc)
-        rc = fit(r, k, S, X, &found, e);
-    if (!rc && found)
         rc = tensor_to_f32(t, &w, e);
-    if (rc || !found) /* nothing flows here, or nothing is to be learnt: the map stays */
+    if (!rc && k->bare)
+        rc = take_off_map(r, k, w, S, X, e);
+    if (!rc)
+        rc = fit(r, k, S, X, &found, e);
+    if (rc || !found) { /* nothing flows here, or nothing is to be learnt: the map stays */
+        free(w);
         return rc;
+    }
     for (size_t i = 0; i < D; i++)
         for (size_t j = 0; j < W; j++)
             w[i * W + j] += (float)X[0][j * D + i];
     rc = conversion_take(r->c, t, w, e);
-    return rc ? rc : engine_replace(r->engine, l, k->slot, t, e);
+    if (!rc && r->o->rounded)
+        rc = conversion_runtime_maps(r->c, l, e);
+    const struct model_layer *run = &r->engine->model->layer[l];
+    return rc ? rc
+              : engine_replace(r->engine, l, k->slot, k->slot == W_O ? &run->o : &run->down, e);
 }
 
 static int refit_output(struct refit *r, int l, struct err *e)
 {
     struct backend *b = r->engine->backend;
-    const struct block k = output_block(r);
+    const struct block k = output_block(r, l);
     struct states_group group;
     int rc = refit_sums_start(r->output, e);
     for (int i = 0; states_group(r->original.text, i, &group) && !rc; i++) {

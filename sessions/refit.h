@@ -16,7 +16,8 @@
 #include "sessions/conversion.h"
 
 struct refit_options {
-    bool ffn;          /* the feed-forward's output map too, in layers without experts */
+    bool ffn;     /* the feed-forward's output map too, in layers without experts */
+    bool rounded; /* what flows is the rounded model's, as it runs later (conversion_runtime) */
     const char *phase; /* said as it goes */
 };
 /* c's maps become its own (conversion_take). base is the original's engine. After a failure c is

@@ -154,7 +154,7 @@ static void check_refit(struct subject *s, const char *name, int r, int R)
     for (int i = 0; i < 3; i++) {
         struct err e = {0};
         struct conversion *c = convert(s, LAYOUT_OWN, r, R);
-        const struct refit_options o = {i == 2, "refitting"};
+        const struct refit_options o = {.ffn = i == 2, .rounded = true, .phase = "refitting"};
         if (i)
             CHECK_OK(refit_run(c, s->g, &s->text, &o, NULL, &e), e);
         off[i] = text_distance(s, &c->model);
