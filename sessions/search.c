@@ -11,7 +11,7 @@ struct search {
     const struct engine *base;
     struct conversion_input in;
     const struct rankplan *plan;
-    const struct probe_text *text;
+    struct probe *probe;
     const struct progress *p;
     int even, widest;
     double *error; /* [SEARCH_MAX + 1][L] what each layer's output loses */
@@ -54,6 +54,7 @@ static int measure(const struct search *s, const struct rankplan *plan, double *
 {
     struct conversion_input in = s->in;
     struct conversion *c = NULL;
+    const struct model *m;
     struct engine *g = NULL;
     int *list = NULL, rc = OK, R = plan->layer[0].qk_rope_head_dim;
     in.measure = in.brief = true;
@@ -67,9 +68,11 @@ static int measure(const struct search *s, const struct rankplan *plan, double *
     for (int l = 0; l < plan->model.n_layer && !rc; l++)
         error[l] = c->report.layer[l].error;
     if (!rc)
-        rc = engine_new(&g, &c->model, engine_backend(s->base), s->base, e);
+        rc = conversion_runtime(c, in.rounded, &m, e);
     if (!rc)
-        rc = probe_kl(s->base, g, s->text, kl, s->p, e);
+        rc = engine_new(&g, m, engine_backend(s->base), s->base, e);
+    if (!rc)
+        rc = probe_kl(s->probe, g, kl, e);
     engine_free(g);
     conversion_free(c);
     free(list);
@@ -146,24 +149,26 @@ static int walk(const struct search *s, struct search_result *out, int step, str
 }
 
 /* Room for the trials, and what every search refuses. */
-static int search_init(struct search *s, struct search_result *out, struct err *e)
+static int search_init(struct search *s, struct search_result *out, const struct probe_text *text,
+                       struct err *e)
 {
     size_t L = (size_t)s->plan->model.n_layer;
     int most = rankplan_max_rank(&s->plan->model);
     *out = (struct search_result){.n_layer = s->plan->model.n_layer};
-    if (s->text->windows < 1)
+    if (text->windows < 1)
         return err_set(e, ERR_ARG, "the calibration text has nothing to hold back: give more text");
     s->even = s->even > most ? most : s->even;
     out->layer = mem_calloc(L, sizeof *out->layer);
     s->error = mem_calloc((SEARCH_MAX + 1) * L, sizeof *s->error);
-    return out->layer && s->error
-               ? OK
-               : err_nomem(e, (SEARCH_MAX + 1) * L * sizeof *s->error, "a search");
+    if (!out->layer || !s->error)
+        return err_nomem(e, (SEARCH_MAX + 1) * L * sizeof *s->error, "a search");
+    return probe_open(&s->probe, s->base, text, s->p, e);
 }
 
 /* The best of what was tried stands, also when the rest was stopped. */
 static int search_end(struct search *s, struct search_result *out, int rc, struct err *e)
 {
+    probe_close(s->probe);
     free(s->error);
     if (rc == ERR_CANCELLED && out->n)
         rc = OK;
@@ -179,8 +184,8 @@ int search_rope(struct search_result *out, const struct engine *base,
                 const struct conversion_input *in, const struct rankplan *plan, int even,
                 const struct probe_text *text, const struct progress *p, struct err *e)
 {
-    struct search s = {base, *in, plan, text, p, even, 0, NULL};
-    int d = plan->model.head_dim, rc = search_init(&s, out, e);
+    struct search s = {.base = base, .in = *in, .plan = plan, .p = p, .even = even};
+    int d = plan->model.head_dim, rc = search_init(&s, out, text, e);
     s.widest = plan->layout == LAYOUT_STOCK ? d : rankplan_max_rank(&plan->model) / 2;
     int usual = (even + d / 2) / d; /* a quarter of the cache, in quarters of a head */
     for (int i = usual < 1 ? 1 : usual; i >= 1 && !rc && !out->n; i--)
@@ -199,10 +204,10 @@ int search_folds(struct search_result *out, const struct engine *base,
                  const struct conversion_input *in, const struct rankplan *plan, int even,
                  const struct probe_text *text, const struct progress *p, struct err *e)
 {
-    struct search s = {base, *in, plan, text, p, even, 0, NULL};
+    struct search s = {.base = base, .in = *in, .plan = plan, .p = p, .even = even};
     struct rankplan at = {0};
     int d = plan->model.head_dim, R = plan->layer[0].qk_rope_head_dim, half = d / 2;
-    int rc = search_init(&s, out, e);
+    int rc = search_init(&s, out, text, e);
     if (!rc)
         rc = rankplan_copy(&at, plan, e);
     for (int fold = R < d ? d / R : 1; fold <= half && half % fold == 0 && !rc; fold *= 2) {

@@ -101,8 +101,7 @@ static void fit_into_memory(const struct workspace *w, const struct rankplan *pl
         in->spill = w->spill;
 }
 
-/* Kept where it is asked for and takes little: from the first conversion on. */
-static void prepare(struct workspace *w, struct conversion_input *in)
+void workspace_prepare(struct workspace *w, struct conversion_input *in)
 {
     size_t L = (size_t)w->base->hp.n_layer;
     double bytes = 0;
@@ -136,8 +135,15 @@ static int measure_held(const struct workspace *w, const struct engine *g, doubl
                         const struct progress *p, struct err *e)
 {
     struct probe_text text = {w->text.held, w->text.n_held, w->text.held_len};
+    struct probe *t;
     *kl = NAN;
-    return text.windows ? probe_kl(w->base_engine, g, &text, kl, p, e) : OK;
+    if (!text.windows)
+        return OK;
+    int rc = probe_open(&t, w->base_engine, &text, p, e);
+    if (!rc)
+        rc = probe_kl(t, g, kl, e);
+    probe_close(t);
+    return rc;
 }
 
 /* What this conversion showed, for the next prediction. The file may be missing: then it does not.
@@ -180,7 +186,7 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
     struct engine *g = NULL;
     double **second = NULL, start = clock_now(), refit = NAN;
     fit_into_memory(w, plan, &in);
-    prepare(w, &in);
+    workspace_prepare(w, &in);
     int rc = workspace_refuse_conversion(w, e);
     if (!rc)
         rc = workspace_plan_shared_list(w, plan, &in.shared, e);
@@ -202,7 +208,7 @@ int workspace_convert(struct workspace *w, const struct rankplan *plan,
     free(second);
     double solved = clock_now() - start;
     if (!rc && refits(plan)) {
-        const struct refit_options how = {plan->refit_ffn, "refitting output maps"};
+        const struct refit_options how = {plan->refit_ffn, w->opt.rounded, "refitting output maps"};
         rc = refit_run(c, w->base_engine, &w->text, &how, p, e);
         refit = clock_now() - start - solved;
     }

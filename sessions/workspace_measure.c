@@ -24,7 +24,8 @@ static int sensitivity_measure(struct workspace *w, const struct rankplan *plan,
                                int n, struct sensitivity *s, const struct progress *p,
                                struct err *e)
 {
-    struct conversion_input in = {.base = w->base, .stats = w->stats, .pool = w->backend->pool};
+    struct conversion_input in = {
+        .base = w->base, .stats = w->stats, .pool = w->backend->pool, .rounded = w->opt.rounded};
     struct probe_text text;
     int rc = held_text(w, &text, p, e);
     if (!rc)
@@ -32,6 +33,7 @@ static int sensitivity_measure(struct workspace *w, const struct rankplan *plan,
     if (!rc && !s->n_point)
         rc = probe_energies(w, plan, s, e);
     in.at_once = workspace_layers_at_once(w, s->n);
+    workspace_prepare(w, &in);
     return rc ? rc : probe_run(s, rank, n, w->base_engine, &in, plan, &text, p, e);
 }
 
@@ -44,7 +46,8 @@ int workspace_search(struct workspace *w, struct rankplan *plan, int even,
     struct conversion_input in = {.base = w->base,
                                   .stats = w->stats,
                                   .pool = w->backend->pool,
-                                  .at_once = workspace_layers_at_once(w, even)};
+                                  .at_once = workspace_layers_at_once(w, even),
+                                  .rounded = w->opt.rounded};
     struct probe_text text;
     int rc = held_text(w, &text, p, e);
     if (!rc)

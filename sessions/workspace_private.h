@@ -41,5 +41,8 @@ int workspace_plan_shared_list(struct workspace *w, const struct rankplan *plan,
                                struct err *e);
 /* Wide layers take so much memory to solve that they cannot all be in work together. */
 int workspace_layers_at_once(const struct workspace *w, int rank);
+/* Room for what conversions need not repeat, where it is asked for and takes little: from the first
+ * on. (workspace_convert.c) */
+void workspace_prepare(struct workspace *w, struct conversion_input *in);
 
 #endif

@@ -266,6 +266,32 @@ static void test_held(const struct bench *b)
         }
 }
 
+/* A rank between the lowest and the full one follows from their probes and the layers' own errors;
+ * asked for without the full one it is probed. The totals are measured either way. */
+static void check_between(struct bench *b, int full)
+{
+    struct err e = {0};
+    struct sensitivity follows, probed;
+    CHECK_OK(sensitivity_init(&follows, &b->plan, &e), e);
+    CHECK_OK(sensitivity_init(&probed, &b->plan, &e), e);
+    CHECK_OK(
+        probe_run(&follows, (int[]){8, 16, full}, 3, b->g, &b->in, &b->plan, &b->held, NULL, &e),
+        e);
+    CHECK_OK(probe_run(&probed, (int[]){8, 16}, 2, b->g, &b->in, &b->plan, &b->held, NULL, &e), e);
+    for (int l = 0; l < follows.n_layer; l++) {
+        double low = follows.point[0].kl[l], rope = follows.point[2].kl[l];
+        double kl = follows.point[1].kl[l], is = probed.point[1].kl[l];
+        printf("layer %d: rank 8 %.6f, rank 16 %.6f, probed %.6f, rope %.6f\n", l, low, kl, is,
+               rope);
+        CHECK(low == probed.point[0].kl[l], "the lowest rank's probe differs");
+        /* A random model's noise is loud: of the way between the two ends, a quarter. */
+        CHECK(fabs(kl - is) < 0.25 * (low - rope), "layer %d: %g, probed %g", l, kl, is);
+    }
+    CHECK(follows.point[1].total == probed.point[1].total, "totals are not those measured");
+    sensitivity_done(&follows);
+    sensitivity_done(&probed);
+}
+
 static void test_probes(void)
 {
     struct bench b = {0};
@@ -295,6 +321,7 @@ static void test_probes(void)
     double all = direct(&b, 0, 3);
     printf("together: probe %.6f, direct %.6f\n", s.point[0].total, all);
     CHECK(fabs(s.point[0].total - all) < 1e-3 * all + 1e-7);
+    check_between(&b, n);
     struct probe_text none = {0};
     CHECK(probe_run(&s, (int[]){8}, 1, b.g, &b.in, &b.plan, &none, NULL, &e) == ERR_ARG);
     sensitivity_done(&s);

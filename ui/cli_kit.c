@@ -254,7 +254,8 @@ int cli_open(struct cli *c, const char *model, enum cli_care care, struct worksp
                                   .threads = (int)c->o.threads,
                                   .memory = (size_t)c->o.memory << 20,
                                   .exact = care != CLI_FAST,
-                                  .keep = c->command->run == cli_bench,
+                                  .keep = c->command->run == cli_bench ||
+                                          c->command->run == cli_convert,
                                   .rounded = care != CLI_EXACT};
     char *path;
     *out = NULL;
