@@ -45,9 +45,13 @@ struct cpu_quants {
 /* One instruction set's kernels, run inside one thread. m, n, k are any positive sizes. */
 struct cpu_isa {
     const char *name;
+    int direct; /* rows of a up to which 16-bit numbers are best widened where they are used */
     /* c[m][n] = (c if add) + Σ_k a[i][k]·b[j][k]; b is F32, F16 or BF16. */
     void (*dots)(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
                  int ldb, float *c, int ldc, bool add);
+    /* c[m][n] = a · bᵀ in whatever order suits few rows: what attention asks for. */
+    void (*scores)(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                   int ldb, float *c, int ldc);
     /* c[m][n] = (c if add) + Σ_k a[i][k]·b[k][j]. */
     void (*gemm)(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
                  int ldb, float *c, int ldc, bool add);

@@ -19,7 +19,6 @@ enum {
     ATTN_MIN_KEYS = 64,    /* a split has at least these */
     ATTN_SPLITS = 256,     /* and there are at most so many */
     ATTN_FEW = 12,         /* rows of a KV head up to which keys are not turned around */
-    ATTN_DIRECT = 3,       /* and up to which they are widened at each use */
 };
 
 struct attn {
@@ -207,7 +206,7 @@ static void attend_few(const struct attn *a, struct tile *w, const struct team *
                        int count)
 {
     const struct cpu_isa *isa = &a->b->isa;
-    float *tile = w->rows > ATTN_DIRECT ? team->scratch : NULL;
+    float *tile = w->rows > isa->direct ? team->scratch : NULL;
     bool both = a->v == a->k && tile;
     for (int i = 0; i < count; i += ATTN_SLICE)
         for (int j = 0; j < a->together; j++) {
@@ -215,8 +214,8 @@ static void attend_few(const struct attn *a, struct tile *w, const struct team *
             struct cpu_piece k = cache_rows(a, a->k, team->first + j, n + i, keys, a->dk,
                                             both ? tile + (size_t)i * a->dk : tile);
             open_head(a, w, team, j);
-            isa->dots(w->rows, keys, a->dk, w->q, a->dk, k.type, k.data, k.ld, w->s + i, ATTN_KEYS,
-                      false);
+            isa->scores(w->rows, keys, a->dk, w->q, a->dk, k.type, k.data, k.ld, w->s + i,
+                        ATTN_KEYS);
         }
     for (int j = 0; j < a->together; j++) {
         open_head(a, w, team, j);
@@ -303,7 +302,7 @@ static void run(struct attn *a)
     a->queries = rows < a->queries ? rows : a->queries;
     a->tiles = (rows + a->queries - 1) / a->queries;
     bool few = rows <= ATTN_FEW;
-    bool near = few && a->v == a->k && rows > ATTN_DIRECT && a->dk > ATTN_NARROW;
+    bool near = few && a->v == a->k && rows > a->b->isa.direct && a->dk > ATTN_NARROW;
     a->keys = near ? ATTN_NEAR : ATTN_KEYS;
     /* A few queries stream the cache: all heads of a row while it is near. Many reuse it, and one
      * head's keys fit the cache better. */

@@ -1,7 +1,8 @@
 /* Kernels for AVX-512 (F, BW, DQ, VL): the fp32 products and what attention does between them in
  * vectors of 16. The rest stays as AVX2 has it. Products keep 24 sums in registers: 3 rows × 8 rows
  * for dot products, 6 × 64 outer products otherwise. Every row of a result is summed in an order
- * that does not depend on the number of rows. */
+ * that does not depend on the number of rows; scores of attention, where a few heads share their
+ * keys, are not: pairs of keys side by side need half of the shuffles to be summed. */
 #ifdef __x86_64__
 #include <immintrin.h>
 #include <math.h>
@@ -72,27 +73,35 @@ INLINE __m512 dots_row(int k, const float *a, enum dtype type, const void *b)
     return s;
 }
 
-/* n rows of b side by side. */
+/* Numbers l … l+15 of n rows of b side by side. Masked loads cost an operation each, so the whole
+ * vectors of a row are loaded without. */
+INLINE void dots_step(int m, int n, __mmask16 mask, int l, const float *a, int lda, enum dtype type,
+                      const void *b, int ldb, __m512 s[3][8], bool far)
+{
+    __m512 x[3];
+    for (int i = 0; i < m; i++)
+        x[i] = load_as(DTYPE_F32, a, (size_t)i * lda + l, mask);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) {
+        if (j >= n)
+            break;
+        size_t at = (size_t)j * ldb + l;
+        if (far)
+            ask(b, at, l, type, AHEAD_FAR);
+        __m512 y = load_as(type, b, at, mask);
+        for (int i = 0; i < m; i++)
+            s[i][j] = _mm512_fmadd_ps(x[i], y, s[i][j]);
+    }
+}
+
 INLINE void dots_rows8(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
                        int ldb, __m512 s[3][8], bool far)
 {
-    for (int l = 0; l < k; l += 16) {
-        __mmask16 mask = first16(k - l);
-        __m512 x[3];
-        for (int i = 0; i < m; i++)
-            x[i] = _mm512_maskz_loadu_ps(mask, a + (size_t)i * lda + l);
-#pragma GCC unroll 8
-        for (int j = 0; j < 8; j++) {
-            if (j >= n)
-                break;
-            size_t at = (size_t)j * ldb + l;
-            if (far)
-                ask(b, at, l, type, AHEAD_FAR);
-            __m512 y = load_as(type, b, at, mask);
-            for (int i = 0; i < m; i++)
-                s[i][j] = _mm512_fmadd_ps(x[i], y, s[i][j]);
-        }
-    }
+    int l = 0;
+    for (; l + 16 <= k; l += 16)
+        dots_step(m, n, 0xffff, l, a, lda, type, b, ldb, s, far);
+    if (l < k)
+        dots_step(m, n, first16(k - l), l, a, lda, type, b, ldb, s, far);
 }
 
 /* A single row of a waits for memory, so b is read in its order, where its rows are long. Either
@@ -181,7 +190,221 @@ INLINE void gemm_rows(int m, int n, int k, const float *a, int lda, enum dtype t
                   ldc, add);
 }
 
+/* --- some rows and 16-bit numbers, each of which is widened once for all rows --- */
+
+enum { TALL_ROWS = 9, TALL_WIDE = 3 }; /* rows and vectors of columns */
+enum { PAIRS = 8, PAIRS_WIDE = 2 };    /* of keys: whose sums meet; which go side by side */
+
+/* Keeps x in a register: compilers would load it again for each product, and loads are scarce. */
+INLINE __m512 once(__m512 x)
+{
+    __asm__("" : "+v"(x));
+    return x;
+}
+
+/* The key that a pair has in its lower half; the upper half's is 4 further. So sums come out in
+ * the order of the keys. */
+INLINE int lower_key(int pair)
+{
+    return pair < 4 ? pair : pair + 4;
+}
+
+/* s[row][pair] += the products with numbers l … l+7. */
+INLINE void pairs_add(int m, __mmask8 mask, int l, const float *a, int lda, const __m512 *y,
+                      __m512 s[TALL_ROWS][PAIRS_WIDE])
+{
+#pragma GCC unroll 9
+    for (int i = 0; i < m; i++) {
+        __m512 x =
+            once(_mm512_broadcast_f32x8(_mm256_maskz_loadu_ps(mask, a + (size_t)i * lda + l)));
+        for (int j = 0; j < PAIRS_WIDE; j++)
+            s[i][j] = _mm512_fmadd_ps(x, y[j], s[i][j]);
+    }
+}
+
+/* Numbers l … l+15. */
+INLINE void pairs_whole(int m, int l, const float *a, int lda, const uint16_t *const *key,
+                        __m512 s[TALL_ROWS][PAIRS_WIDE])
+{
+    __m512 y[2][PAIRS_WIDE];
+    for (int j = 0; j < PAIRS_WIDE; j++) {
+        const uint16_t *p = key[2 * j] + l, *q = key[2 * j + 1] + l;
+        ask(p, 0, l, DTYPE_F16, AHEAD_FAR);
+        ask(q, 0, l, DTYPE_F16, AHEAD_FAR);
+        __m256i lower = _mm256_loadu_si256((const __m256i *)(const void *)p);
+        __m256i upper = _mm256_loadu_si256((const __m256i *)(const void *)q);
+        y[0][j] = _mm512_cvtph_ps(_mm256_inserti128_si256(lower, _mm256_castsi256_si128(upper), 1));
+        y[1][j] = _mm512_cvtph_ps(_mm256_permute2x128_si256(lower, upper, 0x31));
+    }
+    pairs_add(m, 0xff, l, a, lda, y[0], s);
+    pairs_add(m, 0xff, l + 8, a, lda, y[1], s);
+}
+
+/* Eight numbers or fewer from l on. */
+INLINE void pairs_rest(int m, __mmask8 mask, int l, const float *a, int lda,
+                       const uint16_t *const *key, __m512 s[TALL_ROWS][PAIRS_WIDE])
+{
+    __m512 y[PAIRS_WIDE];
+    for (int j = 0; j < PAIRS_WIDE; j++)
+        y[j] = _mm512_cvtph_ps(_mm256_inserti128_si256(
+            _mm256_castsi128_si256(_mm_maskz_loadu_epi16(mask, key[2 * j] + l)),
+            _mm_maskz_loadu_epi16(mask, key[2 * j + 1] + l), 1));
+    pairs_add(m, mask, l, a, lda, y, s);
+}
+
+/* Pairs from, from + 1, unsummed. */
+INLINE void pairs_chains(int m, int from, int k, const float *a, int lda,
+                         const uint16_t *const *key, __m512 sum[TALL_ROWS][PAIRS])
+{
+    __m512 s[TALL_ROWS][PAIRS_WIDE];
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < PAIRS_WIDE; j++)
+            s[i][j] = _mm512_setzero_ps();
+    int l = 0;
+    for (; l + 16 <= k; l += 16)
+        pairs_whole(m, l, a, lda, key + 2 * from, s);
+    for (; l < k; l += 8)
+        pairs_rest(m, (__mmask8)(k - l >= 8 ? 0xff : first16(k - l)), l, a, lda, key + 2 * from, s);
+#pragma GCC unroll 9
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < PAIRS_WIDE; j++)
+            sum[i][from + j] = s[i][j];
+}
+
+/* The sums of the halves of eight vectors: keys 0 … 15. */
+INLINE __m512 sum8x16(const __m512 *v)
+{
+    __m512 two[4], four[2];
+    for (int i = 0; i < 4; i++)
+        two[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]),
+                               _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+    for (int i = 0; i < 2; i++)
+        four[i] = _mm512_add_ps(_mm512_shuffle_ps(two[2 * i], two[2 * i + 1], 0x44),
+                                _mm512_shuffle_ps(two[2 * i], two[2 * i + 1], 0xee));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(four[0], four[1], 0x88),
+                         _mm512_shuffle_f32x4(four[0], four[1], 0xdd));
+}
+
+/* Sixteen keys at a time; beyond the last, it stands in. */
+INLINE void pairs_scores(int m, int n, int k, const float *a, int lda, const uint16_t *b, int ldb,
+                         float *c, int ldc)
+{
+    __m512 sum[TALL_ROWS][PAIRS];
+    for (int j = 0; j < n; j += 2 * PAIRS) {
+        const uint16_t *key[2 * PAIRS];
+        for (int v = 0; v < 2 * PAIRS; v++) {
+            int row = j + lower_key(v / 2) + v % 2 * 4;
+            key[v] = b + (size_t)(row < n ? row : n - 1) * ldb;
+        }
+        for (int from = 0; from < PAIRS; from += PAIRS_WIDE)
+            pairs_chains(m, from, k, a, lda, key, sum);
+        for (int i = 0; i < m; i++)
+            _mm512_mask_storeu_ps(c + (size_t)i * ldc + j, first16(n - j), sum8x16(sum[i]));
+    }
+}
+
+/* nv vectors of columns, of the last one those that the mask names. */
+INLINE void tall_tile(int m, int nv, __mmask16 last, int k, const float *a, int lda,
+                      enum dtype type, const void *b, int ldb, float *c, int ldc, bool add)
+{
+    __m512 s[TALL_ROWS][TALL_WIDE];
+#pragma GCC unroll 9
+    for (int i = 0; i < m; i++)
+        for (int v = 0; v < nv; v++)
+            s[i][v] = add ? _mm512_maskz_loadu_ps(v == nv - 1 ? last : 0xffff,
+                                                  c + (size_t)i * ldc + 16 * v)
+                          : _mm512_setzero_ps();
+    for (int l = 0; l < k; l++) {
+        __m512 y[TALL_WIDE];
+        for (int v = 0; v < nv; v++)
+            y[v] = load_as(type, b, (size_t)l * ldb + 16 * v, v == nv - 1 ? last : 0xffff);
+#pragma GCC unroll 9
+        for (int i = 0; i < m; i++) {
+            __m512 x = once(_mm512_set1_ps(a[(size_t)i * lda + l]));
+            for (int v = 0; v < nv; v++)
+                s[i][v] = _mm512_fmadd_ps(x, y[v], s[i][v]);
+        }
+    }
+#pragma GCC unroll 9
+    for (int i = 0; i < m; i++)
+        for (int v = 0; v < nv; v++)
+            _mm512_mask_storeu_ps(c + (size_t)i * ldc + 16 * v, v == nv - 1 ? last : 0xffff,
+                                  s[i][v]);
+}
+
+INLINE void tall_gemm(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                      int ldb, float *c, int ldc, bool add)
+{
+    for (int j = 0; j < n;
+         j += 16 * TALL_WIDE, c += 16 * TALL_WIDE, b = (const uint16_t *)b + 16 * TALL_WIDE) {
+        int nv = (n - j + 15) / 16;
+        __mmask16 last = first16(n - j - 16 * (nv - 1));
+        switch (nv) {
+        case 1: tall_tile(m, 1, last, k, a, lda, type, b, ldb, c, ldc, add); break;
+        case 2: tall_tile(m, 2, last, k, a, lda, type, b, ldb, c, ldc, add); break;
+        default: tall_tile(m, 3, nv > 3 ? 0xffff : last, k, a, lda, type, b, ldb, c, ldc, add);
+        }
+    }
+}
+
 #include "kernels/cpu_rows.h"
+
+INLINE void tall_gemm_as(int m, int n, int k, const float *a, int lda, enum dtype type,
+                         const void *b, int ldb, float *c, int ldc, bool add)
+{
+    switch (m) {
+    case 4: tall_gemm(4, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+    case 5: tall_gemm(5, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+    case 6: tall_gemm(6, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+    case 7: tall_gemm(7, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+    case 8: tall_gemm(8, n, k, a, lda, type, b, ldb, c, ldc, add); break;
+    default: tall_gemm(TALL_ROWS, n, k, a, lda, type, b, ldb, c, ldc, add);
+    }
+}
+
+static bool tall(int m, enum dtype type)
+{
+    return m > AHEAD_ROWS && m <= CPU_FEW && type != DTYPE_F32;
+}
+
+static void scores(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                   int ldb, float *c, int ldc)
+{
+    int half = (m + 1) / 2;
+    if (type != DTYPE_F16 || !tall(m, type)) {
+        dots(m, n, k, a, lda, type, b, ldb, c, ldc, false);
+        return;
+    }
+    switch (m) {
+    case 4: pairs_scores(4, n, k, a, lda, b, ldb, c, ldc); break;
+    case 5: pairs_scores(5, n, k, a, lda, b, ldb, c, ldc); break;
+    case 6: pairs_scores(6, n, k, a, lda, b, ldb, c, ldc); break;
+    case 7: pairs_scores(7, n, k, a, lda, b, ldb, c, ldc); break;
+    case 8: pairs_scores(8, n, k, a, lda, b, ldb, c, ldc); break;
+    case 9: pairs_scores(9, n, k, a, lda, b, ldb, c, ldc); break;
+    default:
+        scores(half, n, k, a, lda, type, b, ldb, c, ldc);
+        scores(m - half, n, k, a + (size_t)half * lda, lda, type, b, ldb, c + (size_t)half * ldc,
+               ldc);
+    }
+}
+
+static void any_gemm(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
+                     int ldb, float *c, int ldc, bool add)
+{
+    int half = (m + 1) / 2;
+    if (!tall(m, type)) {
+        gemm(m, n, k, a, lda, type, b, ldb, c, ldc, add);
+    } else if (m > TALL_ROWS) {
+        any_gemm(half, n, k, a, lda, type, b, ldb, c, ldc, add);
+        any_gemm(m - half, n, k, a + (size_t)half * lda, lda, type, b, ldb, c + (size_t)half * ldc,
+                 ldc, add);
+    } else if (type == DTYPE_F16) {
+        tall_gemm_as(m, n, k, a, lda, DTYPE_F16, b, ldb, c, ldc, add);
+    } else {
+        tall_gemm_as(m, n, k, a, lda, DTYPE_BF16, b, ldb, c, ldc, add);
+    }
+}
 
 /* --- rows of numbers --- */
 
@@ -259,7 +482,9 @@ void cpu_avx512_use(struct cpu_isa *isa)
 {
     isa->name = "AVX-512 VNNI";
     isa->dots = dots;
-    isa->gemm = gemm;
+    isa->scores = scores;
+    isa->gemm = any_gemm;
+    isa->direct = CPU_FEW;
     isa->widen = widen;
     isa->max = max;
     isa->exp_sum = exp_sum;

@@ -310,6 +310,14 @@ static void test_attention(struct pair *p)
                                                    .window = window,
                                                    .softcap = cap});
             }
+    for (int H = 3; H <= 13; H++) /* each number of rows that has kernels of its own, odd widths */
+        test_mla(p, (struct attn_mla_args){.T = 1,
+                                           .past = 90 + H,
+                                           .H = H,
+                                           .r = 11 * H,
+                                           .R = H % 5 * 2,
+                                           .kv = DTYPE_F16,
+                                           .window = H % 2 ? 40 : 0});
     test_gqa(p, (struct attn_gqa_args){
                     .T = 1, .past = 1500, .H = 2, .G = 1, .d = 16, .kv = DTYPE_F16, .window = 1});
 }
