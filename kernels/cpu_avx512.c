@@ -13,8 +13,9 @@
 #define INLINE static inline __attribute__((always_inline))
 
 /* Few rows against a long matrix wait for memory, and what comes must be asked for: so many bytes
- * ahead where it is read in its order, and where several rows or a few heads take turns. */
-enum { AHEAD_ROWS = 3, AHEAD_NEAR = 4096, AHEAD_FAR = 24576, LONG_ROW = 256 };
+ * ahead where it is read in its order, where several rows or a few heads take turns, and for the
+ * scores of many heads, which leave time to bring it to the first level. */
+enum { AHEAD_ROWS = 3, AHEAD_NEAR = 4096, AHEAD_FAR = 24576, AHEAD_KEYS = 8192, LONG_ROW = 256 };
 
 INLINE __mmask16 first16(int n)
 {
@@ -229,8 +230,10 @@ INLINE void pairs_whole(int m, int l, const float *a, int lda, const uint16_t *c
     __m512 y[2][PAIRS_WIDE];
     for (int j = 0; j < PAIRS_WIDE; j++) {
         const uint16_t *p = key[2 * j] + l, *q = key[2 * j + 1] + l;
-        ask(p, 0, l, DTYPE_F16, AHEAD_FAR);
-        ask(q, 0, l, DTYPE_F16, AHEAD_FAR);
+        if (l % 32 == 0) { /* a line of each */
+            _mm_prefetch((const char *)p + AHEAD_KEYS, _MM_HINT_T0);
+            _mm_prefetch((const char *)q + AHEAD_KEYS, _MM_HINT_T0);
+        }
         __m256i lower = _mm256_loadu_si256((const __m256i *)(const void *)p);
         __m256i upper = _mm256_loadu_si256((const __m256i *)(const void *)q);
         y[0][j] = _mm512_cvtph_ps(_mm256_inserti128_si256(lower, _mm256_castsi256_si128(upper), 1));
