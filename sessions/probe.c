@@ -341,7 +341,8 @@ int probe_run(struct sensitivity *s, const int *rank, int n, const struct engine
               const struct probe_text *text, const struct progress *p, struct err *e)
 {
     int L = plan->model.n_layer, full = rankplan_max_rank(&plan->model);
-    int most = in->at_once ? in->at_once : pool_threads(in->pool);
+    /* More than are solved at once, so that the original's logits are made less often. */
+    int most = 2 * (in->at_once ? in->at_once : pool_threads(in->pool));
     struct conversion_input chunk = *in;
     struct probe t = {.base = base, .b = base->backend, .text = text, .p = p};
     struct sensitivity_point *out[SENSITIVITY_POINTS];

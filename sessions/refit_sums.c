@@ -20,6 +20,7 @@ struct refit_sums {
     int half;            /* that the next group goes to */
     float *a, *y;        /* host: a group's rows [group][W], [group][D] */
     float *product;      /* host: a group's share [W][max(W, D)] */
+    bool near;           /* the backend's memory is the host's: a and y are not needed */
     bool device;
     double *total[2];     /* device: packed triangles of the sums */
     float *joint, *block; /* device: [group][W+D], [W+D][W+D] */
@@ -71,13 +72,14 @@ int refit_sums_new(struct refit_sums **out, struct backend *b, int group, int W,
         return err_nomem(e, sizeof *s, "sums of a refit");
     *s = (struct refit_sums){.b = b, .W = W, .D = D};
     s->device = reserve_device(s, group);
+    s->near = b->ops == &cpu_backend_ops;
     for (int i = 0; i < 2; i++) {
         s->S[i] = mem_calloc(w * w, sizeof **s->S);
         s->X[i] = mem_calloc(w * d, sizeof **s->X);
     }
-    size_t host = !s->device;
-    s->a = mem_aligned(host * n * w, sizeof *s->a);
-    s->y = mem_aligned(host * n * d, sizeof *s->y);
+    size_t host = !s->device, copied = host && !s->near;
+    s->a = mem_aligned(copied * n * w, sizeof *s->a);
+    s->y = mem_aligned(copied * n * d, sizeof *s->y);
     s->product = mem_aligned(host * w * wider(W, D), sizeof *s->product);
     if (s->S[0] && s->S[1] && s->X[0] && s->X[1] && s->a && s->y && s->product) {
         *out = s;
@@ -142,12 +144,16 @@ void refit_sums_add(struct refit_sums *s, const float *a, const float *y, int n)
         b->algebra->fold(b, s->total[half], s->block, all);
         return;
     }
-    b->ops->get(b, s->a, a, rows * w * sizeof *s->a);
-    b->ops->get(b, s->y, y, rows * d * sizeof *s->y);
+    if (!s->near) {
+        b->ops->get(b, s->a, a, rows * w * sizeof *s->a);
+        b->ops->get(b, s->y, y, rows * d * sizeof *s->y);
+        a = s->a;
+        y = s->y;
+    }
     memset(s->product, 0, w * w * sizeof *s->product);
-    linalg_ssyrk_add(b->pool, W, n, s->a, W, s->product, W);
+    linalg_ssyrk_add(b->pool, W, n, a, W, s->product, W);
     add_up(s->S[half], s->product, w * w);
-    linalg_sgemm(b->pool, true, false, W, D, n, 1, s->a, W, s->y, D, 0, s->product, D);
+    linalg_sgemm(b->pool, true, false, W, D, n, 1, a, W, y, D, 0, s->product, D);
     add_up(s->X[half], s->product, w * d);
 }
 
