@@ -448,6 +448,10 @@ static void test_sent_while_opening(void)
     test_app_press(a, "m o r e Enter");
     CHECK(!a->chat.answering && strstr(a->message, "opened"), "%s", a->message);
     CHECK(strcmp(a->chat.prompt.text, "more") == 0, "typed: %s", a->chat.prompt.text);
+    for (int i = 0; i < 6000 && worker_count(a->worker, &job_load); i++)
+        usleep(10000);
+    test_app_press(a, "Enter"); /* it is open, but the screens do not know yet */
+    CHECK(!a->chat.answering && strstr(a->message, "opened"), "%s", a->message);
     test_app_settle(a);
     CHECK(a->j.n_turn == 0, "the other model's chat is put away");
     test_app_leave(a);

@@ -235,7 +235,7 @@ void app_open(struct app *a, const char *path, const char *fallback)
     text_set(&a->opening, path);
     worker_cancel_kind(a->worker, &job_spectra);
     worker_cancel_kind(a->worker, &job_eval);
-    worker_submit(a->worker, &job_load, load_args(path, fallback));
+    a->loads += worker_submit(a->worker, &job_load, load_args(path, fallback)) != 0;
     free(full);
 }
 
@@ -336,6 +336,7 @@ static void job_ended(struct app *a, const struct event *v)
         eval_job_done(a, v);
     if (v->job_kind == &job_export)
         export_job_done(a, v);
+    a->loads -= v->job_kind == &job_load;
     if (v->job_kind == &job_load && v->status && v->status != ERR_CANCELLED)
         app_message(a, ROLE_BAD, "%s", v->text ? v->text : "not opened");
     else if (v->status && v->status != ERR_CANCELLED && v->job_kind != &job_chat &&

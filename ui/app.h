@@ -153,6 +153,7 @@ struct app {
     bool scanned;
     int found_selected, found_top;
     char *opening;           /* path asked for */
+    int loads;               /* asked for, their ends not taken yet */
     bool has_model, calibrated, has_conversion;
     struct model_info info;
     char device[128], chat_reason[256];

@@ -103,7 +103,7 @@ static bool can_talk(struct app *a)
         app_message(a, ROLE_WARN, "an answer is being written: Esc stops it");
         return false;
     }
-    if (worker_count(a->worker, &job_load)) { /* it may put this transcript away */
+    if (a->loads) { /* one that is done but not taken may put this transcript away, too */
         app_message(a, ROLE_WARN, "a model is being opened: send it once it is there");
         return false;
     }
