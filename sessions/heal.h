@@ -16,6 +16,8 @@ struct plan_model;
 enum heal_part { HEAL_Q, HEAL_KV_A, HEAL_KV_B, HEAL_O, HEAL_PARTS };
 #define HEAL_ALL ((1u << HEAL_PARTS) - 1)
 extern const char *const heal_part_names[HEAL_PARTS];
+/* "kv_b,q" → bits. */
+int heal_parts_parse(const char *list, unsigned *parts, struct err *e);
 
 struct heal_options {
     long long tokens; /* stop after so many; 0: no such limit */

@@ -14,6 +14,23 @@
 
 const char *const heal_part_names[HEAL_PARTS] = {"q", "kv_a", "kv_b", "o"};
 
+int heal_parts_parse(const char *list, unsigned *parts, struct err *e)
+{
+    *parts = 0;
+    for (const char *s = list; *s;) {
+        size_t n = strcspn(s, ",");
+        int part = 0;
+        while (part < HEAL_PARTS &&
+               (strlen(heal_part_names[part]) != n || strncmp(heal_part_names[part], s, n)))
+            part++;
+        if (part == HEAL_PARTS)
+            return err_set(e, ERR_ARG, "train takes some of kv_b,q,o,kv_a, not \"%.40s\"", s);
+        *parts |= 1u << part;
+        s += n + (s[n] == ',');
+    }
+    return *parts ? OK : err_set(e, ERR_ARG, "train takes some of kv_b,q,o,kv_a");
+}
+
 static const struct tensor *part_tensor(const struct model_layer *y, enum heal_part part)
 {
     const struct tensor *all[HEAL_PARTS] = {y->q_rope.data ? &y->q_rope : &y->q, &y->kv_a, &y->kv_b,

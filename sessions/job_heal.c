@@ -10,7 +10,7 @@
 #include "core/file.h"
 
 struct heal_job {
-    struct heal_wish wish;
+    struct heal_options options;
     char *file, *from, *dir;
 };
 
@@ -30,10 +30,11 @@ void *heal_args(const struct heal_wish *wish)
     struct heal_job *a = mem_calloc(1, sizeof *a);
     if (!a)
         return NULL;
-    a->wish = *wish;
+    a->options = wish->options;
+    a->options.seed = 42;
     a->file = wish->file ? mem_strdup(wish->file) : NULL;
     a->from = wish->from ? mem_strdup(wish->from) : NULL;
-    a->dir = wish->dir ? mem_strdup(wish->dir) : NULL;
+    a->dir = wish->options.dir ? mem_strdup(wish->options.dir) : NULL;
     return a;
 }
 
@@ -101,13 +102,9 @@ static int heal_job_run(struct job *j, void *shop, void *args, struct err *e)
         rc = err_nomem(e, sizeof *m, "healing");
     if (rc)
         return rc;
-    struct heal_options o = {.tokens = a->wish.tokens,
-                             .seconds = a->wish.seconds,
-                             .until_kl = a->wish.until_kl,
-                             .refit_tokens = a->wish.refit_tokens,
-                             .seed = 42,
-                             .dir = a->dir};
-    rc = workspace_heal(s->w, &o, files, a->file ? 1 : 0, &sink, &p, &m->heal, &changed, e);
+    a->options.dir = a->dir;
+    rc =
+        workspace_heal(s->w, &a->options, files, a->file ? 1 : 0, &sink, &p, &m->heal, &changed, e);
     if (changed && workspace_conversion(s->w, &m->now.plan, &m->now.report, NULL))
         job_post(j, EVENT_HEALED, m, healed_free);
     else

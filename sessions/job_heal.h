@@ -10,12 +10,9 @@
 extern const struct job_kind job_heal, job_unheal, job_heal_forget;
 
 struct heal_wish {
-    double seconds, until_kl;
-    long long tokens;
-    long long refit_tokens; /* of least squares before; 0: by the budget, < 0: none */
-    const char *file; /* text file or folder; NULL: the original writes */
+    struct heal_options options; /* dir: the healed one's; a paused run there goes on */
+    const char *file;            /* text file or folder; NULL: the original writes */
     const char *from; /* folder of the conversion to heal; NULL: the one in use, as it is */
-    const char *dir;  /* the healed one's; a paused run there goes on. NULL: not saved */
 };
 void *heal_args(const struct heal_wish *wish); /* copies */
 void *heal_dir_args(const char *dir);          /* of the other two */

@@ -30,7 +30,7 @@ static void test_undo(void)
     CHECK(a->ranks.has_plan, "%s", a->message);
     CHECK(fabs(rankplan_kept(&a->ranks.plan) - 0.5) < 1e-9, "a first plan keeps half");
     CHECK_OK(rankplan_copy(&first, &a->ranks.plan, &e), e);
-    test_app_press(a, "Right Right Down Left l m u a e Shift-Right < > z y");
+    test_app_press(a, "Right Right Down Left f m u a e Shift-Right < > z y");
     test_app_settle(a);
     CHECK_OK(rankplan_copy(&last, &a->ranks.plan, &e), e);
     for (int i = 0; i < 40; i++)
@@ -106,7 +106,7 @@ static void test_measured(void)
     test_app_press(a, "2");
     test_app_press(a, a->ranks.plan.method == METHOD_MLATHE ? "" : "m");
     while (a->ranks.plan.layout != LAYOUT_OWN)
-        test_app_press(a, "l");
+        test_app_press(a, "f");
     CHECK(plan_answer(a, REQ_BUDGET, "50%"), "%s", a->ask.error);
     test_app_settle(a);
     test_app_press(a, "p");

@@ -56,7 +56,7 @@ static void test_empty(struct app *a)
     type(a, "1");
     CHECK(a->ask.what == REQ_EVAL_CTX && a->ask.error[0]);
     type(a, "48");
-    test_app_press(a, "n");
+    test_app_press(a, "c");
     type(a, "3");
     CHECK(!a->ask.what && a->j.eval.ctx == 48 && a->j.eval.windows == 3);
 }
@@ -97,6 +97,29 @@ static void test_found_again(struct app *a)
     test_app_press(a, "5 r");
     test_app_settle(a);
     CHECK(a->eval.list.n == 2 && eval_shown(a)->kind == EVAL_TASK);
+}
+
+/* A word leads to the result, the conversion or the engine that holds it. */
+static void test_find(struct app *a)
+{
+    test_app_press(a, "5 /");
+    type(a, "TEXT.txt");
+    CHECK(eval_shown(a)->kind == EVAL_PPL, "%s", a->message);
+    test_app_press(a, "/");
+    type(a, "piqa");
+    CHECK(eval_shown(a)->kind == EVAL_TASK, "%s", a->message);
+    test_app_press(a, "n");
+    CHECK(eval_shown(a)->kind == EVAL_TASK, "it is the only one");
+    test_app_press(a, "Tab /");
+    type(a, "own");
+    CHECK(strstr(a->message, "next"), "%s", a->message);
+    test_app_press(a, "Tab 6 /");
+    type(a, "llama");
+    CHECK(a->export.at == STOCK_GGUF, "%s", a->message);
+    test_app_press(a, "/");
+    type(a, "nowhere");
+    CHECK(a->export.at == STOCK_GGUF && strstr(a->message, "nothing here holds \"nowhere\""), "%s",
+          a->message);
 }
 
 static void test_stop_and_fail(struct app *a)
@@ -154,6 +177,7 @@ int main(void)
     test_app_leave(a);
     a = test_app_start(NULL, "cpu");
     test_found_again(a);
+    test_find(a);
     test_stop_and_fail(a);
     test_speed(a);
     snprintf(store, sizeof store, "%s/evaluations.json", a->convert.result.path);

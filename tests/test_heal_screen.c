@@ -5,6 +5,7 @@
 #include "tests/support.h"
 #include "tests/support_models.h"
 #include "tests/support_screens.h"
+#include "ui/app_parts.h"
 
 static const char script[] = "clock off\n"
                              "wait idle\n"
@@ -21,7 +22,11 @@ static const char script[] = "clock off\n"
                              "key Enter\n"
                              "shot missing\n"
                              "key Ctrl-U\n"
-                             "type 1500 tokens ~/text.txt\n"
+                             "type 600 tokens lr 2 ~/text.txt\n"
+                             "key Enter\n"
+                             "shot knob\n"
+                             "key Ctrl-U\n"
+                             "type 1500 tokens lr 0.002 train q,kv_b ~/text.txt\n"
                              "shot asked\n"
                              "key Enter\n"
                              "wait idle\n"
@@ -79,6 +84,51 @@ static void write_text(const char *path)
     free(text);
 }
 
+/* What is typed, and what of it healing would get. */
+static void test_line(void)
+{
+    struct heal_options o;
+    struct err e = {0};
+    char *file;
+    CHECK_OK(heal_parse(&o, " 10", &file, &e), e);
+    CHECK(o.seconds == 600 && !o.tokens && !o.refit_tokens && !o.parts && !file, "minutes");
+    CHECK_OK(heal_parse(&o, "2m", &file, &e), e);
+    CHECK(o.seconds == 120, "2m");
+    CHECK_OK(heal_parse(&o, "kl .3 refit 0", &file, &e), e);
+    CHECK(o.until_kl == .3 && o.seconds == 3600 && o.refit_tokens == -1, "kl");
+    CHECK_OK(heal_parse(&o,
+                        "5000 tok refit 4096 train q,o lr .002 next-token 0.1 match 1 length 64 "
+                        "batch 128 accumulate 2 ~/text.txt",
+                        &file, &e),
+             e);
+    CHECK(o.tokens == 5000 && !o.seconds && o.refit_tokens == 4096 && o.rate == .002 &&
+              o.parts == (1u << HEAL_Q | 1u << HEAL_O) && o.mix == .1 && o.match == 1 &&
+              o.length == 64 && o.batch == 128 && o.accumulate == 2,
+          "knobs");
+    CHECK(file && strstr(file, "/text.txt") && file[0] == '/', "file");
+    free(file);
+    static const char *const wrong[] = {"",
+                                        "tokens",
+                                        "-1",
+                                        "nan",
+                                        "10 x",
+                                        "kl",
+                                        "10 length",
+                                        "10 length 8.5",
+                                        "10 train x",
+                                        "10 train",
+                                        "10 batch 1",
+                                        "10 lr 0,1",
+                                        "10 match -1",
+                                        "10 refit 4194305",
+                                        "10 ~/no.txt"};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        e = (struct err){0};
+        CHECK(heal_parse(&o, wrong[i], &file, &e) == ERR_ARG && e.text[0] && !file, "\"%s\"",
+              wrong[i]);
+    }
+}
+
 int main(void)
 {
     struct err e = {0};
@@ -94,12 +144,15 @@ int main(void)
     write_text(path);
     CHECK(test_model_write_gguf(model, &spec) == 0, "no model");
     CHECK_OK(file_save(keys, script, strlen(script), &e), e);
+    test_line();
     char *text = screens_play(keys, model);
     if (text) {
         shot_says(text, "none", "nothing to heal yet");
         shot_says(text, "refused", "say 10 (minutes), 50000 tokens, or kl 0.3");
         shot_says(text, "missing", "nothing.txt is not there");
+        shot_says(text, "knob", "lr takes a number from 1e-07 to 0.1, not \"2\"");
         shot_says(text, "asked", "heal for");
+        shot_says(text, "asked", "refit 4096");
         shot_says(text, "healed", "heal: done");
         shot_says(text, "healed", "held-out KL");
         shot_says(text, "healed", "the budget is used");

@@ -57,8 +57,9 @@ static void test_own_keys(void)
     CHECK(keys_lookup(&m, IN_MODEL, 'h') == REQ_HELP, "a letter where nothing is typed");
     CHECK(keys_lookup(&m, IN_PROMPT, 'h') == REQ_NONE, "a letter stays one in the prompt");
     CHECK(keys_lookup(&m, IN_PROMPT, UI_F9) == REQ_HELP, "where the table's key is left");
-    static const char *const wrong[][2] = {{"calibrat", "k"},   {"auto", ""},      {"auto", "Blah"},
-                                           {"auto", "a b c d"}, {"auto", "Ctrl-"}, {"", "a"}};
+    static const char *const wrong[][2] = {{"calibrat", "k"}, {"auto", ""},
+                                           {"auto", "Blah"},  {"auto", "a b c d e"},
+                                           {"auto", "Ctrl-"}, {"", "a"}};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         e = (struct err){0};
         CHECK(keymap_set(&m, wrong[i][0], wrong[i][1], &e) == ERR_FORMAT && e.text[0], "%s = %s",

@@ -93,7 +93,7 @@ static void measure(struct app *a)
     a->j.eval.what = EVAL_WHAT_PPL;
     test_app_press(a, "F5 f");
     textbuf_set(&a->ask.text, "~/calib.txt");
-    test_app_press(a, "Enter x Ctrl-U 6 4 Enter n Ctrl-U 2 Enter r");
+    test_app_press(a, "Enter x Ctrl-U 6 4 Enter c Ctrl-U 2 Enter r");
     test_app_settle(a);
     test_app_press(a, "x Ctrl-U 3 2 Enter r");
     test_app_settle(a);

@@ -259,7 +259,7 @@ static void prepare(void)
     setenv("MLATHE_HOME", home, 1);
     write_file(in_home("keys.txt"),
                "wait idle 300\nkey F2 t\ntype ~/calib.txt\nkey Enter\n"
-               "wait idle 300\nkey l l F4\ntype /set max_tokens 8\nkey Enter F2 c\n"
+               "wait idle 300\nkey f f F4\ntype /set max_tokens 8\nkey Enter F2 c\n"
                "wait idle 300\nwait saved\nquit\n");
     pid_t pid = fork();
     if (!pid) {

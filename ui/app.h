@@ -23,6 +23,7 @@ struct ask {
     enum request what; /* REQ_NONE: no question is open */
     char label[128];
     char error[512];
+    const char *hint;  /* what can be typed, above the line; NULL: the label says it */
     struct textbuf text;
     bool path;         /* Tab completes a path */
 };

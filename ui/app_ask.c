@@ -13,9 +13,17 @@ void ask_open(struct app *a, enum request what, const char *label, const char *p
 {
     a->ask.what = what;
     a->ask.path = path;
+    a->ask.hint = NULL;
     a->ask.error[0] = 0;
     snprintf(a->ask.label, sizeof a->ask.label, "%s", label);
     textbuf_set(&a->ask.text, preset ? preset : "");
+}
+
+void ask_hinted(struct app *a, enum request what, const char *label, const char *preset, bool path,
+                const char *hint)
+{
+    ask_open(a, what, label, preset, path);
+    a->ask.hint = hint;
 }
 
 bool edit_key(struct textbuf *b, enum request r, int key)

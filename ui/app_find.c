@@ -5,7 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/file.h"
 #include "ui/app_parts.h"
+#include "ui/eval_text.h"
 
 void find_ask(struct app *a)
 {
@@ -32,16 +34,40 @@ static bool holds(const char *text, const char *word)
     return text && find_in(text, strlen(text), word);
 }
 
-static bool in_models(struct app *a)
+/* The lists, by what a row of them says. */
+static bool model_holds(const struct app *a, int row)
 {
-    int n = (int)a->found.n;
-    for (int i = 1; i <= n; i++) {
-        const struct model_entry *m = &a->found.entry[(a->found_selected + i) % n];
-        if (holds(m->name, a->find) || holds(m->path, a->find) || holds(m->family, a->find)) {
-            a->found_selected = (a->found_selected + i) % n;
+    const struct model_entry *m = &a->found.entry[row];
+    return holds(m->name, a->find) || holds(m->path, a->find) || holds(m->family, a->find);
+}
+
+static bool result_holds(const struct app *a, int row)
+{
+    char text[EVAL_TEXT];
+    eval_text_title(&a->eval.list.r[row], text);
+    return holds(text, a->find) || holds(a->eval.list.r[row].file, a->find);
+}
+
+static bool conversion_holds(const struct app *a, int row)
+{
+    const struct eval_sibling *c = &a->eval.known.s[row];
+    return holds(path_base(c->dir), a->find) || holds(c->method, a->find) ||
+           holds(c->layout, a->find);
+}
+
+static bool engine_holds(const struct app *a, int row)
+{
+    return holds(stock_name((enum stock_engine)row), a->find);
+}
+
+/* Moves *at, in a list of n, to the next row that holds the word. */
+static bool in_list(const struct app *a, bool (*row_holds)(const struct app *, int), int n, int *at)
+{
+    for (int i = 1; i <= n; i++)
+        if (row_holds(a, (*at + i) % n)) {
+            *at = (*at + i) % n;
             return true;
         }
-    }
     return false;
 }
 
@@ -115,17 +141,27 @@ static bool in_transcript(struct app *a)
     return false;
 }
 
+static bool in_screen(struct app *a)
+{
+    struct eval_state *v = &a->eval;
+    switch (a->j.screen) {
+    case SCREEN_MODEL: return in_list(a, model_holds, (int)a->found.n, &a->found_selected);
+    case SCREEN_CHAT: return in_transcript(a);
+    case SCREEN_EVAL:
+        return v->conversions ? in_list(a, conversion_holds, (int)v->known.n, &v->top)
+                              : in_list(a, result_holds, (int)v->list.n, &v->at);
+    case SCREEN_EXPORT: return in_list(a, engine_holds, STOCK_ENGINES, &a->export.at);
+    default: return a->has_model && to_layer(a);
+    }
+}
+
 void find_next(struct app *a)
 {
     if (!a->find[0]) {
         find_ask(a);
         return;
     }
-    bool found = a->help                       ? in_help(a)
-                 : a->j.screen == SCREEN_MODEL ? in_models(a)
-                 : a->j.screen == SCREEN_CHAT  ? in_transcript(a)
-                 : a->has_model                ? to_layer(a)
-                                               : false;
+    bool found = a->help ? in_help(a) : in_screen(a);
     bool layers = !a->help && (a->j.screen == SCREEN_RANKS || a->j.screen == SCREEN_CONVERT);
     if (!found)
         app_message(a, ROLE_WARN,

@@ -1,6 +1,5 @@
 /* Healing as screen 3 drives it: ask for how long, follow the steps, pause and go on, stop and
  * keep, undo. Refuses to begin without a conversion, or while one is made. */
-#include <ctype.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,13 +34,8 @@ void heal_drop(struct app *a)
 static void submit(struct app *a, bool again)
 {
     struct heal_screen *h = &a->heal;
-    struct heal_wish wish = {.seconds = h->seconds,
-                             .until_kl = h->until_kl,
-                             .tokens = h->tokens,
-                             .refit_tokens = h->refit_tokens,
-                             .file = h->file,
-                             .from = again ? h->from : NULL,
-                             .dir = h->dir};
+    struct heal_wish wish = {.options = h->how, .file = h->file, .from = again ? h->from : NULL};
+    wish.options.dir = h->dir;
     clear_curve(h);
     h->phase = HEAL_RUNNING;
     h->pausing = false;
@@ -49,64 +43,19 @@ static void submit(struct app *a, bool again)
     worker_submit(a->worker, &job_heal, heal_args(&wish));
 }
 
-/* A number and what it counts: "10", "10m", "50000 tokens", "kl 0.3"; perhaps "refit 4096" (tokens
- * of least squares before; 0: none); the rest is a path. */
-static bool parse(struct heal_screen *h, const char *text, const char **rest)
-{
-    char *end;
-    while (isspace((unsigned char)*text))
-        text++;
-    bool kl = !strncasecmp(text, "kl", 2);
-    double v = strtod(text + (kl ? 2 : 0), &end);
-    if (end == text + (kl ? 2 : 0) || !(v > 0) || v > 1e9)
-        return false;
-    while (*end == ' ')
-        end++;
-    size_t word = strcspn(end, " ");
-    bool tokens = word && !strncasecmp(end, "tokens", word) && tolower(*end) == 't';
-    bool minutes = word && !strncasecmp(end, "minutes", word) && tolower(*end) == 'm';
-    if (tokens || minutes)
-        end += word;
-    while (*end == ' ')
-        end++;
-    h->refit_tokens = 0;
-    if (!strncasecmp(end, "refit ", 6)) {
-        double tokens_before = strtod(end + 6, &end);
-        if (!(tokens_before >= 0 && tokens_before < 1 << 22) || (*end && *end != ' '))
-            return false;
-        h->refit_tokens = tokens_before > 0 ? (long long)tokens_before : -1;
-        end += strspn(end, " ");
-    }
-    *rest = end;
-    h->seconds = kl || tokens ? 0 : 60 * v;
-    h->tokens = tokens ? (long long)v : 0;
-    h->until_kl = kl ? v : 0;
-    h->seconds = kl ? 3600 : h->seconds; /* an hour at most */
-    return true;
-}
-
 bool heal_answer(struct app *a, const char *text)
 {
     struct heal_screen *h = &a->heal;
-    const char *path = NULL;
-    char *file = NULL;
-    if (!parse(h, text, &path)) {
-        snprintf(a->ask.error, sizeof a->ask.error,
-                 "say 10 (minutes), 50000 tokens, or kl 0.3; then, if you like, refit 4096 (tokens "
-                 "of least "
-                 "squares before, 0: none) and a text file");
-        return false;
-    }
-    file = *path ? ask_expand_home(path) : calibrate_file(a);
-    if (file && !file_exists(file)) {
-        snprintf(a->ask.error, sizeof a->ask.error, "%.400s is not there", file);
-        free(file);
-        return false;
-    }
+    struct heal_options how;
+    struct err e = {0};
+    char *file;
+    if (heal_parse(&how, text, &file, &e))
+        return ask_refuse(a, &e);
+    h->how = how;
     free(h->file);
     free(h->from);
     free(h->dir);
-    h->file = file;
+    h->file = file ? file : calibrate_file(a);
     h->from = a->convert.result.path[0] ? mem_strdup(a->convert.result.path) : NULL;
     char *dir = a->lock >= 0 ? path_join(a->paths.data, "conversions") : NULL;
     char *name = dir ? mem_printf("%s-healed", a->info.name) : NULL;
@@ -124,8 +73,10 @@ static void ask(struct app *a)
     else if (worker_count(a->worker, &job_convert))
         app_message(a, ROLE_WARN, "a conversion is being made: wait for it, or stop it with Esc");
     else
-        ask_open(a, REQ_HEAL, "heal for (10 | 50000 tokens | kl 0.3) [refit N] [text]",
-                 "10", false);
+        ask_hinted(a, REQ_HEAL, "heal for", "10", true,
+                   "10 (minutes), 50000 tokens, or kl 0.3; then what you like of: refit 4096 (0: "
+                   "none), train kv_b,q,o,kv_a, lr 0.002, match 1, next-token 0.1, length 256, "
+                   "batch 512, accumulate 1; then a text file");
 }
 
 /* Back to the folder that was healed. */

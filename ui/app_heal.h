@@ -8,9 +8,7 @@ enum heal_phase { HEAL_OFF, HEAL_RUNNING, HEAL_PAUSED, HEAL_DONE, HEAL_FAILED };
 struct heal_screen {
     enum heal_phase phase;
     bool pausing; /* the job is asked to stop, to go on later */
-    double seconds, until_kl;
-    long long refit_tokens;
-    long long tokens;
+    struct heal_options how; /* as it was asked for, without its folder */
     char *file, *from, *dir; /* text; folders of the conversion before and after */
     double *train, *held;    /* [n] KL of each step; the last one measured */
     size_t n, cap;

@@ -12,6 +12,9 @@ bool list_move(enum request r, int n, int page, int *at);
 
 /* app_ask.c */
 void ask_open(struct app *a, enum request what, const char *label, const char *preset, bool path);
+/* With a sentence above it; hint lives as long as the program. */
+void ask_hinted(struct app *a, enum request what, const char *label, const char *preset, bool path,
+                const char *hint);
 bool ask_key(struct app *a, enum request r, int key);
 bool edit_key(struct textbuf *b, enum request r, int key); /* true when it was an edit */
 
@@ -58,6 +61,8 @@ void convert_restore(struct app *a); /* those of the last start, once a model is
 /* app_heal.c: healing the conversion in use, on screen 3 */
 bool heal_request(struct app *a, enum request r);
 bool heal_answer(struct app *a, const char *text); /* false: ask.error says why */
+/* app_heal_line.c: what was typed; *file is fresh, NULL: none is named */
+int heal_parse(struct heal_options *o, const char *text, char **file, struct err *e);
 void heal_event(struct app *a, struct event *v);
 void heal_job_done(struct app *a, const struct event *v);
 void heal_drop(struct app *a);

@@ -231,7 +231,10 @@ static bool request(struct app *a, enum request r)
     case REQ_SAVE_PLAN: plan_ask_save(a); return true;
     case REQ_LOAD_PLAN: ask_open(a, r, "load the plan", "", true); return true;
     case REQ_BUDGET:
-        ask_open(a, r, "budget (50%, 11520B a token, 24GiB,8192x16)", a->j.budget, false);
+        ask_hinted(
+            a, r, "budget", a->j.budget, false,
+            "a share of the cache (50%), bytes a token (11520B), or what shall fit a memory: "
+            "24GiB,8192x16 is sixteen sequences of 8192 tokens");
         return true;
     case REQ_ROPE:
         snprintf(text, sizeof text, "%d", s->plan.layer[s->layer].qk_rope_head_dim);
@@ -241,12 +244,15 @@ static bool request(struct app *a, enum request r)
         char bytes[32];
         snprintf(bytes, sizeof bytes, "%gGiB", a->j.memory_bytes / 0x1p30);
         snprintf(text, sizeof text, "%lldx%lld %s", a->j.context, a->j.batch, bytes);
-        ask_open(a, r, "context x batch, and a memory to fill", text, false);
+        ask_hinted(a, r, "what if", text, false,
+                   "context x batch, and a memory to fill: 8192x1 24GiB");
         return true;
     }
     case REQ_CALIBRATE:
-        ask_open(a, r, "calibrate on (files; empty: own text)",
-                 a->j.calibration ? a->j.calibration : "", true);
+        ask_hinted(a, r, "calibrate on", a->j.calibration ? a->j.calibration : "", true,
+                   "text files, each with its share if they are not equal, how many tokens, and "
+                   "until when: wiki.txt 2 code.txt 1 32768 tokens until 2%. Nothing: the model's "
+                   "own text");
         return true;
     case REQ_RECIPE: recipe_ask(a); return true;
     case REQ_CURVES:

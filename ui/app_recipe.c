@@ -97,7 +97,7 @@ int recipe_parse(struct rankplan *p, const char *text, struct err *e)
         rc = read_knob(p, v, &at, e);
     free(copy);
     if (!rc && v[STRIDE] > 1 && p->layout != LAYOUT_STOCK)
-        rc = err_set(e, ERR_ARG, "stride thins the frequencies of the stock layout (l)");
+        rc = err_set(e, ERR_ARG, "stride thins the frequencies of the stock layout (f)");
     if (!rc && v[FOLD] > 0 && p->method != METHOD_TRANSMLA)
         rc = err_set(e, ERR_ARG, "fold is for the method transmla (m)");
     if (!rc)
@@ -109,7 +109,10 @@ void recipe_ask(struct app *a)
 {
     char text[256];
     recipe_text(&a->ranks.plan, true, text, sizeof text);
-    ask_open(a, REQ_RECIPE, "recipe (empty: the usual)", text, false);
+    ask_hinted(
+        a, REQ_RECIPE, "recipe", text, false,
+        "knobs and values, what is not named is as usual: rounds balance damping stride fold "
+        "ffn, and without rope,joint,… leaves steps out");
 }
 
 bool recipe_answer(struct app *a, const char *text)

@@ -8,24 +8,6 @@
 #include "sessions/heal.h"
 #include "ui/cli.h"
 
-/* "kv_b,q" → bits. */
-static int parse_parts(const char *text, unsigned *parts, struct err *e)
-{
-    *parts = 0;
-    for (const char *s = text; s && *s;) {
-        size_t n = strcspn(s, ",");
-        int part = 0;
-        while (part < HEAL_PARTS &&
-               (strlen(heal_part_names[part]) != n || strncmp(heal_part_names[part], s, n)))
-            part++;
-        if (part == HEAL_PARTS)
-            return cli_usage(e, "--train takes some of kv_b,q,o,kv_a, not \"%.40s\"", s);
-        *parts |= 1u << part;
-        s += n + (s[n] == ',');
-    }
-    return text && !*parts ? cli_usage(e, "--train takes some of kv_b,q,o,kv_a") : OK;
-}
-
 static void on_step(void *user, const struct heal_point *p)
 {
     struct cli *c = user;
@@ -104,7 +86,10 @@ static int options(const struct cli *c, struct heal_options *o, struct err *e)
                                .accumulate = (int)c->o.accumulate,
                                .exact = c->o.exact,
                                .dir = c->o.output};
-    return parse_parts(c->o.train, &o->parts, e);
+    struct err bad = {0};
+    if (c->o.train && heal_parts_parse(c->o.train, &o->parts, &bad))
+        return cli_usage(e, "--%s", bad.text);
+    return OK;
 }
 
 int cli_heal(struct cli *c, struct err *e)

@@ -46,7 +46,7 @@ enum request {
     REQ_COUNT
 };
 
-#define BINDING_KEYS 3
+#define BINDING_KEYS 4
 struct binding {
     enum request request;
     unsigned where;            /* contexts */

@@ -170,10 +170,11 @@ static void draw_foot(const struct app *a, struct screen *s, struct rect r)
     screen_fill(s, r, ROLE_FOOT);
     if (a->ask.what) {
         draw_ask(a, s, r);
-        if (a->ask.error[0] && r.y > 0) {
-            struct rect above = {r.y - 1, r.x, 1, r.w};
+        struct rect above = {r.y - 1, r.x, 1, r.w};
+        if (a->ask.error[0] && r.y > 0)
             draw_message(s, above, ROLE_BAD, a->ask.error);
-        }
+        else if (a->ask.hint && r.y > 6) /* there it does not cover what the question is about */
+            draw_message(s, above, ROLE_DIM, a->ask.hint);
     } else if (a->message[0]) {
         draw_message(s, r, a->message_role, a->message);
     } else {

@@ -32,7 +32,7 @@ static void count_text(long long n, const char *of, char text[64])
         snprintf(text, 64, "all %s", of);
 }
 
-/* "t perplexity   f ~/text.txt" and "p hf   x 512 tokens   n 8 windows". */
+/* "t perplexity   f ~/text.txt" and "p hf   x 512 tokens   c 8 windows". */
 static void draw_setup(const struct app *a, struct screen *s, struct rect in)
 {
     const struct eval_setup *v = &a->j.eval;
@@ -55,14 +55,14 @@ static void draw_setup(const struct app *a, struct screen *s, struct rect in)
         snprintf(count, sizeof count, "windows of %lld tokens", v->ctx);
         x = 3 + label(s, in.y + 1, x, end, "x", count);
         count_text(v->windows, "windows", count);
-        label(s, in.y + 1, x, end, "n", count);
+        label(s, in.y + 1, x, end, "c", count);
     } else if (v->what == EVAL_WHAT_SPEED) {
         screen_putf(s, in.y + 1, x, end - x, ROLE_NORMAL,
                     "reads %d tokens and makes %d, at depths 0, 1024 and 4096, %d times",
                     EVAL_SPEED_PROMPT, EVAL_SPEED_GENERATE, EVAL_SPEED_REPEAT);
     } else {
         count_text(v->limit, "questions", count);
-        label(s, in.y + 1, x, end, "n", count);
+        label(s, in.y + 1, x, end, "c", count);
     }
 }
 

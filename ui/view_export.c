@@ -157,7 +157,7 @@ static void draw(struct app *a, struct screen *s, struct rect body)
     if (v.text[0])
         y = put_wrapped(s, y, end, x, w, v.fit == STOCK_NO ? ROLE_WARN : ROLE_NORMAL, v.text);
     if (v.fit == STOCK_NO && p->layout != LAYOUT_STOCK && y < end)
-        screen_put(s, y++, x, w, ROLE_DIM, "On screen 2 l chooses the layout, c converts again.");
+        screen_put(s, y++, x, w, ROLE_DIM, "On screen 2 f chooses the layout, c converts again.");
     y += v.text[0] != 0;
     y = draw_result(a, s, y, end - 3, x, w);
     if (y + 2 >= end)

@@ -185,7 +185,7 @@ static void plan_line(const struct app *a, struct screen *s, int y, struct rect 
     if (r.w >= LAYOUT_WIDE || !sensitivity_now(a))
         measured(a, kl + strlen(kl), sizeof kl - strlen(kl));
     int x = screen_putf(s, y, r.x + 1, r.w - 2, ROLE_NORMAL,
-                        "method %s%s (m)  layout %s (l)  %s (R)  budget %s (b)  predicted KL %s",
+                        "method %s%s (m)  layout %s (f)  %s (R)  budget %s (b)  predicted KL %s",
                         p->method == METHOD_MLATHE ? "mlathe" : "transmla", recipe[0] ? "+" : "",
                         plan_layout_name(p->layout), rope, a->j.budget, kl);
     if (recipe[0] && r.w >= LAYOUT_WIDE)
