@@ -81,12 +81,20 @@ void chat_collect(struct app *a, struct worker_batch *b);
 void chat_answered(struct app *a, struct answered_turn *t);
 void chat_job_done(struct app *a, const struct event *v);
 void chat_model_changed(struct app *a);
-void chat_put_away(struct app *a); /* into a file, and starts a new one */
 const char *chat_said(const struct app *a, size_t turn, int side, size_t *n);
 /* Byte where two answers of a turn part, SIZE_MAX while they do not; *end: of the marked part. */
 size_t chat_parts_at(const struct app *a, size_t turn, int side, size_t *end);
+bool chat_can_talk(struct app *a); /* false: a message says why not */
+void chat_send(struct app *a, const char *text);
+
+/* app_slash.c */
+void chat_command(struct app *a, const char *line);
+bool chat_complete_command(struct textbuf *b); /* false: it is none that begins like that */
 
 /* app_transcript.c: what can be done with what was said */
+/* As JSON, under data/chats unless named; shown: where. false: out of memory. */
+bool chat_save(struct app *a, const char *name, bool quiet, char shown[1024]);
+void chat_put_away(struct app *a); /* into a file, and starts a new one */
 void chat_export(struct app *a, const char *name); /* .md or .json */
 void chat_search_past(struct app *a);
 void chat_to_difference(struct app *a);

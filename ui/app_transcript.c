@@ -5,6 +5,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "core/file.h"
 #include "ui/app_parts.h"
 #include "ui/markup.h"
 
@@ -125,4 +126,35 @@ void chat_to_difference(struct app *a)
         a, ROLE_NORMAL, "they part at \"%.*s\" and \"%.*s\"",
         at[0] == SIZE_MAX ? 0 : (int)(end[0] - at[0]), at[0] == SIZE_MAX ? "" : text[0] + at[0],
         at[1] == SIZE_MAX ? 0 : (int)(end[1] - at[1]), at[1] == SIZE_MAX ? "" : text[1] + at[1]);
+}
+
+/* The transcript as a file under data/chats; returns its path for a message. */
+bool chat_save(struct app *a, const char *name, bool quiet, char shown[1024])
+{
+    char *dir = path_join(a->paths.data, "chats");
+    const char *base = a->j.model ? path_base(a->j.model) : "chat"; /* whose answers these are */
+    char model[96];
+    snprintf(model, sizeof model, "%.*s", (int)strcspn(base, "."), base);
+    const char *home = getenv("HOME");
+    char *path = name && name[0] == '~' && home ? mem_printf("%s%s", home, name + 1)
+                 : name && name[0]              ? mem_strdup(name)
+                 : dir                          ? path_free(dir, model, ".chat.json")
+                                                : NULL;
+    char *text = path ? journal_chat_text(&a->j) : NULL;
+    bool ok = text && saver_put(a->saver, path, text, quiet);
+    if (ok)
+        app_path_text(path, shown);
+    free(path);
+    free(dir);
+    return ok;
+}
+
+/* Cleared from the screen, not from the disk: a chat is never lost. */
+void chat_put_away(struct app *a)
+{
+    char shown[1024];
+    if (a->j.n_turn && a->lock >= 0 && chat_save(a, NULL, true, shown))
+        app_message(a, ROLE_NORMAL, "a new chat; the one before is in %s", shown);
+    chat_model_changed(a);
+    journal_drop_turns(&a->j, 0);
 }

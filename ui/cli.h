@@ -114,14 +114,6 @@ bool cli_json_add(cJSON *obj, const char *key, double v); /* NaN: null */
 /* drafted, accepted and acceptance, where anything was guessed ahead. */
 void cli_json_drafts(cJSON *obj, long long made, long long right);
 
-/* cli_plan.c: the plan that the options ask for; needs spectra only for --alloc energy. */
-bool cli_recipe_given(const struct cli_options *o); /* any option of the method's steps and knobs */
-int cli_make_plan(struct cli *c, struct workspace *w, struct rankplan *plan, struct err *e);
-/* Whether --engine, if it is given, loads what the plan makes; says what filling up costs. */
-int cli_check_engine(struct cli *c, const struct model_info *info, const struct rankplan *p,
-                     struct err *e);
-int cli_calibrate(struct cli *c, struct workspace *w, struct err *e);
-
 /* The commands. */
 int cli_models(struct cli *c, struct err *e);
 int cli_inspect(struct cli *c, struct err *e);

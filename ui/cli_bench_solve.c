@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "sessions/clock.h"
-#include "ui/cli.h"
+#include "ui/cli_plan.h"
 
 enum { SOLVE_STEP = 4 }; /* ranks go to and fro by so much */
 

@@ -9,7 +9,7 @@
 
 #include "core/file.h"
 #include "core/kvmem.h"
-#include "ui/cli.h"
+#include "ui/cli_plan.h"
 #include "sessions/clock.h"
 
 static bool is_empty_dir(const char *path)

@@ -1,93 +1,16 @@
-/* spectra and plan: what a rank would keep, and the choice of ranks. Refuses contradicting budgets
- * and what this version does not do. */
+/* plan: the choice of ranks that the options ask for. Refuses contradicting budgets and what this
+ * version does not do. */
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/file.h"
 #include "core/kvmem.h"
-#include "sessions/paths.h"
 #include "sessions/search.h"
-#include "ui/cli.h"
+#include "ui/cli_plan.h"
 #include "ui/figures.h"
 
-/* --- calibration -------------------------------------------------------------------------- */
-
-/* "2,1" → share[n]. */
-static int parse_shares(const char *text, int n, double *share, struct err *e)
-{
-    for (int i = 0; i < n; i++) {
-        char *end;
-        share[i] = strtod(text, &end);
-        if (end == text || !(share[i] > 0) || !isfinite(share[i]) || *end != (i + 1 < n ? ',' : 0))
-            return cli_usage(e,
-                             "--shares takes a number above 0 for each of the %d --calib files: "
-                             "2,1",
-                             n);
-        text = end + 1;
-    }
-    return OK;
-}
-
-static int calib_files(const struct cli *c, double share[CLI_MAX_LIST], struct calib_options *o,
-                       struct err *e)
-{
-    const struct cli_list *list = &c->o.calib;
-    *o = (struct calib_options){.files = list->v,
-                                .n_files = list->n,
-                                .tokens = c->o.tokens,
-                                .seed = (uint64_t)c->o.seed,
-                                .stat_groups = (int)c->o.stat_groups,
-                                .until = c->o.until / 100};
-    for (int i = 0; i < list->n; i++) {
-        if (strcmp(list->v[i], "self"))
-            continue;
-        if (list->n > 1)
-            return cli_usage(e, "--calib self stands alone, without files");
-        o->n_files = 0;
-    }
-    if (!c->o.shares)
-        return OK;
-    o->shares = share;
-    return parse_shares(c->o.shares, o->n_files, share, e);
-}
-
-static char *statistics_dir(void)
-{
-    struct paths p;
-    if (paths_init(&p, NULL))
-        return NULL;
-    char *dir = path_join(p.cache, "statistics");
-    paths_done(&p);
-    return dir;
-}
-
-int cli_calibrate(struct cli *c, struct workspace *w, struct err *e)
-{
-    struct calib_options o;
-    double share[CLI_MAX_LIST];
-    int rc = calib_files(c, share, &o, e);
-    if (rc)
-        return rc;
-    char *cache = statistics_dir();
-    if (!o.n_files)
-        cli_say(c, "calibrating on text that the model writes itself; your own text is better: "
-                   "--calib FILE");
-    char text[200];
-    rc = workspace_calibrate(w, &o, cache, NULL, &c->progress, e);
-    cli_progress_end(c);
-    if (!rc)
-        rc = workspace_settled(w, text, sizeof text, e);
-    if (!rc && text[0])
-        cli_say(c, "statistics: %s", text);
-    free(cache);
-    return rc;
-}
-
-/* --- the plan that the options ask for ----------------------------------------------------- */
-
-static int choose_method(const struct cli *c, struct rankplan *p, struct err *e)
+int cli_choose_method(const struct cli *c, struct rankplan *p, struct err *e)
 {
     const char *method = c->o.method, *layout = c->o.layout;
     if (method && strcmp(method, "mlathe") && strcmp(method, "transmla"))
@@ -137,34 +60,6 @@ static int choose_budget(const struct cli *c, const struct plan_model *m, long l
 }
 
 /* At the rope widths of p's layers. */
-static int all_spectra(struct cli *c, struct workspace *w, const struct rankplan *p,
-                       struct spectrum **out, struct err *e)
-{
-    int n_layer = p->model.n_layer;
-    *out = mem_calloc((size_t)n_layer, sizeof **out);
-    int rc = *out ? OK : err_nomem(e, (size_t)n_layer * sizeof **out, "spectra");
-    enum { BATCH = 4 };
-    for (int l = 0; l < n_layer && !rc; l += BATCH) {
-        int layer[BATCH], ropes[BATCH], n = 0;
-        for (; n < BATCH && l + n < n_layer; n++) {
-            layer[n] = l + n;
-            ropes[n] = p->layer[l + n].qk_rope_head_dim;
-        }
-        rc = workspace_spectra(w, n, layer, p->layout, ropes, *out + l, e);
-        if (!rc && !progress_report(&c->progress, "spectra", l + n, n_layer))
-            rc = err_set(e, ERR_CANCELLED, "stopped");
-    }
-    cli_progress_end(c);
-    return rc;
-}
-
-static void free_spectra(struct spectrum *s, int n_layer)
-{
-    for (int l = 0; s && l < n_layer; l++)
-        spectrum_done(&s[l]);
-    free(s);
-}
-
 static int allocate_by_energy(struct cli *c, struct workspace *w, struct rankplan *p,
                               long long numbers, struct err *e)
 {
@@ -172,10 +67,10 @@ static int allocate_by_energy(struct cli *c, struct workspace *w, struct rankpla
     int max = rankplan_max_rank(&p->model), step = max >= 1024 ? 16 : max >= 256 ? 8 : 2;
     int rc = c->o.weights_only || workspace_calibrated(w) ? OK : cli_calibrate(c, w, e);
     if (!rc)
-        rc = all_spectra(c, w, p, &s, e);
+        rc = cli_all_spectra(c, w, p, &s, e);
     if (!rc)
         rc = rankplan_allocate(p, s, numbers, step, max, step, NULL, e);
-    free_spectra(s, p->model.n_layer);
+    cli_free_spectra(s, p->model.n_layer);
     return rc;
 }
 
@@ -198,7 +93,7 @@ static int allocate_by_sensitivity(struct cli *c, struct workspace *w, struct ra
     int rc = workspace_calibrated(w) ? OK : cli_calibrate(c, w, e);
     if (rc)
         return rc;
-    char *cache = statistics_dir();
+    char *cache = cli_statistics_dir();
     rc = workspace_sensitivity(w, p, mean_rank(p), true, cache, &s, &c->progress, e);
     cli_progress_end(c);
     free(cache);
@@ -393,7 +288,7 @@ int cli_make_plan(struct cli *c, struct workspace *w, struct rankplan *plan, str
     engine_sizes(c, &info);
     rc = rankplan_init(plan, &info.plan_model, e);
     if (!rc)
-        rc = choose_method(c, plan, e);
+        rc = cli_choose_method(c, plan, e);
     if (!rc && c->o.preset)
         rc = preset_plan(c, &info, plan, e);
     else if (!rc)
@@ -464,95 +359,6 @@ int cli_plan(struct cli *c, struct err *e)
         }
         rankplan_done(&p);
     }
-    workspace_free(w);
-    return rc;
-}
-
-/* --- spectra ------------------------------------------------------------------------------ */
-
-static cJSON *layer_json(int index, const struct spectrum *s)
-{
-    cJSON *o = cJSON_CreateObject(), *energy;
-    double total = spectrum_dropped(s, 0), sum = 0;
-    cJSON_AddNumberToObject(o, "index", index);
-    cJSON_AddItemToObject(o, "joint", cJSON_CreateDoubleArray(s->joint, s->n));
-    cJSON_AddItemToObject(o, "key", cJSON_CreateDoubleArray(s->key, s->n_key));
-    cJSON_AddItemToObject(o, "value", cJSON_CreateDoubleArray(s->value, s->n_value));
-    energy = cJSON_AddArrayToObject(o, "energy"); /* of the first 1, 2, … components */
-    for (int i = 0; i < s->n; i++) {
-        sum += s->joint[i];
-        cJSON_AddItemToArray(energy, cJSON_CreateNumber(total > 0 ? sum / total : 1));
-    }
-    cJSON_AddItemToObject(o, "key_share", cJSON_CreateDoubleArray(s->key_share, s->n));
-    return o;
-}
-
-static int print_spectra(struct cli *c, const struct spectrum *s, int n, int rope, struct err *e)
-{
-    if (!c->o.json) {
-        printf("rank that keeps a share of the energy (%s, rope %d):\n",
-               s[0].calibrated ? "calibrated" : "weights only", rope);
-        printf("layer    90 %%    95 %%    99 %%  99.9 %%   of\n");
-        for (int l = 0; l < n; l++)
-            printf("%5d %7d %7d %7d %7d %4d\n", l, figure_rank_for(&s[l], 0.9), figure_rank_for(&s[l], 0.95),
-                   figure_rank_for(&s[l], 0.99), figure_rank_for(&s[l], 0.999), s[l].n);
-        return OK;
-    }
-    cJSON *root = cJSON_CreateObject();
-    cJSON_AddBoolToObject(root, "calibrated", s[0].calibrated);
-    cJSON_AddNumberToObject(root, "rope", rope);
-    cJSON *list = cJSON_AddArrayToObject(root, "layers");
-    for (int l = 0; l < n; l++)
-        cJSON_AddItemToArray(list, layer_json(l, &s[l]));
-    return cli_print_json(root, e);
-}
-
-static int draw_spectra(struct cli *c, const struct spectrum *s, int n, struct err *e)
-{
-    struct markup m = {0};
-    figure_spectra(&m, false, s, n, NULL);
-    int rc = markup_save(&m, c->o.svg, e);
-    if (!rc)
-        cli_say(c, "wrote %s", c->o.svg);
-    markup_done(&m);
-    return rc;
-}
-
-int cli_spectra(struct cli *c, struct err *e)
-{
-    struct workspace *w;
-    struct model_info info;
-    struct rankplan choice = {0}, at = {0};
-    struct spectrum *s = NULL;
-    if (c->o.weights_only && c->o.calib.n)
-        return cli_usage(e, "--weights-only and --calib exclude each other");
-    int rc = choose_method(c, &choice, e);
-    if (rc)
-        return rc;
-    rc = cli_open(c, c->arg[0], CLI_FAST, &w, e);
-    if (rc)
-        return rc;
-    workspace_info(w, &info);
-    int rope =
-        c->o.rope ? (int)c->o.rope : rankplan_auto_rope(&info.plan_model, choice.layout, 0.25);
-    if (rope % 2 || rope > info.head_dim * (choice.layout == LAYOUT_STOCK ? 1 : info.n_kv_head))
-        rc = cli_usage(e, "--rope %d: give an even number up to %d", rope,
-                       info.head_dim * (choice.layout == LAYOUT_STOCK ? 1 : info.n_kv_head));
-    if (!rc && !c->o.weights_only)
-        rc = cli_calibrate(c, w, e);
-    if (!rc)
-        rc = rankplan_init(&at, &info.plan_model, e);
-    at.layout = choice.layout;
-    if (!rc)
-        rc = rankplan_uniform(&at, 1, rope, e);
-    if (!rc)
-        rc = all_spectra(c, w, &at, &s, e);
-    if (!rc && c->o.svg)
-        rc = draw_spectra(c, s, info.n_layer, e);
-    if (!rc)
-        rc = print_spectra(c, s, info.n_layer, rope, e);
-    free_spectra(s, info.n_layer);
-    rankplan_done(&at);
     workspace_free(w);
     return rc;
 }
