@@ -337,6 +337,52 @@ static void test_engines(void)
     rankplan_done(&p);
 }
 
+static bool screen_says(const struct screen *s, const char *words)
+{
+    bool found = false;
+    for (int y = 0; y < s->rows && !found; y++) {
+        char *row = screen_row(s, y);
+        found = row && strstr(row, words);
+        free(row);
+    }
+    return found;
+}
+
+/* A short answer beside a long one: each side scrolls as far as it has lines. */
+static void test_scroll_apart(void)
+{
+    struct app *a = test_app_start(one, "cpu");
+    struct screen s;
+    struct err e = {0};
+    char text[2000] = "the ";
+    for (int i = 0; i < 100; i++)
+        snprintf(text + strlen(text), 16, "line %d\n", i);
+    CHECK_OK(screen_init(&s, 24, 120, false, &e), e);
+    test_app_press(a, "F4");
+    journal_add_turn(&a->j, "prompt");
+    text_set(&a->j.turn[0].answer[0], "the short");
+    text_set(&a->j.turn[0].answer[1], text);
+    app_draw(a, &s);
+    CHECK(screen_says(&s, "line 99") && !screen_says(&s, "the line 0"), "the end first");
+    test_app_press(a, "PgUp");
+    app_draw(a, &s);
+    CHECK(!screen_says(&s, "line 99") && screen_says(&s, "the short"), "a page up");
+    test_app_press(a, "PgDn Tab d");
+    app_draw(a, &s);
+    CHECK(screen_says(&s, "the line 0") && screen_says(&s, "the short"), "where they part");
+    test_app_press(a, "End");
+    app_draw(a, &s);
+    CHECK(screen_says(&s, "line 99"), "and the end again");
+    test_app_press(a, "/");
+    app_paste(a, "line 50", 7);
+    test_app_press(a, "Enter");
+    app_draw(a, &s);
+    CHECK(screen_says(&s, "line 50") && screen_says(&s, "the short"), "a word");
+    journal_drop_turns(&a->j, 0);
+    screen_done(&s);
+    test_app_leave(a);
+}
+
 static void test_parting(void)
 {
     static const struct {
@@ -523,6 +569,7 @@ int main(void)
     test_find();
     test_engines();
     test_parting();
+    test_scroll_apart();
     test_other_model();
     test_recent();
     test_queue();

@@ -35,7 +35,7 @@ static uint64_t seen(struct app *a, struct screen *s)
                   a->quit,
                   a->suspend,
                   a->redraw_all,
-                  a->chat.scroll,
+                  a->chat.scroll[0] + a->chat.scroll[1],
                   worker_count(a->worker, NULL)};
     for (size_t i = 0; i < sizeof more / sizeof *more; i++)
         h = (h ^ (uint64_t)more[i]) * 1099511628211ull;

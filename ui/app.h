@@ -91,7 +91,7 @@ struct chat_state {
     bool has_stats;
     struct chat_stats stats[2];
     struct chat_compare compare;
-    int scroll;                /* lines up from the end */
+    int scroll[2];             /* each side's lines up from its end */
     size_t history_at;         /* n: not browsing */
     char *held;                /* what was typed before browsing */
     char *needle;              /* searched for in the history; NULL: no search */

@@ -94,6 +94,21 @@ void chat_model_changed(struct app *a)
     live_done(&a->chat);
 }
 
+#define TO_THE_TOP (1 << 28) /* the view knows where it is */
+
+static void scroll_to(struct chat_state *c, int lines)
+{
+    c->scroll[0] = c->scroll[1] = lines;
+}
+
+static void scroll_by(struct chat_state *c, int lines)
+{
+    for (int side = 0; side < 2; side++) {
+        c->scroll[side] += lines;
+        c->scroll[side] = c->scroll[side] < 0 ? 0 : c->scroll[side];
+    }
+}
+
 bool chat_can_talk(struct app *a)
 {
     if (a->chat.answering) {
@@ -129,7 +144,7 @@ void chat_send(struct app *a, const char *text)
     live_done(c);
     c->answering = true;
     c->has_stats = false;
-    c->scroll = 0;
+    scroll_to(c, 0);
     worker_submit(a->worker, &job_chat, args);
     app_changed(a);
 }
@@ -301,8 +316,8 @@ bool chat_request(struct app *a, enum request r, int key)
     case REQ_STOP:
         if (c->answering)
             worker_cancel_kind(a->worker, &job_chat);
-        else if (c->scroll || c->found.n)
-            c->scroll = 0;
+        else if (c->scroll[0] || c->scroll[1] || c->found.n)
+            scroll_to(c, 0);
         else
             return false;
         c->found = (struct found_text){0};
@@ -320,19 +335,19 @@ bool chat_request(struct app *a, enum request r, int key)
         if (c->in_transcript || !chat_complete_command(&c->prompt))
             c->in_transcript = !c->in_transcript;
         return true;
-    case REQ_PAGE_UP: c->scroll += page; return true;
-    case REQ_PAGE_DOWN: c->scroll = c->scroll > page ? c->scroll - page : 0; return true;
+    case REQ_PAGE_UP: scroll_by(c, page); return true;
+    case REQ_PAGE_DOWN: scroll_by(c, -page); return true;
     default: break;
     }
     if (c->in_transcript) {
         if (r == REQ_UP)
-            c->scroll++;
+            scroll_by(c, 1);
         else if (r == REQ_DOWN)
-            c->scroll -= c->scroll > 0;
+            scroll_by(c, -1);
         else if (r == REQ_FIRST)
-            c->scroll = 1 << 28;
+            scroll_to(c, TO_THE_TOP);
         else if (r == REQ_LAST)
-            c->scroll = 0;
+            scroll_to(c, 0);
         else
             return false;
         return true;

@@ -154,11 +154,11 @@ static void draw_text(struct app *a, struct screen *s, struct rect in, int side)
 {
     struct chat_state *c = &a->chat;
     struct piece p;
-    int want = in.h + (c->scroll < 1 << 28 ? c->scroll : 1 << 28);
+    int want = in.h + (c->scroll[side] < 1 << 28 ? c->scroll[side] : 1 << 28);
     int total = count_lines(a, side, in.w, want);
-    if (total < want && side == 0)
-        c->scroll = total > in.h ? total - in.h : 0;
-    int scroll = total - in.h < c->scroll ? (total > in.h ? total - in.h : 0) : c->scroll;
+    if (total < want)
+        c->scroll[side] = total > in.h ? total - in.h : 0;
+    int scroll = c->scroll[side];
     int y = in.y + (total < in.h ? total : in.h) + scroll;
     for (size_t i = 0; y > in.y && piece_at(a, side, i, &p); i++) {
         int lines = 0;
@@ -173,23 +173,22 @@ static void draw_text(struct app *a, struct screen *s, struct rect in, int side)
         screen_right(s, in.y + in.h, in.x - 1, in.w, ROLE_FOCUS, " ↓ more ");
 }
 
-/* Scrolls so that the word found stands in the middle. */
-static void show_found(struct app *a, struct rect in)
+/* Scrolls so that the word found stands in the middle; where the other side said it, the prompt. */
+static void show_found(struct app *a, struct rect in, int side)
 {
-    struct found_text *f = &a->chat.found;
+    const struct found_text *f = &a->chat.found;
     struct piece p;
-    int below = 0, side = f->what == 1;
-    f->show = false;
+    int below = 0;
     for (size_t i = 0; piece_at(a, side, i, &p); i++) {
         int lines = 0, row = 0, col;
         struct text_line *line = piece_lines(&p, in.w, &lines);
-        bool here = p.turn == f->turn && p.answer == (f->what < 2);
-        if (line && here)
+        bool here = p.turn == f->turn && p.answer == (f->what == side);
+        if (line && here && (p.answer || f->what == 2))
             text_locate(p.text, line, lines, f->at, &row, &col);
         free(line);
         if (here) {
             below += lines - row - 1;
-            a->chat.scroll = below > in.h / 2 ? below - in.h / 2 : 0;
+            a->chat.scroll[side] = below > in.h / 2 ? below - in.h / 2 : 0;
             return;
         }
         below += lines + (p.answer && i > 0);
@@ -197,20 +196,18 @@ static void show_found(struct app *a, struct rect in)
 }
 
 /* Scrolls so that the place where the newest answers part stands in the middle. */
-static void find_difference(struct app *a, struct rect in)
+static void find_difference(struct app *a, struct rect in, int side)
 {
-    struct chat_state *c = &a->chat;
     struct piece p;
     size_t end, at = SIZE_MAX;
-    int side = 1, lines = 0, row = 0, col;
-    c->find_difference = false;
+    int lines = 0, row = 0, col;
     if (!piece_at(a, side, 0, &p) || (at = chat_parts_at(a, p.turn, side, &end)) == SIZE_MAX)
         return;
     struct text_line *line = piece_lines(&p, in.w, &lines);
     if (line)
         text_locate(p.text, line, lines, at, &row, &col);
     int below = line ? lines - row - 1 : 0;
-    c->scroll = below > in.h / 2 ? below - in.h / 2 : 0;
+    a->chat.scroll[side] = below > in.h / 2 ? below - in.h / 2 : 0;
     free(line);
 }
 
@@ -261,9 +258,9 @@ static void draw_side(struct app *a, struct screen *s, struct rect r, int side)
         return;
     }
     if (a->chat.find_difference)
-        find_difference(a, in);
+        find_difference(a, in, side);
     if (a->chat.found.show)
-        show_found(a, in);
+        show_found(a, in, side);
     draw_text(a, s, in, side);
 }
 
@@ -334,6 +331,7 @@ static void draw(struct app *a, struct screen *s, struct rect body)
     struct chat_layout l = layout_chat(body, sides, lines);
     for (int i = 0; i < sides; i++)
         draw_side(a, s, l.side[i], i);
+    a->chat.find_difference = a->chat.found.show = false;
     if (l.middle.h > 0)
         draw_middle(a, s, l.middle);
     if (line && l.input.h > 0)
