@@ -168,7 +168,7 @@ static void draw_plan(const struct app *a, struct screen *s, struct rect in)
         screen_put(s, in.y + 1, in.x + 1, in.w - 2, ROLE_NORMAL,
                    a->calibrated || a->j.calibration
                        ? "c converts; the original stays as it is."
-                       : "c calibrates on the model's own text and converts (k on screen "
+                       : "c calibrates on the model's own text and converts (t on screen "
                          "2 takes a file).");
 }
 

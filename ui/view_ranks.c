@@ -182,6 +182,9 @@ static void plan_line(const struct app *a, struct screen *s, int y, struct rect 
     }
     snprintf(rope, sizeof rope, lo == hi ? "R %d" : "R %d–%d", lo, hi);
     snprintf(kl, sizeof kl, isfinite(p->predicted_kl) ? "%.3f" : "–", p->predicted_kl);
+    if (r.w >= LAYOUT_WIDE &&
+        isfinite(p->predicted_kl)) /* what the original would be surprised by */
+        snprintf(kl, sizeof kl, "%.3f (PPL ≈ ×%.2f)", p->predicted_kl, exp(p->predicted_kl));
     if (r.w >= LAYOUT_WIDE || !sensitivity_now(a))
         measured(a, kl + strlen(kl), sizeof kl - strlen(kl));
     int x = screen_putf(s, y, r.x + 1, r.w - 2, ROLE_NORMAL,
