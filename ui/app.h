@@ -119,6 +119,7 @@ struct export_state {
     bool mtp, fold_biases;         /* as export_options has them */
     int narrow_rank;
     bool running, dry_run, has_report;
+    double started_sec;
     struct export_report report;   /* valid with has_report: of the last run */
     bool report_dry;
     char trouble[1024];            /* why it failed */

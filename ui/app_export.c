@@ -5,6 +5,7 @@
 
 #include "core/file.h"
 #include "core/kvmem.h"
+#include "sessions/clock.h"
 #include "ui/app_parts.h"
 
 static const enum dtype folder_numbers[] = {DTYPE_BF16, DTYPE_F32};
@@ -67,6 +68,7 @@ static void start(struct app *a, const char *path, bool dry_run, bool force)
     } else {
         export_drop(a);
         x->running = true;
+        x->started_sec = clock_now();
         x->dry_run = dry_run;
         worker_submit(a->worker, &job_export, export_args(&o));
     }

@@ -110,6 +110,10 @@ extern const struct view_ops view_model, view_ranks, view_convert, view_chat, vi
 const struct view_ops *view_of(int screen);
 /* For clicks: n rows from top stand in r, *at is the selected one. */
 void view_rows(struct app *a, struct rect r, int top, int n, int *at);
+/* Two lines about a job that was begun at started_sec: its step, or what it waits for; how far it
+ * is. also: another kind that belongs to it, or NULL. */
+void view_running(const struct app *a, struct screen *s, struct rect in,
+                  const struct job_kind *kind, const struct job_kind *also, double started_sec);
 void view_help(struct app *a, struct screen *s, struct rect body);
 
 #endif

@@ -231,6 +231,31 @@ void view_help(struct app *a, struct screen *s, struct rect body)
         screen_right(s, body.y + body.h - 1, body.x, body.w - 2, ROLE_FOCUS, " ↓ more ");
 }
 
+/* Jobs name their steps themselves; time left is what the running step has shown so far. */
+void view_running(const struct app *a, struct screen *s, struct rect in,
+                  const struct job_kind *kind, const struct job_kind *also, double started_sec)
+{
+    const struct job_status *j = &a->status;
+    bool mine = j->active && (j->kind == kind || j->kind == also);
+    double share = mine && j->total > 0 ? j->done / j->total : 0, run = j->now_sec - j->started_sec;
+    char elapsed[32], left[32];
+    int y = in.h >= 2 ? in.y + 1 : in.y, bar = in.w - 44 > 10 ? in.w - 44 : in.w > 24 ? 10 : 0;
+    if (in.h >= 2)
+        screen_putf(s, in.y, in.x + 1, in.w - 2, ROLE_NORMAL, "%s%s", mine ? "" : "waits for ",
+                    !j->active            ? "the worker"
+                    : mine && j->phase[0] ? j->phase
+                                          : j->kind->name);
+    if (!s->plain)
+        screen_bar(s, y, in.x + 1, bar, ROLE_BAR, share);
+    app_seconds(a, j->now_sec - started_sec, elapsed);
+    if (share > 0.02)
+        app_seconds(a, run * (1 - share) / share, left);
+    else
+        snprintf(left, sizeof left, "–");
+    screen_putf(s, y, in.x + bar + 2, in.w - bar - 3, ROLE_NORMAL,
+                "%3.0f%%  %s elapsed  %s left  Esc stops", 100 * share, elapsed, left);
+}
+
 void view_rows(struct app *a, struct rect r, int top, int n, int *at)
 {
     r.h = n - top < r.h ? n - top : r.h;

@@ -73,34 +73,6 @@ static void draw_layers(struct app *a, struct screen *s, struct rect r)
         screen_right(s, r.y + r.h - 1, r.x, r.w - 2, ROLE_FOCUS, " ↓ more ");
 }
 
-/* Jobs name their steps themselves; time left is what the running step has shown so far. */
-static void draw_running(const struct app *a, struct screen *s, struct rect in)
-{
-    const struct convert_state *c = &a->convert;
-    const struct job_status *j = &a->status;
-    bool mine = j->active && (j->kind == &job_convert || j->kind == &job_calibrate);
-    double share = mine && j->total > 0 ? j->done / j->total : 0;
-    double run = j->now_sec - j->started_sec;
-    char elapsed[32], left[32], line[200];
-    snprintf(line, sizeof line, "%s%s", !mine ? "waits for " : "",
-             mine        ? (j->phase[0] ? j->phase : j->kind->name)
-             : j->active ? j->kind->name
-                         : "the worker");
-    screen_put(s, in.y, in.x + 1, in.w - 2, ROLE_NORMAL, line);
-    if (in.h < 2)
-        return;
-    int bar = in.w - 44 > 10 ? in.w - 44 : in.w > 24 ? 10 : 0;
-    if (!s->plain)
-        screen_bar(s, in.y + 1, in.x + 1, bar, ROLE_BAR, share);
-    app_seconds(a, j->now_sec - c->started_sec, elapsed);
-    if (share > 0.02 && mine)
-        app_seconds(a, run * (1 - share) / share, left);
-    else
-        snprintf(left, sizeof left, "–");
-    screen_putf(s, in.y + 1, in.x + bar + 2, in.w - bar - 3, ROLE_NORMAL,
-                "%3.0f%%  %s elapsed  %s left  Esc stops", 100 * share, elapsed, left);
-}
-
 /* Where quality went: the layers that lost most, and which step took it. */
 static void draw_loss(const struct conversion_report *r, struct screen *s, int y, struct rect in)
 {
@@ -208,7 +180,7 @@ static void draw(struct app *a, struct screen *s, struct rect body)
     screen_box(s, top, ROLE_BORDER, words);
     struct rect in = layout_inside(top);
     if (runs)
-        draw_running(a, s, in);
+        view_running(a, s, in, &job_convert, &job_calibrate, c->started_sec);
     else if (failed)
         screen_put(s, in.y, in.x + 1, in.w - 2, ROLE_BAD, c->trouble);
     else if (c->phase == CONVERT_STOPPED || (c->phase == CONVERT_NONE && !c->has_result))

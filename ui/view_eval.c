@@ -66,29 +66,6 @@ static void draw_setup(const struct app *a, struct screen *s, struct rect in)
     }
 }
 
-static void draw_running(const struct app *a, struct screen *s, struct rect in)
-{
-    const struct job_status *j = &a->status;
-    bool mine = j->active && j->kind == &job_eval;
-    double share = mine && j->total > 0 ? j->done / j->total : 0, run = j->now_sec - j->started_sec;
-    char elapsed[32], left[32], line[160];
-    snprintf(line, sizeof line, "%s%s", mine ? "" : "waits for ",
-             mine        ? j->phase
-             : j->active ? j->kind->name
-                         : "the worker");
-    if (in.h >= 2)
-        screen_put(s, in.y, in.x + 1, in.w - 2, ROLE_NORMAL, line);
-    int y = in.h >= 2 ? in.y + 1 : in.y, bar = in.w - 44 > 10 ? in.w - 44 : in.w > 24 ? 10 : 0;
-    screen_bar(s, y, in.x + 1, bar, ROLE_BAR, share);
-    app_seconds(a, j->now_sec - a->eval.started_sec, elapsed);
-    if (share > 0.02)
-        app_seconds(a, run * (1 - share) / share, left);
-    else
-        snprintf(left, sizeof left, "–");
-    screen_putf(s, y, in.x + bar + 2, in.w - bar - 3, ROLE_NORMAL,
-                "%3.0f%%  %s elapsed  %s left  Esc stops", 100 * share, elapsed, left);
-}
-
 /* ---- a result ---- */
 
 struct lines {
@@ -251,7 +228,7 @@ static void draw(struct app *a, struct screen *s, struct rect body)
     if (top.h) {
         screen_box(s, top, ROLE_BORDER, a->eval.running ? "evaluate: running" : "evaluate");
         if (a->eval.running)
-            draw_running(a, s, layout_inside(top));
+            view_running(a, s, layout_inside(top), &job_eval, NULL, a->eval.started_sec);
         else
             draw_setup(a, s, layout_inside(top));
     }

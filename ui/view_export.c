@@ -99,9 +99,10 @@ static int draw_result(const struct app *a, struct screen *s, int y, int end, in
     const struct export_report *r = &e->report;
     const struct export_check *k = &r->check;
     char size[32], room[32], shown[1024];
-    if (e->running && y < end)
-        screen_put(s, y++, x, w, ROLE_NORMAL,
-                   e->dry_run ? "looking…" : "writing; Esc stops, and nothing is left then");
+    if (e->running && y + 2 < end) {
+        view_running(a, s, (struct rect){y, x - 1, 2, w + 2}, &job_export, NULL, e->started_sec);
+        y += 2;
+    }
     if (e->trouble[0])
         y = put_wrapped(s, y, end, x, w, ROLE_BAD, e->trouble);
     if (!e->has_report || y >= end)
