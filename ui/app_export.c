@@ -220,7 +220,7 @@ void export_event(struct app *a, struct export_report *r)
     x->has_report = true;
     x->report_dry = x->dry_run;
     kvmem_text((double)x->report.bytes, size, sizeof size);
-    app_message(a, ROLE_GOOD, x->dry_run ? "would write %s: %s" : "wrote %s: %s",
+    app_message(a, ROLE_GOOD, x->dry_run ? "would write %s: %s of tensors" : "wrote %s: %s",
                 app_path_text(x->report.path, shown), size);
 }
 

@@ -87,8 +87,9 @@ static void print_report(const struct export_report *r, const struct export_opti
     const struct export_check *k = &r->check;
     kvmem_text((double)r->bytes, size, sizeof size);
     kvmem_text((double)r->free_bytes, room, sizeof room);
-    printf("%s %s for %s as %s: %s (%s free)\n", o->dry_run ? "would write" : "wrote", r->path,
-           stock_name(o->to), o->fp8 ? "FP8" : dtype_traits(o->dtype)->name, size, room);
+    printf("%s %s for %s as %s: %s%s (%s free)\n", o->dry_run ? "would write" : "wrote", r->path,
+           stock_name(o->to), o->fp8 ? "FP8" : dtype_traits(o->dtype)->name, size,
+           o->dry_run ? " of tensors" : "", room);
     for (size_t i = 0; i < r->n_file; i++)
         printf("  %s\n", r->file[i].name);
     if (r->verdict.text[0])

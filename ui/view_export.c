@@ -109,11 +109,12 @@ static int draw_result(const struct app *a, struct screen *s, int y, int end, in
         return y;
     kvmem_text((double)r->bytes, size, sizeof size);
     kvmem_text((double)r->free_bytes, room, sizeof room);
-    screen_putf(s, y++, x, w, ROLE_GOOD, "%s %s (%s free)", e->report_dry ? "would write" : "wrote",
-                size, a->clock_off ? "--" : room);
+    screen_putf(s, y++, x, w, ROLE_GOOD,
+                e->report_dry ? "would write %s of tensors (%s free)" : "wrote %s (%s free)", size,
+                a->clock_off ? "--" : room);
     if (y < end)
         screen_tail(s, y++, x + 2, w - 2, ROLE_NORMAL, app_path_text(r->path, shown));
-    for (size_t i = 0; i < r->n_file && i < 12 && y < end; i++)
+    for (size_t i = 0; r->n_file > 1 && i < r->n_file && i < 12 && y < end; i++)
         screen_putf(s, y++, x + 2, w - 2, ROLE_DIM, "%s", r->file[i].name);
     y = draw_costs(a, s, y, end, x, w);
     char error[16] = "--"; /* its digits differ between machines */
