@@ -9,6 +9,8 @@
 
 #include "core/file.h"
 #include "tests/support.h"
+#include "ui/keys.h"
+#include "ui/term_keys.h"
 
 struct session {
     pid_t pid;
@@ -80,6 +82,44 @@ static void check_restored(const struct session *s, const char *how)
           "%s: the cursor shows", how);
 }
 
+/* What terminals send that are not what TERM says; the unknown is nothing, not a row of keys. */
+static void test_sequences(void)
+{
+    static const struct {
+        const char *text;
+        int key;
+    } cases[] = {
+        {"[1~", UI_HOME},
+        {"[7~", UI_HOME},
+        {"[H", UI_HOME},
+        {"OH", UI_HOME},
+        {"[4~", UI_END},
+        {"OF", UI_END},
+        {"[3~", UI_DELETE},
+        {"[5~", UI_PAGE_UP},
+        {"[A", UI_UP},
+        {"OB", UI_DOWN},
+        {"[1;2D", UI_SHIFT_LEFT},
+        {"[1;5C", UI_SHIFT_RIGHT},
+        {"[1;3A", UI_UP | UI_ALT},
+        {"[21~", UI_F10},
+        {"OP", UI_F1},
+        {"[Z", UI_SHIFT_TAB},
+        {"[57414;6u", 0},
+        {"[?1;2c", 0},
+        {"[99~", 0},
+        {"[", 0},
+        {"O", 0},
+        {"[1;2;3A", 0},
+        {"x", 0},
+        {"O1P", 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        CHECK(term_keys_sequence(cases[i].text) == cases[i].key, "%s", cases[i].text);
+    CHECK(term_keys_goes_on("[") && term_keys_goes_on("[1;") && !term_keys_goes_on("[1~"));
+    CHECK(term_keys_goes_on("O") && !term_keys_goes_on("OH") && !term_keys_goes_on("x"));
+}
+
 static void test_keys_and_quit(struct session *s)
 {
     start(s, "xterm-256color");
@@ -91,6 +131,8 @@ static void test_keys_and_quit(struct session *s)
     from = s->n;
     keys(s, "\033[200~pasted q\033[31m\ttext\033[201~");
     CHECK(until(s, from, "pasted q[31m"), "a paste is text, and no control character comes back");
+    keys(s, "\033[1~X\033[57414;6u\033[4~\033[D\033[CY"); /* not as this terminal's description has
+                                                             it */
     from = s->n;
     struct winsize size = {.ws_row = 10, .ws_col = 40};
     ioctl(s->fd, TIOCSWINSZ, &size);
@@ -107,7 +149,8 @@ static void test_keys_and_quit(struct session *s)
     CHECK(until(s, 0, "None found"), "started again");
     from = s->n;
     keys(s, "\033OS");
-    CHECK(until(s, from, "pasted q[31m"), "what was typed is still there: %s", s->out + from);
+    CHECK(until(s, from, "Xpasted q[31m"), "what was typed is still there: %s", s->out + from);
+    CHECK(until(s, from, "textY"), "and at its end: %s", s->out + from);
     keys(s, "\033[21~"); /* F10 */
     CHECK(WIFEXITED(end(s)), "left");
 }
@@ -192,6 +235,7 @@ static void test_refusals(struct session *s)
 int main(void)
 {
     struct session *s = mem_calloc(1, sizeof *s);
+    test_sequences();
     test_keys_and_quit(s);
     test_signals(s);
     test_own_settings(s);

@@ -17,6 +17,7 @@
 
 #include "core/file.h"
 #include "ui/keys.h"
+#include "ui/term_keys.h"
 
 #define PASTE_START (KEY_MAX + 1)
 #define PASTE_END (KEY_MAX + 2)
@@ -332,38 +333,6 @@ int term_signal(struct term *t)
 
 /* ---- keys ---- */
 
-static int translate(int key)
-{
-    static const struct {
-        int from, to;
-    } table[] = {
-        {KEY_UP, UI_UP},
-        {KEY_DOWN, UI_DOWN},
-        {KEY_LEFT, UI_LEFT},
-        {KEY_RIGHT, UI_RIGHT},
-        {KEY_HOME, UI_HOME},
-        {KEY_END, UI_END},
-        {KEY_PPAGE, UI_PAGE_UP},
-        {KEY_NPAGE, UI_PAGE_DOWN},
-        {KEY_SLEFT, UI_SHIFT_LEFT},
-        {KEY_SRIGHT, UI_SHIFT_RIGHT},
-        {KEY_BTAB, UI_SHIFT_TAB},
-        {KEY_IC, UI_INSERT},
-        {KEY_DC, UI_DELETE},
-        {KEY_BACKSPACE, UI_BACKSPACE},
-        {KEY_ENTER, UI_ENTER},
-        {KEY_A1, UI_HOME},
-        {KEY_C1, UI_END},
-        {KEY_RESIZE, UI_RESIZE},
-    };
-    if (key >= KEY_F(1) && key <= KEY_F(10))
-        return UI_F1 + (key - KEY_F(1));
-    for (size_t i = 0; i < sizeof table / sizeof *table; i++)
-        if (table[i].from == key)
-            return table[i].to;
-    return 0;
-}
-
 static void paste_add(struct term *t, wint_t c)
 {
     char utf8[8] = {0};
@@ -390,6 +359,31 @@ static int mouse_key(size_t *where)
                                         : 0;
 }
 
+/* Alt sends ESC and the key in one go: what follows at once belongs to it. So do keys that the
+ * terminal's description does not know: multiplexers are often run under another terminal's name. */
+static int after_escape(void)
+{
+    wint_t c;
+    char text[16];
+    size_t n = 0;
+    int rc = get_wch(&c);
+    if (rc == ERR)
+        return UI_ESC;
+    if (rc == KEY_CODE_YES)
+        return term_keys_code((int)c) | UI_ALT;
+    int alone = (c == 127 ? UI_BACKSPACE : (int)c) | UI_ALT;
+    text[n++] = c < 127 ? (char)c : '?';
+    for (text[n] = 0; term_keys_goes_on(text); text[n] = 0) {
+        if (get_wch(&c) != OK)
+            return n == 1 ? alone : 0;
+        if (n < sizeof text - 1)
+            text[n++] = c < 127 ? (char)c : '~';
+        else
+            text[n - 1] = c < 127 ? (char)c : '~'; /* too long for any that is known */
+    }
+    return n == 1 ? alone : term_keys_sequence(text);
+}
+
 int term_key(struct term *t, const char **paste, size_t *n)
 {
     wint_t c;
@@ -411,17 +405,13 @@ int term_key(struct term *t, const char **paste, size_t *n)
             if (rc != KEY_CODE_YES)
                 paste_add(t, c);
         } else if (rc == KEY_CODE_YES) {
-            int key = c == KEY_MOUSE ? mouse_key(n) : translate((int)c);
+            int key = c == KEY_MOUSE ? mouse_key(n) : term_keys_code((int)c);
             if (key)
                 return key;
         } else if (c == UI_ESC) {
-            /* Alt sends ESC and the key in one go: what follows at once belongs to it. */
-            rc = get_wch(&c);
-            if (rc == ERR)
-                return UI_ESC;
-            if (rc == KEY_CODE_YES)
-                return translate((int)c) | UI_ALT;
-            return (c == 127 ? UI_BACKSPACE : (int)c) | UI_ALT;
+            int key = after_escape();
+            if (key)
+                return key;
         } else if (c) {
             return c == 127 ? UI_BACKSPACE : (int)c;
         }
