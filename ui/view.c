@@ -158,6 +158,8 @@ static void draw_message(struct screen *s, struct rect foot, enum role role, con
         bool last = i + 1 == show;
         /* What does not fit is cut by screen_putn, which marks it. */
         size_t n = last ? strlen(text + line[i].start) : line[i].bytes;
+        while (n && text[line[i].start + n - 1] == ' ') /* of the break: it may not fit */
+            n--;
         screen_putn(s, r.y + i, r.x + 1, r.w - 2, role, text + line[i].start, n);
     }
     free(line);

@@ -20,7 +20,9 @@ static void draw_figures(const struct app *a, struct screen *s, struct rect in)
     }
     if (isnan(h->kl_before))
         screen_put(s, in.y, in.x + 1, in.w - 2, ROLE_NORMAL,
-                   mine && j->phase[0] ? j->phase : "waits for the worker");
+                   !mine         ? "waits for the worker"
+                   : j->phase[0] ? j->phase
+                                 : "reading the text, and what the original says to it");
     else
         screen_putf(s, in.y, in.x + 1, in.w - 2, ROLE_NORMAL,
                     "held-out KL %.4f → %.4f (%.0f%%)   training %.4f", h->kl_before, h->kl_best,
