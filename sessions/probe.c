@@ -1,5 +1,6 @@
-/* Single-layer and all-layer KLs. Memory: hidden states of the text for each rank, and one layer's
- * conversion a thread and rank. Refuses a text without windows. */
+/* Single-layer and all-layer KLs. Memory: hidden states of the text for each rank and
+ * each probe of a chunk of layers, and the chunk's conversions at each rank. Refuses a text without
+ * windows. */
 #include "sessions/probe.h"
 
 #include <math.h>
@@ -15,6 +16,7 @@
 
 #define PROBE_ROWS 1024 /* rows that go through a layer together, in whole windows */
 #define LOGIT_ROWS 64
+#define CHUNK 4 /* layers at least that meet the original's logits together */
 
 struct probe {
     const struct engine *base;
@@ -341,8 +343,9 @@ int probe_run(struct sensitivity *s, const int *rank, int n, const struct engine
               const struct probe_text *text, const struct progress *p, struct err *e)
 {
     int L = plan->model.n_layer, full = rankplan_max_rank(&plan->model);
-    /* More than are solved at once, so that the original's logits are made less often. */
-    int most = 2 * (in->at_once ? in->at_once : pool_threads(in->pool));
+    int threads = pool_threads(in->pool), most = threads < CHUNK ? CHUNK : threads;
+    if (in->at_once && in->at_once < threads) /* memory is short */
+        most = in->at_once;
     struct conversion_input chunk = *in;
     struct probe t = {.base = base, .b = base->backend, .text = text, .p = p};
     struct sensitivity_point *out[SENSITIVITY_POINTS];
