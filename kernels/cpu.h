@@ -49,7 +49,7 @@ struct cpu_isa {
     /* c[m][n] = (c if add) + Σ_k a[i][k]·b[j][k]; b is F32, F16 or BF16. */
     void (*dots)(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
                  int ldb, float *c, int ldc, bool add);
-    /* c[m][n] = a · bᵀ in whatever order suits few rows: what attention asks for. */
+    /* c[m][n] = a · bᵀ in whatever order suits few rows: what attention asks for. NULL: dots do. */
     void (*scores)(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
                    int ldb, float *c, int ldc);
     /* c[m][n] = (c if add) + Σ_k a[i][k]·b[k][j]. */

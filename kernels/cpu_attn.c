@@ -214,8 +214,12 @@ static void attend_few(const struct attn *a, struct tile *w, const struct team *
             struct cpu_piece k = cache_rows(a, a->k, team->first + j, n + i, keys, a->dk,
                                             both ? tile + (size_t)i * a->dk : tile);
             open_head(a, w, team, j);
-            isa->scores(w->rows, keys, a->dk, w->q, a->dk, k.type, k.data, k.ld, w->s + i,
-                        ATTN_KEYS);
+            if (isa->scores)
+                isa->scores(w->rows, keys, a->dk, w->q, a->dk, k.type, k.data, k.ld, w->s + i,
+                            ATTN_KEYS);
+            else
+                isa->dots(w->rows, keys, a->dk, w->q, a->dk, k.type, k.data, k.ld, w->s + i,
+                          ATTN_KEYS, false);
         }
     for (int j = 0; j < a->together; j++) {
         open_head(a, w, team, j);

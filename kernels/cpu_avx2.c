@@ -458,17 +458,10 @@ static void quantise(const float *x, int n, int8_t *q, float *scale_out, float *
 
 #include "kernels/cpu_quant.h"
 
-static void scores(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
-                   int ldb, float *c, int ldc)
-{
-    dots(m, n, k, a, lda, type, b, ldb, c, ldc, false);
-}
-
 const struct cpu_isa cpu_avx2 = {
     .name = "AVX2",
     .direct = 3,
     .dots = dots,
-    .scores = scores,
     .gemm = gemm,
     .widen = widen,
     .widen_turned = widen_turned,

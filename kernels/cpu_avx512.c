@@ -33,8 +33,8 @@ INLINE __m512 load_as(enum dtype type, const void *b, size_t at, __mmask16 mask)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
-/* The sums of eight vectors. */
-INLINE __m256 sum16x8(const __m512 *v)
+/* The sums of the halves of eight vectors: lower halves of 0 … 3, upper ones, the same of 4 … 7. */
+INLINE __m512 sum8x16(const __m512 *v)
 {
     __m512 pair[4], four[2];
     for (int i = 0; i < 4; i++)
@@ -43,8 +43,14 @@ INLINE __m256 sum16x8(const __m512 *v)
     for (int i = 0; i < 2; i++)
         four[i] = _mm512_add_ps(_mm512_shuffle_ps(pair[2 * i], pair[2 * i + 1], 0x44),
                                 _mm512_shuffle_ps(pair[2 * i], pair[2 * i + 1], 0xee));
-    __m512 s = _mm512_add_ps(_mm512_shuffle_f32x4(four[0], four[1], 0x88),
-                             _mm512_shuffle_f32x4(four[0], four[1], 0xdd));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(four[0], four[1], 0x88),
+                         _mm512_shuffle_f32x4(four[0], four[1], 0xdd));
+}
+
+/* The sums of eight vectors. */
+INLINE __m256 sum16x8(const __m512 *v)
+{
+    __m512 s = sum8x16(v);
     s = _mm512_add_ps(_mm512_shuffle_f32x4(s, s, 0x08), _mm512_shuffle_f32x4(s, s, 0x0d));
     return _mm512_castps512_ps256(s);
 }
@@ -145,31 +151,45 @@ INLINE void dots_rows(int m, int n, int k, const float *a, int lda, enum dtype t
 
 /* --- c[m][n] = a · b --- */
 
+/* Rows and vectors of columns whose sums are kept: of 16-bit numbers, which are widened once for
+ * all rows, as many rows as there are registers for. */
+enum { TILE_WIDE = 4, TALL_ROWS = 9, TALL_WIDE = 3 };
+
+/* Keeps x in a register: compilers would load it again for each product, and loads are scarce. */
+INLINE __m512 once(__m512 x)
+{
+    __asm__("" : "+v"(x));
+    return x;
+}
+
 /* nv vectors of columns, of the last one those that the mask names. */
 INLINE void gemm_tile(int m, int nv, __mmask16 last, int k, const float *a, int lda,
                       enum dtype type, const void *b, int ldb, float *c, int ldc, bool add)
 {
     bool far = m <= AHEAD_ROWS && type != DTYPE_F32;
-    __m512 s[6][4];
+    __m512 s[TALL_ROWS][TILE_WIDE];
+#pragma GCC unroll 9
     for (int i = 0; i < m; i++)
         for (int v = 0; v < nv; v++)
             s[i][v] = add ? _mm512_maskz_loadu_ps(v == nv - 1 ? last : 0xffff,
                                                   c + (size_t)i * ldc + 16 * v)
                           : _mm512_setzero_ps();
     for (int l = 0; l < k; l++) {
-        __m512 y[4];
+        __m512 y[TILE_WIDE];
         for (int v = 0; v < nv; v++) {
             size_t at = (size_t)l * ldb + 16 * v;
             if (far)
                 ask(b, at, 16 * v, type, AHEAD_FAR);
             y[v] = load_as(type, b, at, v == nv - 1 ? last : 0xffff);
         }
+#pragma GCC unroll 9
         for (int i = 0; i < m; i++) {
-            __m512 x = _mm512_set1_ps(a[(size_t)i * lda + l]);
+            __m512 x = once(_mm512_set1_ps(a[(size_t)i * lda + l]));
             for (int v = 0; v < nv; v++)
                 s[i][v] = _mm512_fmadd_ps(x, y[v], s[i][v]);
         }
     }
+#pragma GCC unroll 9
     for (int i = 0; i < m; i++)
         for (int v = 0; v < nv; v++)
             _mm512_mask_storeu_ps(c + (size_t)i * ldc + 16 * v, v == nv - 1 ? last : 0xffff,
@@ -193,15 +213,7 @@ INLINE void gemm_rows(int m, int n, int k, const float *a, int lda, enum dtype t
 
 /* --- some rows and 16-bit numbers, each of which is widened once for all rows --- */
 
-enum { TALL_ROWS = 9, TALL_WIDE = 3 }; /* rows and vectors of columns */
-enum { PAIRS = 8, PAIRS_WIDE = 2 };    /* of keys: whose sums meet; which go side by side */
-
-/* Keeps x in a register: compilers would load it again for each product, and loads are scarce. */
-INLINE __m512 once(__m512 x)
-{
-    __asm__("" : "+v"(x));
-    return x;
-}
+enum { PAIRS = 8, PAIRS_WIDE = 2 }; /* of keys: whose sums meet; which go side by side */
 
 /* The key that a pair has in its lower half; the upper half's is 4 further. So sums come out in
  * the order of the keys. */
@@ -274,20 +286,6 @@ INLINE void pairs_chains(int m, int from, int k, const float *a, int lda,
             sum[i][from + j] = s[i][j];
 }
 
-/* The sums of the halves of eight vectors: keys 0 … 15. */
-INLINE __m512 sum8x16(const __m512 *v)
-{
-    __m512 two[4], four[2];
-    for (int i = 0; i < 4; i++)
-        two[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]),
-                               _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
-    for (int i = 0; i < 2; i++)
-        four[i] = _mm512_add_ps(_mm512_shuffle_ps(two[2 * i], two[2 * i + 1], 0x44),
-                                _mm512_shuffle_ps(two[2 * i], two[2 * i + 1], 0xee));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(four[0], four[1], 0x88),
-                         _mm512_shuffle_f32x4(four[0], four[1], 0xdd));
-}
-
 /* Sixteen keys at a time; beyond the last, it stands in. */
 INLINE void pairs_scores(int m, int n, int k, const float *a, int lda, const uint16_t *b, int ldb,
                          float *c, int ldc)
@@ -306,35 +304,6 @@ INLINE void pairs_scores(int m, int n, int k, const float *a, int lda, const uin
     }
 }
 
-/* nv vectors of columns, of the last one those that the mask names. */
-INLINE void tall_tile(int m, int nv, __mmask16 last, int k, const float *a, int lda,
-                      enum dtype type, const void *b, int ldb, float *c, int ldc, bool add)
-{
-    __m512 s[TALL_ROWS][TALL_WIDE];
-#pragma GCC unroll 9
-    for (int i = 0; i < m; i++)
-        for (int v = 0; v < nv; v++)
-            s[i][v] = add ? _mm512_maskz_loadu_ps(v == nv - 1 ? last : 0xffff,
-                                                  c + (size_t)i * ldc + 16 * v)
-                          : _mm512_setzero_ps();
-    for (int l = 0; l < k; l++) {
-        __m512 y[TALL_WIDE];
-        for (int v = 0; v < nv; v++)
-            y[v] = load_as(type, b, (size_t)l * ldb + 16 * v, v == nv - 1 ? last : 0xffff);
-#pragma GCC unroll 9
-        for (int i = 0; i < m; i++) {
-            __m512 x = once(_mm512_set1_ps(a[(size_t)i * lda + l]));
-            for (int v = 0; v < nv; v++)
-                s[i][v] = _mm512_fmadd_ps(x, y[v], s[i][v]);
-        }
-    }
-#pragma GCC unroll 9
-    for (int i = 0; i < m; i++)
-        for (int v = 0; v < nv; v++)
-            _mm512_mask_storeu_ps(c + (size_t)i * ldc + 16 * v, v == nv - 1 ? last : 0xffff,
-                                  s[i][v]);
-}
-
 INLINE void tall_gemm(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
                       int ldb, float *c, int ldc, bool add)
 {
@@ -343,9 +312,9 @@ INLINE void tall_gemm(int m, int n, int k, const float *a, int lda, enum dtype t
         int nv = (n - j + 15) / 16;
         __mmask16 last = first16(n - j - 16 * (nv - 1));
         switch (nv) {
-        case 1: tall_tile(m, 1, last, k, a, lda, type, b, ldb, c, ldc, add); break;
-        case 2: tall_tile(m, 2, last, k, a, lda, type, b, ldb, c, ldc, add); break;
-        default: tall_tile(m, 3, nv > 3 ? 0xffff : last, k, a, lda, type, b, ldb, c, ldc, add);
+        case 1: gemm_tile(m, 1, last, k, a, lda, type, b, ldb, c, ldc, add); break;
+        case 2: gemm_tile(m, 2, last, k, a, lda, type, b, ldb, c, ldc, add); break;
+        default: gemm_tile(m, 3, nv > 3 ? 0xffff : last, k, a, lda, type, b, ldb, c, ldc, add);
         }
     }
 }

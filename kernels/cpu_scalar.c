@@ -148,17 +148,10 @@ static void add(float *y, const float *x, size_t n)
         y[i] += x[i];
 }
 
-static void scores(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
-                   int ldb, float *c, int ldc)
-{
-    dots(m, n, k, a, lda, type, b, ldb, c, ldc, false);
-}
-
 const struct cpu_isa cpu_scalar = {
     .name = "scalar",
     .direct = 3,
     .dots = dots,
-    .scores = scores,
     .gemm = gemm,
     .widen = widen,
     .widen_turned = widen_turned,
