@@ -173,12 +173,12 @@ static bool solve(struct refit *r, int W, double ridge, double *S, double *X, in
 
 /* How much of Δ [W][D], fitted to other tokens, these believe: the factor that leaves the least of
  * their |f Δ ã − y|², tr(Δᵀ X) / tr(Δᵀ S Δ). */
-static double believed(const double *delta, const double *S, const double *X, int W, int D,
-                       double *work)
+static double believed(struct pool *p, const double *delta, const double *S, const double *X, int W,
+                       int D, double *work)
 {
     size_t n = (size_t)W * (size_t)D;
     double with = 0, square = 0;
-    linalg_dgemm(NULL, false, false, W, D, W, 1, S, W, delta, D, 0, work, D);
+    linalg_dgemm(p, false, false, W, D, W, 1, S, W, delta, D, 0, work, D);
     for (size_t i = 0; i < n; i++) {
         with += delta[i] * X[i];
         square += delta[i] * work[i];
@@ -201,7 +201,7 @@ static int fit(struct refit *r, const struct block *k, double *S[2], double *X[2
     memcpy(s, S[0], ww * sizeof *s);
     memcpy(delta, X[0], wd * sizeof *delta);
     if (solve(r, W, 2 * ridge, s, delta, &rc, e))
-        f = believed(delta, S[1], X[1], W, r->D, work);
+        f = believed(r->engine->backend->pool, delta, S[1], X[1], W, r->D, work);
     for (size_t i = 0; i < ww; i++)
         S[0][i] += S[1][i];
     for (size_t i = 0; i < wd; i++)
@@ -225,8 +225,8 @@ static int take_off_map(const struct refit *r, const struct block *k, const floa
     for (size_t i = 0; i < n; i++)
         map[i] = (double)w[i];
     for (int half = 0; half < 2; half++)
-        linalg_dgemm(NULL, false, true, k->width, r->D, k->width, -1, S[half], k->width, map,
-                     k->width, 1, X[half], r->D);
+        linalg_dgemm(r->engine->backend->pool, false, true, k->width, r->D, k->width, -1, S[half],
+                     k->width, map, k->width, 1, X[half], r->D);
     free(map);
     return OK;
 }
