@@ -125,12 +125,11 @@ static void cmd_load(struct app *a, const char *rest)
     struct err e = {0};
     char *text = NULL;
     size_t n = 0;
-    const char *home = getenv("HOME");
     if (!rest[0] || a->chat.answering) {
         app_message(a, ROLE_WARN, rest[0] ? "Esc stops the answer first" : "/load FILE");
         return;
     }
-    char *path = rest[0] == '~' && home ? mem_printf("%s%s", home, rest + 1) : mem_strdup(rest);
+    char *path = ask_expand_home(rest);
     int rc = path ? file_read(path, (size_t)64 << 20, &text, &n, &e) : ERR_NOMEM;
     if (rc == OK)
         rc = journal_chat_parse(&a->j, text, n, path_base(path), &e);

@@ -135,11 +135,9 @@ bool chat_save(struct app *a, const char *name, bool quiet, char shown[1024])
     const char *base = a->j.model ? path_base(a->j.model) : "chat"; /* whose answers these are */
     char model[96];
     snprintf(model, sizeof model, "%.*s", (int)strcspn(base, "."), base);
-    const char *home = getenv("HOME");
-    char *path = name && name[0] == '~' && home ? mem_printf("%s%s", home, name + 1)
-                 : name && name[0]              ? mem_strdup(name)
-                 : dir                          ? path_free(dir, model, ".chat.json")
-                                                : NULL;
+    char *path = name && name[0] ? ask_expand_home(name)
+                 : dir           ? path_free(dir, model, ".chat.json")
+                                 : NULL;
     char *text = path ? journal_chat_text(&a->j) : NULL;
     bool ok = text && saver_put(a->saver, path, text, quiet);
     if (ok)

@@ -82,6 +82,9 @@ const char *cli_nearest(const char *word, const char *const *known, size_t n);
 
 /* cli_kit.c */
 void cli_say(struct cli *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* m becomes the file of --svg, said, and is done. */
+struct markup;
+int cli_save_svg(struct cli *c, struct markup *m, struct err *e);
 int cli_usage(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void cli_progress_start(struct cli *c);
 void cli_progress_end(struct cli *c);

@@ -142,11 +142,7 @@ static int draw(struct cli *c, const struct eval_record *r, struct err *e)
 {
     struct markup m = {0};
     figure_eval(&m, false, r);
-    int rc = markup_save(&m, c->o.svg, e);
-    if (!rc)
-        cli_say(c, "wrote %s", c->o.svg);
-    markup_done(&m);
-    return rc;
+    return cli_save_svg(c, &m, e);
 }
 
 /* What was learnt is no measure. */

@@ -9,6 +9,7 @@
 #include "core/file.h"
 #include "sessions/models.h"
 #include "ui/cli.h"
+#include "ui/markup.h"
 #include "ui/sanitize.h"
 #include "sessions/clock.h"
 
@@ -67,6 +68,15 @@ void cli_say(struct cli *c, const char *fmt, ...)
         return;
     cli_progress_end(c);
     fprintf(stderr, "%s\n", clean);
+}
+
+int cli_save_svg(struct cli *c, struct markup *m, struct err *e)
+{
+    int rc = markup_save(m, c->o.svg, e);
+    if (!rc)
+        cli_say(c, "wrote %s", c->o.svg);
+    markup_done(m);
+    return rc;
 }
 
 /* --- progress ----------------------------------------------------------------------------- */

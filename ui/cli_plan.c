@@ -327,11 +327,7 @@ static int draw_plan(struct cli *c, const struct rankplan *p, struct err *e)
 {
     struct markup m = {0};
     figure_plan(&m, false, p);
-    int rc = markup_save(&m, c->o.svg, e);
-    if (!rc)
-        cli_say(c, "wrote %s", c->o.svg);
-    markup_done(&m);
-    return rc;
+    return cli_save_svg(c, &m, e);
 }
 
 int cli_plan(struct cli *c, struct err *e)

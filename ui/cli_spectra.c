@@ -74,11 +74,7 @@ static int draw_spectra(struct cli *c, const struct spectrum *s, int n, struct e
 {
     struct markup m = {0};
     figure_spectra(&m, false, s, n, NULL);
-    int rc = markup_save(&m, c->o.svg, e);
-    if (!rc)
-        cli_say(c, "wrote %s", c->o.svg);
-    markup_done(&m);
-    return rc;
+    return cli_save_svg(c, &m, e);
 }
 
 int cli_spectra(struct cli *c, struct err *e)
