@@ -262,6 +262,10 @@ static void test_calibration(void)
     const struct spectrum *w = plan_weights(a, 0);
     CHECK(w && !w->calibrated && a->ranks.curve[0].spectrum.calibrated, "both are there: %s",
           a->message);
+    CHECK(plan_answer(a, REQ_CALIBRATE, line), "%s", a->ask.error);
+    test_app_press(a, "F2 Esc");
+    test_app_settle(a);
+    CHECK(strstr(a->message, "stopped"), "a stopped calibration says so: %s", a->message);
     test_app_leave(a);
 }
 

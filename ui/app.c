@@ -324,6 +324,11 @@ static void job_ended(struct app *a, const struct event *v)
             plan_want_spectra(a);
         sensitivity_fetch(a);
     }
+    /* Of one that another of its kind replaced nothing is said; a conversion that waited says more.
+     */
+    if ((v->job_kind == &job_calibrate || v->job_kind == &job_sensitivity) &&
+        v->status == ERR_CANCELLED && !worker_count(a->worker, v->job_kind))
+        app_message(a, ROLE_NORMAL, "%s: stopped", v->job_kind->name);
     if (v->job_kind == &job_sensitivity)
         sensitivity_job_done(a);
     if (v->job_kind == &job_convert || v->job_kind == &job_calibrate)
