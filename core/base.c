@@ -2,6 +2,7 @@
 #include "core/base.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -86,6 +87,13 @@ bool size_add(size_t a, size_t b, size_t *out)
         return false;
     *out = r;
     return true;
+}
+
+void mem_return_freed(void)
+{
+    mallopt(M_MMAP_THRESHOLD, 1 << 20); /* either one stops malloc from moving both */
+    mallopt(M_TRIM_THRESHOLD, 1 << 20);
+    mallopt(M_ARENA_MAX, 1); /* work allocates between its loops, not in them */
 }
 
 void *mem_calloc(size_t n, size_t size)

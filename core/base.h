@@ -53,6 +53,10 @@ bool text_ends_with(const char *s, const char *end);
 /* printf into fresh memory; NULL when memory is out. */
 char *mem_printf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
+/* For the start of a program that stays open: what a job had goes back to the system when it ends.
+ * Left alone, malloc learns to keep blocks of up to 32 MiB, and each thread up to 64 MiB. */
+void mem_return_freed(void);
+
 /* How long work reports and is stopped: report returns false to stop (the work then returns
  * ERR_CANCELLED). phase names the step ("calibrate layer 3/30"); done and total share a unit. */
 struct progress {

@@ -10,40 +10,65 @@
 #define SLAB_BYTES ((size_t)32 << 20)
 #define LINE_BYTES ((size_t)64)
 
+/* bytes of zeros at a multiple of PAGE_BYTES, a mapping of their own: what malloc has once taken for
+ * so much it may keep, and small blocks then lie about in pages of 2 MiB. NULL: no memory. */
+static void *map_pages(size_t bytes, void **raw, size_t *mapped)
+{
+    if (!size_add(bytes, PAGE_BYTES + LINE_BYTES, mapped))
+        return NULL;
+    *raw = mmap(NULL, *mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (*raw == MAP_FAILED)
+        return NULL;
+    char *p = (char *)*raw + LINE_BYTES;
+    p += (PAGE_BYTES - (uintptr_t)p % PAGE_BYTES) % PAGE_BYTES;
+    madvise(p, bytes, MADV_HUGEPAGE); /* a wish: refused, small pages serve */
+    return p;
+}
+
 /* What an allocation has before it. */
 struct header {
     void *raw;
+    size_t mapped; /* 0: by malloc */
 };
 
 void *cpu_alloc(struct backend *b, size_t bytes)
 {
-    size_t align = bytes < 2 * PAGE_BYTES ? LINE_BYTES : PAGE_BYTES, all;
+    struct header h = {0};
+    char *p;
+    size_t all;
     (void)b;
-    if (!size_add(bytes, align + LINE_BYTES, &all))
-        return NULL;
-    char *raw = calloc(all, 1); /* large ones are fresh from the system, zero without being read */
-    if (!raw)
-        return NULL;
-    size_t skip = align - (uintptr_t)raw % align;
-    skip += skip < LINE_BYTES ? align : 0;
-    char *p = raw + skip;
-    ((struct header *)(void *)p)[-1].raw = raw;
-    if (align == PAGE_BYTES)
-        madvise(p, bytes, MADV_HUGEPAGE); /* a wish: refused, small pages serve */
+    if (bytes >= 2 * PAGE_BYTES) {
+        p = map_pages(bytes, &h.raw, &h.mapped);
+        if (!p)
+            return NULL;
+    } else {
+        h.raw = size_add(bytes, 2 * LINE_BYTES, &all) ? calloc(all, 1) : NULL;
+        if (!h.raw)
+            return NULL;
+        p = (char *)h.raw + LINE_BYTES;
+        p += (LINE_BYTES - (uintptr_t)p % LINE_BYTES) % LINE_BYTES;
+    }
+    ((struct header *)(void *)p)[-1] = h;
     return p;
 }
 
 void cpu_free(struct backend *b, void *p)
 {
     (void)b;
-    if (p)
-        free(((struct header *)p)[-1].raw);
+    if (!p)
+        return;
+    struct header h = ((struct header *)p)[-1];
+    if (h.mapped)
+        munmap(h.raw, h.mapped);
+    else
+        free(h.raw);
 }
 
 struct cpu_slab {
-    size_t used, size;
+    size_t used, size, mapped;
     int weights;
     char *data;
+    void *raw;
 };
 
 static struct cpu_slab *new_slab(size_t bytes)
@@ -52,12 +77,11 @@ static struct cpu_slab *new_slab(size_t bytes)
     if (!s)
         return NULL;
     s->size = (bytes + PAGE_BYTES - 1) & ~(PAGE_BYTES - 1);
-    s->data = aligned_alloc(PAGE_BYTES, s->size);
+    s->data = map_pages(s->size, &s->raw, &s->mapped);
     if (!s->data) {
         free(s);
         return NULL;
     }
-    madvise(s->data, s->size, MADV_HUGEPAGE);
     return s;
 }
 
@@ -86,6 +110,6 @@ void cpu_slab_give(struct cpu *b, struct cpu_slab *s)
         return;
     if (b->slab == s)
         b->slab = NULL;
-    free(s->data);
+    munmap(s->raw, s->mapped);
     free(s);
 }

@@ -7,5 +7,6 @@
 int main(int argc, char **argv)
 {
     setlocale(LC_CTYPE, ""); /* numbers stay in C form: plans and JSON are for machines */
+    mem_return_freed();
     return cli_main(argc, argv);
 }
