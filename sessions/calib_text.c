@@ -98,19 +98,18 @@ static bool is_free(const struct fitted *f, size_t at, int len)
     return true;
 }
 
-/* The first of count windows of len tokens, each the first free one of its share of the file. */
-static void hold_back(struct calib_text *t, const int32_t *ids, const struct fitted *f, int count)
+/* Window i of count, held_len tokens: the first free one of its share of the file. */
+static void hold_back(struct calib_text *t, const int32_t *ids, const struct fitted *f, int i,
+                      int count)
 {
-    for (int i = 0; i < count; i++) {
-        size_t n = f->kind[0].n, end = n * (size_t)(i + 1) / (size_t)count;
-        size_t len = (size_t)t->held_len;
-        /* From the middle of the share on: its ends are where windows of the pass lie. */
-        size_t at = n * (size_t)(2 * i + 1) / (size_t)(2 * count);
-        while (at + len <= end && !is_free(f, at, t->held_len))
-            at++;
-        if (at + len <= end)
-            memcpy(t->held + (size_t)t->n_held++ * len, ids + at, len * sizeof *ids);
-    }
+    size_t n = f->kind[0].n, end = n * (size_t)(i + 1) / (size_t)count;
+    size_t len = (size_t)t->held_len;
+    /* From the middle of the share on: its ends are where windows of the pass lie. */
+    size_t at = n * (size_t)(2 * i + 1) / (size_t)(2 * count);
+    while (at + len <= end && !is_free(f, at, t->held_len))
+        at++;
+    if (at + len <= end)
+        memcpy(t->held + (size_t)t->n_held++ * len, ids + at, len * sizeof *ids);
 }
 
 /* Of all, what falls to the files before file i: by their shares, or equally. */
@@ -155,10 +154,14 @@ static int hold_all(struct calib_text *t, const struct ids *ids, const struct ca
     t->held = mem_calloc((size_t)len * CALIB_HELD_COUNT, sizeof *t->held);
     if (!t->held)
         return err_nomem(e, (size_t)len * CALIB_HELD_COUNT * sizeof *t->held, "calibration text");
-    for (int i = 0; i < o->n_files; i++) {
-        struct fitted f = placings(t, ids[i].n, i, o);
-        hold_back(t, ids[i].v, &f, share(CALIB_HELD_COUNT, i, o));
-    }
+    /* The files in turn: half of the windows are of all kinds of text too. */
+    for (int k = 0; k < CALIB_HELD_COUNT; k++)
+        for (int i = 0; i < o->n_files; i++) {
+            struct fitted f = placings(t, ids[i].n, i, o);
+            int count = share(CALIB_HELD_COUNT, i, o);
+            if (k < count)
+                hold_back(t, ids[i].v, &f, k, count);
+        }
     return OK;
 }
 

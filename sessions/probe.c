@@ -30,6 +30,7 @@ struct probe {
     float **alone; /* backend [n_alone]: one layer converted: a chunk's layers at probed ranks */
     int n_alone;
     bool between;                 /* ranks between the lowest and the full one are not probed */
+    int part;                     /* windows that the full rank is probed on then */
     struct layer_cache cache;     /* backend, of a group */
     struct scratch scratch, wide; /* of the original; of a chunk's converted layers */
     float *logits, *other;        /* backend [LOGIT_ROWS][V]; other, like divergence, */
@@ -115,9 +116,9 @@ static int probe_init(struct probe *t, struct err *e)
     return scratch_reserve(&t->scratch, t->base, (int)group, e);
 }
 
-/* h of all rows through layers first … end−1 of g. */
-static int run_layers(struct probe *t, const struct engine *g, int first, int end, float *h,
-                      const char *phase, struct err *e)
+/* h of the first `all` windows through layers first … end−1 of g. */
+static int run_windows(struct probe *t, const struct engine *g, int first, int end, float *h,
+                       int all, const char *phase, struct err *e)
 {
     int windows = group_windows(t), T = t->text->window;
     size_t D = (size_t)t->base->model->hp.hidden;
@@ -126,8 +127,8 @@ static int run_layers(struct probe *t, const struct engine *g, int first, int en
     struct scratch *s = g == t->base ? &t->scratch : &t->wide;
     struct segment *seg = mem_calloc((size_t)windows, sizeof *seg);
     int rc = seg ? OK : err_nomem(e, (size_t)windows * sizeof *seg, "a batch");
-    for (int w = 0; w < t->text->windows && !rc; w += windows) {
-        int n = t->text->windows - w < windows ? t->text->windows - w : windows;
+    for (int w = 0; w < all && !rc; w += windows) {
+        int n = all - w < windows ? all - w : windows;
         for (int i = 0; i < n; i++)
             seg[i] = (struct segment){.row = i * T,
                                       .n = T,
@@ -145,6 +146,12 @@ static int run_layers(struct probe *t, const struct engine *g, int first, int en
     }
     free(seg);
     return rc ? rc : t->b->ops->sync(t->b, e);
+}
+
+static int run_layers(struct probe *t, const struct engine *g, int first, int end, float *h,
+                      const char *phase, struct err *e)
+{
+    return run_windows(t, g, first, end, h, t->text->windows, phase, e);
 }
 
 static void original_row(void *arg, int i, int thread)
@@ -209,24 +216,53 @@ static void compare_rows(struct probe *t, const float *h, int n)
         t->kl[r] = not_less((double)kl[r]);
 }
 
-/* Mean KL of each of the n states h[k] [rows][D] after the last layer against the original's. */
-static int mean_kl(struct probe *t, int n_states, float *const *h, double *mean, struct err *e)
+/* Adds the KLs of rows first … end−1 of each of the n states h[k] [rows][D] after the last layer
+ * against the original's to sum. */
+static int add_kl(struct probe *t, int n_states, float *const *h, size_t first, size_t end,
+                  double *sum, struct err *e)
 {
     size_t D = (size_t)t->base->model->hp.hidden;
-    memset(mean, 0, (size_t)n_states * sizeof *mean);
-    for (size_t i = 0; i < t->rows; i += LOGIT_ROWS) {
-        int n = (int)(t->rows - i < LOGIT_ROWS ? t->rows - i : LOGIT_ROWS);
+    for (size_t i = first; i < end; i += LOGIT_ROWS) {
+        int n = (int)(end - i < LOGIT_ROWS ? end - i : LOGIT_ROWS);
         original_rows(t, t->last + i * D, n);
         for (int k = 0; k < n_states; k++) {
             compare_rows(t, h[k] + i * D, n);
             for (int r = 0; r < n; r++)
-                mean[k] += t->kl[r] / (double)t->rows;
+                sum[k] += t->kl[r];
         }
     }
     for (int k = 0; k < n_states; k++)
-        if (!isfinite(mean[k]))
+        if (!isfinite(sum[k]))
             return err_set(e, ERR_NUMERIC, "a probe's logits are no numbers");
     return OK;
+}
+
+/* Mean KL of each over all rows. */
+static int mean_kl(struct probe *t, int n_states, float *const *h, double *mean, struct err *e)
+{
+    memset(mean, 0, (size_t)n_states * sizeof *mean);
+    int rc = add_kl(t, n_states, h, 0, t->rows, mean, e);
+    for (int k = 0; k < n_states; k++)
+        mean[k] /= (double)t->rows;
+    return rc;
+}
+
+/* Of n layers: kl[k] at the lowest rank (h[k]) and kl[n + k] at the full one (h[n + k]), which has
+ * been through a part of the windows: what all would give follows by the lowest rank's KLs. */
+static int mean_kl_in_part(struct probe *t, int n, float *const *h, double *kl, struct err *e)
+{
+    size_t rows = (size_t)t->part * (size_t)t->text->window;
+    memset(kl, 0, 2 * (size_t)n * sizeof *kl);
+    int rc = add_kl(t, 2 * n, h, 0, rows, kl, e);
+    for (int k = 0; k < n; k++)
+        kl[n + k] = kl[k] > 0 ? kl[n + k] / kl[k] : 0;
+    if (!rc)
+        rc = add_kl(t, n, h, rows, t->rows, kl, e);
+    for (int k = 0; k < n; k++) {
+        kl[k] /= (double)t->rows;
+        kl[n + k] *= kl[k];
+    }
+    return rc;
 }
 
 /* Ranks whose layers are probed alone: the lowest and the full one where both are asked for. What
@@ -251,10 +287,10 @@ static void derive(const struct probe *t, int layer, struct conversion *const *m
     }
 }
 
-/* One layer: at each rank that is probed alone, into *alone and those after it; what is converted
- * so far at every rank; then the original moves on. */
+/* One layer: at each rank that is probed alone, into alone[0], alone[step] …; what is converted so
+ * far at every rank; then the original moves on. */
 static int probe_layer(struct probe *t, int layer, struct engine *const *g, float *const *alone,
-                       struct err *e)
+                       int step, struct err *e)
 {
     int L = t->base->model->hp.n_layer, rc = OK;
     char phase[96];
@@ -263,11 +299,13 @@ static int probe_layer(struct probe *t, int layer, struct engine *const *g, floa
         rc = run_layers(t, g[k], layer, layer + 1, t->all[k], phase, e);
         if (rc || !probed(t, k))
             continue;
-        float *h = *alone++;
+        int windows = t->between && k > 0 ? t->part : t->text->windows;
+        float *h = *alone;
+        alone += step;
         copy_states(t, h, t->now);
-        rc = run_layers(t, g[k], layer, layer + 1, h, phase, e);
+        rc = run_windows(t, g[k], layer, layer + 1, h, windows, phase, e);
         if (!rc)
-            rc = run_layers(t, t->base, layer + 1, L, h, phase, e);
+            rc = run_windows(t, t->base, layer + 1, L, h, windows, phase, e);
     }
     return rc ? rc : run_layers(t, t->base, layer, layer + 1, t->now, phase, e);
 }
@@ -279,7 +317,7 @@ static int probe_chunk(struct probe *t, struct conversion_input in, struct rankp
     struct conversion *made[SENSITIVITY_POINTS] = {0};
     struct engine *g[SENSITIVITY_POINTS] = {0};
     int rc = OK, each = t->between ? 2 : t->n;
-    double *kl = mem_calloc((size_t)(in.count * each), sizeof *kl), *next = kl;
+    double *kl = mem_calloc((size_t)(in.count * each), sizeof *kl);
     if (!kl)
         rc = err_nomem(e, (size_t)(in.count * each) * sizeof *kl, "sensitivities");
     for (int k = 0; k < t->n && !rc; k++) {
@@ -297,14 +335,19 @@ static int probe_chunk(struct probe *t, struct conversion_input in, struct rankp
     if (!rc)
         rc = scratch_reserve(&t->wide, g[t->n - 1], group_windows(t) * t->text->window, e);
     for (int i = 0; i < in.count && !rc; i++)
-        rc = probe_layer(t, in.first + i, g, t->alone + i * each, e);
+        rc = probe_layer(t, in.first + i, g, t->alone + i, in.count, e);
     if (!rc)
-        rc = mean_kl(t, in.count * each, t->alone, kl, e);
-    for (int l = in.first; l < in.first + in.count && !rc; l++) {
+        rc = t->between ? mean_kl_in_part(t, in.count, t->alone, kl, e)
+                        : mean_kl(t, in.count * each, t->alone, kl, e);
+    for (int i = 0; i < in.count && !rc; i++) {
+        const double *next = kl + i;
         for (int k = 0; k < t->n; k++)
-            out[k]->kl[l] = probed(t, k) ? *next++ : NAN;
+            if (probed(t, k)) {
+                out[k]->kl[in.first + i] = *next;
+                next += in.count;
+            }
         if (t->between)
-            derive(t, l, made, out);
+            derive(t, in.first + i, made, out);
     }
     for (int k = 0; k < t->n; k++) {
         engine_free(g[k]);
@@ -366,7 +409,9 @@ int probe_run(struct sensitivity *s, const int *rank, int n, const struct engine
     t.between = n > 2 && rank[n - 1] == full;
     chunk.count = L < most ? L : most;
     t.n_alone = chunk.count * (t.between ? 2 : n);
-    t.total = 2.0 * L + n * L + (t.between ? 2 : n) * (L * (L + 1) / 2.0);
+    t.part = (text->windows + 1) / 2;
+    double alone = t.between ? 1 + (double)t.part / text->windows : n;
+    t.total = 2.0 * L + n * L + alone * (L * (L + 1) / 2.0);
     if (!rc)
         rc = probe_init(&t, e);
     if (!rc)

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "kernels/linalg.h"
+#include "kernels/pool.h"
 
 struct refit_sums {
     struct backend *b;
@@ -125,10 +126,25 @@ int refit_sums_start(struct refit_sums *s, struct err *e)
     return OK;
 }
 
-static void add_up(double *to, const float *from, size_t n)
+/* to += from, a row a task. */
+struct fold {
+    double *to;
+    const float *from;
+    size_t cols;
+};
+
+static void fold_row(void *arg, int i, int thread)
 {
-    for (size_t i = 0; i < n; i++)
-        to[i] += (double)from[i];
+    const struct fold *f = arg;
+    (void)thread;
+    for (size_t at = (size_t)i * f->cols, end = at + f->cols; at < end; at++)
+        f->to[at] += (double)f->from[at];
+}
+
+static void add_up(struct refit_sums *s, double *to, int rows, int cols)
+{
+    struct fold f = {to, s->product, (size_t)cols};
+    pool_for(s->b->pool, rows, fold_row, &f);
 }
 
 void refit_sums_add(struct refit_sums *s, const float *a, const float *y, int n)
@@ -152,9 +168,9 @@ void refit_sums_add(struct refit_sums *s, const float *a, const float *y, int n)
     }
     memset(s->product, 0, w * w * sizeof *s->product);
     linalg_ssyrk_add(b->pool, W, n, a, W, s->product, W);
-    add_up(s->S[half], s->product, w * w);
+    add_up(s, s->S[half], W, W);
     linalg_sgemm(b->pool, true, false, W, D, n, 1, a, W, y, D, 0, s->product, D);
-    add_up(s->X[half], s->product, w * d);
+    add_up(s, s->X[half], W, D);
 }
 
 static int fetch(struct refit_sums *s, int half, struct err *e)
