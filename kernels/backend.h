@@ -101,6 +101,10 @@ struct backend_ops {
     /* gate[T][F] = act(x · w_gateᵀ) · (x · w_upᵀ); up is room for as many. */
     void (*glu_linear)(struct backend *b, float *gate, float *up, const struct weight *w_gate,
                        const struct weight *w_up, enum glu_act act, const float *x, int T);
+    /* S[W][W] = Σ_t a_t a_tᵀ, its upper triangle, and X[W][D] = Σ_t a_t y_tᵀ over n rows. False (or
+     * NULL): linalg's are faster. */
+    bool (*outer)(struct backend *b, float *S, float *X, const float *a, int W, const float *y,
+                  int D, int n);
     /* A step that comes again and again: the operations from step_begin to step_end, the same with
      * the same pointers and sizes each time; only ids, tables and past differ. A backend may record
      * them and do them all at the end. *slot: NULL at first, then the backend's. step_end false:

@@ -453,4 +453,5 @@ const struct backend_ops cpu_backend_ops = {
     .softcap = cpu_softcap,
     .take_rows = cpu_take_rows,
     .add_rows = cpu_add_rows,
+    .outer = cpu_outer,
 };

@@ -52,6 +52,7 @@ struct cpu_isa {
     /* c[m][n] = a · bᵀ in whatever order suits few rows: what attention asks for. NULL: dots do. */
     void (*scores)(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
                    int ldb, float *c, int ldc);
+    bool fast_gemm; /* than the BLAS's, for F32 of hundreds of rows and columns */
     /* c[m][n] = (c if add) + Σ_k a[i][k]·b[k][j]. */
     void (*gemm)(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
                  int ldb, float *c, int ldc, bool add);
@@ -113,6 +114,8 @@ void cpu_slab_give(struct cpu *b, struct cpu_slab *s);
 void *cpu_scratch(struct cpu *b, size_t *size);
 void *cpu_shared(struct cpu *b, size_t size);
 
+bool cpu_outer(struct backend *b, float *S, float *X, const float *a, int W, const float *y, int D,
+               int n);
 /* A piece of a matrix as dots and gemm take it. */
 struct cpu_piece {
     enum dtype type;

@@ -456,6 +456,7 @@ void cpu_avx512_use(struct cpu_isa *isa)
     isa->dots = dots;
     isa->scores = scores;
     isa->gemm = any_gemm;
+    isa->fast_gemm = true;
     isa->direct = CPU_FEW;
     isa->widen = widen;
     isa->max = max;

@@ -10,8 +10,8 @@
 #define SLAB_BYTES ((size_t)32 << 20)
 #define LINE_BYTES ((size_t)64)
 
-/* bytes of zeros at a multiple of PAGE_BYTES, a mapping of their own: what malloc has once taken for
- * so much it may keep, and small blocks then lie about in pages of 2 MiB. NULL: no memory. */
+/* bytes of zeros at a multiple of PAGE_BYTES, a mapping of their own: what malloc has once taken
+ * for so much it may keep, and small blocks then lie about in pages of 2 MiB. NULL: no memory. */
 static void *map_pages(size_t bytes, void **raw, size_t *mapped)
 {
     if (!size_add(bytes, PAGE_BYTES + LINE_BYTES, mapped))

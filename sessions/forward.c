@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define FFN_ROWS 256 /* whose numbers inside a feed-forward stay in a core's cache */
+
 static int max_int(int a, int b)
 {
     return a > b ? a : b;
@@ -387,7 +389,9 @@ void forward_output(const struct engine *g, int layer, float *h, const float *at
     add_back(g, w->w[W_O], w->v[V_O_BIAS], w->v[V_POST_ATTN], h, att, rows, s);
 }
 
-void forward_ffn(const struct engine *g, int layer, float *h, int rows, struct scratch *s)
+/* gate: [rows][width], where the rows that go into W_DOWN are left. */
+static void ffn(const struct engine *g, int layer, float *h, int rows, struct scratch *s,
+                float *gate)
 {
     const struct backend_ops *op = g->backend->ops;
     const struct model_hparams *hp = &g->model->hp;
@@ -398,19 +402,29 @@ void forward_ffn(const struct engine *g, int layer, float *h, int rows, struct s
     if (!w->w[W_GATE])
         return;
     const struct weight *in[] = {w->w[W_GATE], w->w[W_UP]};
-    float *y[] = {s->gate, s->up};
+    float *y[] = {gate, s->up};
     int width = w->expert ? hp->moe.shared_ffn : hp->ffn;
     if (op->glu_linear && !w->v[V_GATE_BIAS] && !w->v[V_UP_BIAS]) {
-        op->glu_linear(g->backend, s->gate, s->up, in[0], in[1], hp->act, s->x, rows);
+        op->glu_linear(g->backend, gate, s->up, in[0], in[1], hp->act, s->x, rows);
     } else {
         op->linear(g->backend, 2, in, y, s->x, rows, false);
         if (w->v[V_GATE_BIAS])
-            op->add_bias(g->backend, s->gate, w->v[V_GATE_BIAS], rows, width);
+            op->add_bias(g->backend, gate, w->v[V_GATE_BIAS], rows, width);
         if (w->v[V_UP_BIAS])
             op->add_bias(g->backend, s->up, w->v[V_UP_BIAS], rows, width);
-        op->glu(g->backend, s->gate, s->gate, s->up, hp->act, (size_t)rows * (size_t)width);
+        op->glu(g->backend, gate, gate, s->up, hp->act, (size_t)rows * (size_t)width);
     }
-    add_back(g, w->w[W_DOWN], w->v[V_DOWN_BIAS], w->v[V_POST_FFN], h, s->gate, rows, s);
+    add_back(g, w->w[W_DOWN], w->v[V_DOWN_BIAS], w->v[V_POST_FFN], h, gate, rows, s);
+}
+
+void forward_ffn(const struct engine *g, int layer, float *h, int rows, struct scratch *s)
+{
+    const struct model_hparams *hp = &g->model->hp;
+    bool sliced = g->backend->ops == &cpu_backend_ops && !g->layer[layer].expert;
+    int step = sliced ? FFN_ROWS : rows; /* experts want many tokens */
+    for (int i = 0; i < rows; i += step)
+        ffn(g, layer, h + (size_t)i * (size_t)hp->hidden, rows - i < step ? rows - i : step, s,
+            s->gate + (size_t)i * (size_t)hp->ffn);
 }
 
 void forward_layer(const struct engine *g, int layer, float *h, int rows, const struct segment *seg,

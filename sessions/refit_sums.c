@@ -17,20 +17,15 @@
 struct refit_sums {
     struct backend *b;
     int W, D;
-    double *S[2], *X[2]; /* host, of both halves: [W][W], [W][D] */
-    int half;            /* that the next group goes to */
-    float *a, *y;        /* host: a group's rows [group][W], [group][D] */
-    float *product;      /* host: a group's share [W][max(W, D)] */
-    bool near;           /* the backend's memory is the host's: a and y are not needed */
+    double *S[2], *X[2];   /* host, of both halves: [W][W], [W][D] */
+    int half;              /* that the next group goes to */
+    float *a, *y;          /* host: a group's rows [group][W], [group][D] */
+    float *square, *cross; /* host: a group's shares [W][W], [W][D] */
+    bool near;             /* the backend's memory is the host's: a and y are not needed */
     bool device;
     double *total[2];     /* device: packed triangles of the sums */
     float *joint, *block; /* device: [group][W+D], [W+D][W+D] */
 };
-
-static size_t wider(int W, int D)
-{
-    return (size_t)(W > D ? W : D);
-}
 
 static size_t triangle(const struct refit_sums *s)
 {
@@ -81,8 +76,9 @@ int refit_sums_new(struct refit_sums **out, struct backend *b, int group, int W,
     size_t host = !s->device, copied = host && !s->near;
     s->a = mem_aligned(copied * n * w, sizeof *s->a);
     s->y = mem_aligned(copied * n * d, sizeof *s->y);
-    s->product = mem_aligned(host * w * wider(W, D), sizeof *s->product);
-    if (s->S[0] && s->S[1] && s->X[0] && s->X[1] && s->a && s->y && s->product) {
+    s->square = mem_aligned(host * w * w, sizeof *s->square);
+    s->cross = mem_aligned(host * w * d, sizeof *s->cross);
+    if (s->S[0] && s->S[1] && s->X[0] && s->X[1] && s->a && s->y && s->square && s->cross) {
         *out = s;
         return OK;
     }
@@ -95,7 +91,7 @@ void refit_sums_free(struct refit_sums *s)
     if (!s)
         return;
     release(s);
-    void *all[] = {s->S[0], s->S[1], s->X[0], s->X[1], s->a, s->y, s->product};
+    void *all[] = {s->S[0], s->S[1], s->X[0], s->X[1], s->a, s->y, s->square, s->cross};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
     free(s);
@@ -104,8 +100,7 @@ void refit_sums_free(struct refit_sums *s)
 double refit_sums_bytes(int group, int W, int D)
 {
     double w = W, d = D, n = group;
-    return 2 * sizeof(double) * w * (w + d) +
-           sizeof(float) * (n * (w + d) + w * (double)wider(W, D));
+    return (2 * sizeof(double) * w + sizeof(float) * (n + w)) * (w + d);
 }
 
 int refit_sums_start(struct refit_sums *s, struct err *e)
@@ -141,9 +136,9 @@ static void fold_row(void *arg, int i, int thread)
         f->to[at] += (double)f->from[at];
 }
 
-static void add_up(struct refit_sums *s, double *to, int rows, int cols)
+static void add_up(struct refit_sums *s, double *to, const float *from, int rows, int cols)
 {
-    struct fold f = {to, s->product, (size_t)cols};
+    struct fold f = {to, from, (size_t)cols};
     pool_for(s->b->pool, rows, fold_row, &f);
 }
 
@@ -166,11 +161,13 @@ void refit_sums_add(struct refit_sums *s, const float *a, const float *y, int n)
         a = s->a;
         y = s->y;
     }
-    memset(s->product, 0, w * w * sizeof *s->product);
-    linalg_ssyrk_add(b->pool, W, n, a, W, s->product, W);
-    add_up(s, s->S[half], W, W);
-    linalg_sgemm(b->pool, true, false, W, D, n, 1, a, W, y, D, 0, s->product, D);
-    add_up(s, s->X[half], W, D);
+    if (!s->near || !b->ops->outer || !b->ops->outer(b, s->square, s->cross, a, W, y, D, n)) {
+        memset(s->square, 0, w * w * sizeof *s->square);
+        linalg_ssyrk_add(b->pool, W, n, a, W, s->square, W);
+        linalg_sgemm(b->pool, true, false, W, D, n, 1, a, W, y, D, 0, s->cross, D);
+    }
+    add_up(s, s->S[half], s->square, W, W);
+    add_up(s, s->X[half], s->cross, W, D);
 }
 
 static int fetch(struct refit_sums *s, int half, struct err *e)

@@ -101,6 +101,29 @@ static double energy(const float *x, size_t n)
     return s;
 }
 
+/* Against sums of doubles: fp32 sums of n products of numbers around 1. */
+static void test_outer(struct pair *p, int W, int D, int n)
+{
+    float *a = numbers(p, (size_t)n * W, 1), *y = numbers(p, (size_t)n * D, 1);
+    float *S = nans((size_t)W * W), *X = nans((size_t)W * D);
+    if (p->b->ops->outer && p->b->ops->outer(p->b, S, X, a, W, y, D, n)) {
+        double worst = 0;
+        for (int i = 0; i < W; i++)
+            for (int j = 0; j < W + D; j++) {
+                double sum = 0;
+                for (int t = 0; t < n; t++)
+                    sum += (double)a[t * W + i] * (j < W ? a[t * W + j] : y[t * D + j - W]);
+                if (j >= i)
+                    worst = fmax(worst, fabs(sum - (j < W ? S[i * W + j] : X[i * D + j - W])));
+            }
+        CHECK(worst < 1e-6 * n, "%s: outer: %.3g off", p->name, worst);
+    }
+    free(a);
+    free(y);
+    free(S);
+    free(X);
+}
+
 static void test_linear(struct pair *p, enum dtype type, int rows, int cols, int T, bool add)
 {
     float *w = numbers(p, (size_t)rows * cols, 0.05), *x = numbers(p, (size_t)T * cols, 1);
@@ -146,6 +169,8 @@ static void test_linear(struct pair *p, enum dtype type, int rows, int cols, int
 
 static void test_linears(struct pair *p)
 {
+    test_outer(p, 150, 40, 300); /* some bands, tokens beyond a tile */
+    test_outer(p, 5, 1, 3);
     static const int tokens[] = {1, 2, 5, 7, 33, 130};
     static const int shapes[][2] = {{8, 32}, {17, 64}, {100, 576}, {192, 96}};
     for (int type = 0; type < DTYPE_COUNT; type++) {
