@@ -18,6 +18,7 @@
 #include "core/file.h"
 #include "ui/keys.h"
 #include "ui/term_keys.h"
+#include "ui/term_roles.h"
 
 #define PASTE_START (KEY_MAX + 1)
 #define PASTE_END (KEY_MAX + 2)
@@ -28,10 +29,8 @@ struct term {
     int saved_out, saved_err; /* what 1 and 2 were */
     FILE *fin, *fout;
     SCREEN *curses;
-    bool ascii, colour;
-    attr_t attr[ROLE_COUNT];
-    short pair[ROLE_COUNT];
-    bool paper[ROLE_COUNT]; /* a blank of that role is nothing but background */
+    bool ascii;
+    struct term_roles look;
     struct screen shown; /* what the terminal has */
     bool know_shown;
     char *paste;
@@ -49,7 +48,8 @@ static struct {
     int wake[2];
 } hold = {.out = -1, .wake = {-1, -1}};
 
-static const char restore_text[] = "\033[?1000;1006l\033[?2004l\033[?1l\033>\033[0m\033[?25h\033[?1049l";
+static const char restore_text[] =
+    "\033[?1000;1006l\033[?2004l\033[?1l\033>\033[0m\033[?25h\033[?1049l";
 
 static void on_crash(int sig)
 {
@@ -85,92 +85,6 @@ static void install(void)
     for (size_t i = 0; i < sizeof ask / sizeof *ask; i++)
         sigaction(ask[i], &sa, NULL);
     signal(SIGPIPE, SIG_IGN);
-}
-
-/* ---- colours ---- */
-
-/* Where a colour tells, bold does not: it can only be left by resetting everything, and frames of
- * plots between borders would cost a quarter more bytes. */
-static const struct {
-    enum role role;
-    attr_t mono;    /* without colours */
-    attr_t attr;    /* with colours */
-    short fg8, bg8; /* -1: the terminal's own */
-    short fg256, bg256;
-} roles[] = {
-    {ROLE_HEAD, A_REVERSE, A_BOLD, COLOR_WHITE, COLOR_BLUE, 255, 24},
-    {ROLE_FOOT, A_NORMAL, A_NORMAL, -1, -1, 250, -1},
-    {ROLE_KEY, A_BOLD, A_BOLD, COLOR_CYAN, -1, 80, -1},
-    {ROLE_DIM, A_DIM, A_NORMAL, -1, -1, 246, -1},
-    {ROLE_TITLE, A_BOLD, A_BOLD, -1, -1, -1, -1},
-    {ROLE_BORDER, A_NORMAL, A_NORMAL, COLOR_BLUE, -1, 67, -1},
-    {ROLE_FOCUS, A_BOLD, A_NORMAL, COLOR_CYAN, -1, 80, -1},
-    {ROLE_SELECTED, A_REVERSE, A_BOLD, COLOR_BLACK, COLOR_CYAN, 16, 80},
-    {ROLE_GOOD, A_NORMAL, A_NORMAL, COLOR_GREEN, -1, 114, -1},
-    {ROLE_WARN, A_BOLD, A_BOLD, COLOR_YELLOW, -1, 221, -1},
-    {ROLE_BAD, A_BOLD | A_UNDERLINE, A_BOLD, COLOR_RED, -1, 203, -1},
-    {ROLE_BAR, A_NORMAL, A_NORMAL, COLOR_CYAN, -1, 73, -1},
-    {ROLE_CURVE, A_BOLD, A_NORMAL, COLOR_CYAN, -1, 80, -1},
-    {ROLE_CUT, A_BOLD, A_NORMAL, COLOR_YELLOW, -1, 221, -1},
-    {ROLE_USER, A_BOLD, A_BOLD, COLOR_GREEN, -1, 114, -1},
-    {ROLE_DIFFERS, A_REVERSE, A_REVERSE, COLOR_YELLOW, -1, 221, -1},
-    {ROLE_LOST1, A_UNDERLINE, A_NORMAL, COLOR_YELLOW, -1, 229, -1},
-    {ROLE_LOST2, A_BOLD | A_UNDERLINE, A_UNDERLINE, COLOR_YELLOW, -1, 215, -1},
-    {ROLE_LOST3, A_REVERSE, A_REVERSE, COLOR_RED, -1, 203, -1},
-};
-
-/* Where a theme differs from the table: on light paper yellow and pale tones cannot be read; strong
- * contrast keeps to the terminal's own colours, bold. */
-static const struct {
-    enum theme theme;
-    enum role role;
-    short fg8, fg256, bg256;
-} changes[] = {
-    {THEME_LIGHT, ROLE_HEAD, COLOR_WHITE, 231, 24},    {THEME_LIGHT, ROLE_FOOT, -1, 238, -1},
-    {THEME_LIGHT, ROLE_KEY, COLOR_BLUE, 25, -1},       {THEME_LIGHT, ROLE_DIM, -1, 242, -1},
-    {THEME_LIGHT, ROLE_BORDER, COLOR_BLUE, 67, -1},    {THEME_LIGHT, ROLE_FOCUS, COLOR_BLUE, 25, -1},
-    {THEME_LIGHT, ROLE_SELECTED, COLOR_BLACK, 231, 25}, {THEME_LIGHT, ROLE_GOOD, COLOR_GREEN, 28, -1},
-    {THEME_LIGHT, ROLE_WARN, COLOR_MAGENTA, 130, -1},  {THEME_LIGHT, ROLE_BAD, COLOR_RED, 124, -1},
-    {THEME_LIGHT, ROLE_BAR, COLOR_BLUE, 31, -1},       {THEME_LIGHT, ROLE_CURVE, COLOR_BLUE, 25, -1},
-    {THEME_LIGHT, ROLE_CUT, COLOR_MAGENTA, 130, -1},   {THEME_LIGHT, ROLE_USER, COLOR_GREEN, 28, -1},
-    {THEME_LIGHT, ROLE_DIFFERS, COLOR_MAGENTA, 130, -1},
-    {THEME_LIGHT, ROLE_LOST1, COLOR_BLUE, 94, -1},
-    {THEME_LIGHT, ROLE_LOST2, COLOR_MAGENTA, 130, -1}, {THEME_LIGHT, ROLE_LOST3, COLOR_RED, 124, -1},
-    {THEME_CONTRAST, ROLE_HEAD, COLOR_BLACK, 16, 231}, {THEME_CONTRAST, ROLE_FOOT, -1, -1, -1},
-    {THEME_CONTRAST, ROLE_KEY, -1, -1, -1},            {THEME_CONTRAST, ROLE_DIM, -1, -1, -1},
-    {THEME_CONTRAST, ROLE_BORDER, -1, -1, -1},         {THEME_CONTRAST, ROLE_FOCUS, -1, -1, -1},
-    {THEME_CONTRAST, ROLE_SELECTED, COLOR_BLACK, 16, 226},
-    {THEME_CONTRAST, ROLE_BAR, -1, -1, -1},            {THEME_CONTRAST, ROLE_CURVE, -1, -1, -1},
-};
-
-static void set_roles(struct term *t, const struct settings *settings)
-{
-    t->paper[ROLE_NORMAL] = true;
-    t->colour = has_colors() &&
-                settings_colour(settings, getenv("NO_COLOR"), getenv("CLICOLOR_FORCE"),
-                                getenv("CLICOLOR")) &&
-                start_color() == OK;
-    if (t->colour)
-        t->colour = use_default_colors() == OK && COLOR_PAIRS > ROLE_COUNT;
-    for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) {
-        enum role r = roles[i].role;
-        t->attr[r] = t->colour ? roles[i].attr : roles[i].mono;
-        t->paper[r] = !(t->attr[r] & (A_REVERSE | A_UNDERLINE));
-        if (!t->colour)
-            continue;
-        bool many = COLORS >= 256;
-        short fg = many ? roles[i].fg256 : roles[i].fg8, bg = many ? roles[i].bg256 : roles[i].bg8;
-        for (size_t k = 0; k < sizeof changes / sizeof *changes; k++)
-            if (changes[k].theme == settings->theme && changes[k].role == r) {
-                fg = many ? changes[k].fg256 : changes[k].fg8;
-                bg = many ? changes[k].bg256 : bg;
-            }
-        if (settings->theme == THEME_CONTRAST)
-            t->attr[r] |= A_BOLD;
-        t->pair[r] = (short)r;
-        t->paper[r] = t->paper[r] && bg == -1;
-        init_pair((short)r, fg, bg);
-    }
 }
 
 /* ---- open and close ---- */
@@ -223,7 +137,7 @@ static int open_curses(struct term *t, const char *name, const struct settings *
     define_key("\033[201~", PASTE_END);
     if (settings->mouse && mousemask(BUTTON1_PRESSED | BUTTON4_PRESSED | BUTTON5_PRESSED, NULL))
         mouseinterval(0); /* a press is a press: nothing waits for a second one */
-    set_roles(t, settings);
+    term_roles_set(&t->look, settings);
     return 0;
 }
 
@@ -360,7 +274,8 @@ static int mouse_key(size_t *where)
 }
 
 /* Alt sends ESC and the key in one go: what follows at once belongs to it. So do keys that the
- * terminal's description does not know: multiplexers are often run under another terminal's name. */
+ * terminal's description does not know: multiplexers are often run under another terminal's name.
+ */
 static int after_escape(void)
 {
     wint_t c;
@@ -470,7 +385,7 @@ static void paint_run(struct term *t, const struct screen *s, int row, int from,
 {
     wchar_t text[512];
     const struct cell *cell = &s->cell[(size_t)row * (size_t)s->cols];
-    attr_set(t->attr[role], t->pair[role], NULL);
+    attr_set(t->look.attr[role], t->look.pair[role], NULL);
     move(row, from);
     int n = 0;
     for (int x = from; x < to; x++) {
@@ -487,7 +402,7 @@ static void paint_run(struct term *t, const struct screen *s, int row, int from,
 
 static bool is_paper(const struct term *t, const struct cell *c)
 {
-    return c->text[0] == ' ' && !c->text[1] && t->paper[c->role];
+    return c->text[0] == ' ' && !c->text[1] && t->look.paper[c->role];
 }
 
 /* Changing colours costs a terminal more bytes than a few blanks, which look alike in many roles:
@@ -507,10 +422,10 @@ static int run_end(const struct term *t, const struct cell *cell, int from, int 
     while (end < to) {
         for (gap = end; gap < to && gap - end <= GAP && is_paper(t, &cell[gap]);)
             gap++;
-        if (gap > end && (!t->paper[*role] || gap - end > GAP || gap == to))
+        if (gap > end && (!t->look.paper[*role] || gap - end > GAP || gap == to))
             break;
         if (gap < to && cell[gap].role != *role)
-            return t->paper[*role] ? gap : end;
+            return t->look.paper[*role] ? gap : end;
         end = gap + 1;
     }
     return end;

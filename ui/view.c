@@ -87,6 +87,14 @@ static int hint(struct screen *s, struct rect r, int x, const char *keys, const 
     return x + screen_put(s, r.y, r.x + x, r.w - x, ROLE_FOOT, text);
 }
 
+/* Stopping and pausing are of use while something runs that can be. */
+static bool idle_key(const struct app *a, enum request r, enum context where)
+{
+    if (r == REQ_PAUSE)
+        return !a->status.active || a->status.kind != &job_heal;
+    return r == REQ_STOP && !(where & (IN_ASK | IN_HELP)) && !a->status.active;
+}
+
 static void draw_hints(const struct app *a, struct screen *s, struct rect r)
 {
     size_t n;
@@ -104,7 +112,7 @@ static void draw_hints(const struct app *a, struct screen *s, struct rect r)
         const struct binding *b = &table[i];
         if (!(b->where & where) || !b->hint || b->request == REQ_HELP || b->request == REQ_QUIT)
             continue;
-        if (b->request == REQ_STOP && !(where & (IN_ASK | IN_HELP)) && !a->status.active)
+        if (idle_key(a, b->request, where))
             continue;
         int first = keys_of(app_keys(a), b, 0);
         keys_name(first, !s->ascii, key);
