@@ -17,6 +17,21 @@ void mla_gemm(bool ta, bool tb, int m, int n, int k, const double *a, int lda, c
     linalg_dgemm(NULL, ta, tb, m, n, k, 1, a, lda, b, ldb, beta, c, ldc);
 }
 
+void mla_sparse_gemm(int m, int n, int k, const double *a, int lda, const double *b, int ldb,
+                     double *c, int ldc)
+{
+    for (int i = 0; i < m; i++) {
+        double *restrict to = c + (size_t)i * (size_t)ldc;
+        memset(to, 0, (size_t)n * sizeof *to);
+        for (int j = 0; j < k; j++) {
+            const double f = a[(size_t)i * (size_t)lda + (size_t)j];
+            const double *from = b + (size_t)j * (size_t)ldb;
+            for (int l = 0; f != 0 && l < n; l++)
+                to[l] += f * from[l];
+        }
+    }
+}
+
 void mla_store(const double *from, float *to, size_t n)
 {
     for (size_t k = 0; k < n; k++)
@@ -80,7 +95,8 @@ double mla_solve_bytes(const struct moments_shape *p, int r)
     double held = 2 * w * w + 2 * r * w + 2 * wide * wide + H * d * nk + nk * nk + H * d * d;
     held += p->affine ? 2 * n * w + H * d * w : w * w;
     double roots = 3 * nk * nk + 2 * nk * nk, eigen = 2 * w * w, weights = D * H * d;
-    double refits = 2 * ((w + 2.0 * r + 3 * d) * r), shares = 2 * w * w + nk * w + w * w;
+    double refits = (w + 2.5 * r + (2 + H / moments_groups(p)) * d) * r,
+           shares = 2 * w * w + nk * w + w * w;
     double most = fmax(fmax(roots, eigen), fmax(weights, fmax(refits, p->affine ? shares : 0)));
     double made = H * (d + d) * D + r * D + 2 * H * d * r; /* with a rope as wide as a head */
     return sizeof(double) * (held + most) + sizeof(float) * made;

@@ -118,28 +118,32 @@ double mla_solve_bytes(const struct moments_shape *s, int r);
 int mla_solve(const struct mla_source *src, const struct moments *m, const struct mla_options *o,
               struct mla_result *out, struct spectrum *spectrum, struct err *e);
 /* What of a solve no rank changes: mla_complete makes of it what mla_solve would at that rank (up to
- * rounding), from the same source, moments and options. It holds a latent of `most` numbers, 16·w·most
- * bytes; beyond them it can only be completed where nothing is dropped. */
+ * rounding), from the same source, moments and options. It holds a latent of `most` numbers; beyond,
+ * it can only be completed where nothing is dropped. Of ranks up to `kept` (0: none) it remembers what
+ * completing found, which lower ones, and the lower part of higher ones, need not find again. */
 struct mla_prepared;
+double mla_prepared_bytes(const struct moments_shape *s, int most, int kept); /* at most */
 int mla_prepare(struct mla_prepared **out, const struct mla_source *src, const struct moments *m,
-                const struct mla_options *o, int most, struct err *e);
+                const struct mla_options *o, int most, int kept, struct err *e);
 void mla_prepared_free(struct mla_prepared *p);
 /* The energy that rank r keeps, as spectrum_energy says it. */
 double mla_prepared_energy(const struct mla_prepared *p, int r);
-int mla_complete(const struct mla_prepared *p, const struct mla_source *src,
+int mla_complete(struct mla_prepared *p, const struct mla_source *src,
                  const struct moments *m, int r, struct mla_result *out, struct err *e);
 
 /* y[rows][D] = attention outputs of the original on layer inputs x [rows][D], sequences of `window`
  * rows starting at position 0. */
 int mla_original(const struct mla_source *src, const float *x, int rows, int window, float *y,
                  struct err *e);
-/* error[i] = |attention output change|² / |attention output|² of each result, y: of the original. */
-int mla_measure(const struct mla_source *src, const float *x, const float *y, int rows, int window,
-                const struct mla_result *const *results, int n, double *error, struct err *e);
-/* The spectrum alone. */
+/* q[rows][H·(d+R)]: the queries of a result on these inputs, turned; its rank does not matter. */
+int mla_queries(const struct mla_source *src, const float *x, int rows, int window,
+                const struct mla_result *m, float *q, struct err *e);
+/* error = |attention output change|² / |attention output|²; q: its queries or NULL, y: of the original. */
+int mla_measure(const struct mla_source *src, const float *x, const float *q, const float *y,
+                int rows, int window, const struct mla_result *m, double *error, struct err *e);
 int mla_spectrum(const struct mla_source *src, const struct moments *m, const struct mla_options *o,
                  struct spectrum *out, struct err *e);
-/* Moments of a layer that was never run: identity input moment through the norm's gamma [D]. */
+/* Of a layer that was never run: identity input moment through the norm's gamma [D]. */
 int mla_weight_moments(const struct mla_source *src, const float *gamma, struct moments *out,
                        struct err *e);
 

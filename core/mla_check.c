@@ -18,15 +18,19 @@ struct check {
     float *z;         /* keys, while the latent takes their place */
     float *kn, *vn;   /* one head's rebuilt keys, values */
     float *P;         /* [T][T] */
-    float *cos, *sin; /* [T][pairs] of the rotation last asked for */
-    float *o;         /* [T][H·d] */
-    float *y;         /* [T][D] */
+    float *cos, *sin; /* [T][pairs] of the rotation last asked for: */
+    const double *turns;
+    float *o; /* [T][H·d] */
+    float *y; /* [T][D] */
 };
 
 /* cos and sin of every position, for all heads alike. */
 static void set_turns(struct check *c, const double *freq, int R)
 {
     double turn = c->src->shape.magnitude > 0 ? c->src->shape.magnitude : 1;
+    if (c->turns == freq)
+        return;
+    c->turns = freq;
     for (int t = 0; t < c->T; t++)
         for (int j = 0; j < R / 2; j++) {
             c->cos[t * (R / 2) + j] = (float)(turn * cos(t * freq[j]));
@@ -96,17 +100,22 @@ static void norm_heads(float *y, int rows, int n, int d, const float *gamma, dou
     }
 }
 
-/* q, k, v of the original before the rotation. */
-static void project(struct check *c, const float *x)
+/* The original's before the rotation. */
+static void project_queries(struct check *c, const float *x)
 {
-    int T = c->T, d = c->d, H = c->H, kd = c->G * d;
-    gemm_nt(T, H * d, c->D, 1, x, c->D, c->src->wq, c->D, 0, c->q, H * d);
+    int T = c->T, d = c->d, width = c->H * d;
+    gemm_nt(T, width, c->D, 1, x, c->D, c->src->wq, c->D, 0, c->q, width);
+    add_bias(c->q, T, width, c->src->bq);
+    norm_heads(c->q, T, width, d, c->src->q_norm, c->src->norm_eps);
+}
+
+static void project_keys(struct check *c, const float *x)
+{
+    int T = c->T, d = c->d, kd = c->G * d;
     gemm_nt(T, kd, c->D, 1, x, c->D, c->src->wk, c->D, 0, c->k, kd);
     gemm_nt(T, kd, c->D, 1, x, c->D, c->src->wv, c->D, 0, c->v, kd);
-    add_bias(c->q, T, H * d, c->src->bq);
     add_bias(c->k, T, kd, c->src->bk);
     add_bias(c->v, T, kd, c->src->bv);
-    norm_heads(c->q, T, H * d, d, c->src->q_norm, c->src->norm_eps);
     norm_heads(c->k, T, kd, d, c->src->k_norm, c->src->norm_eps);
 }
 
@@ -118,7 +127,8 @@ static void output(struct check *c)
 static void attend_original(struct check *c, const float *x)
 {
     int d = c->d, H = c->H, kd = c->G * d, R = c->src->shape.rope_dim;
-    project(c, x);
+    project_queries(c, x);
+    project_keys(c, x);
     set_turns(c, c->src->freq, R);
     for (int h = 0; h < H; h++)
         rotate(c, c->q + h * d, H * d, R);
@@ -132,18 +142,16 @@ static void attend_original(struct check *c, const float *x)
     output(c);
 }
 
-/* Queries per head [nope | rope] and [latent | rope key], before the rotation. */
-static void project_mla(struct check *c, const struct mla_result *m, const float *x)
+/* Queries per head [nope | rope], before the rotation. */
+static void project_queries_mla(struct check *c, const struct mla_result *m, const float *x)
 {
-    int T = c->T, d = c->d, H = c->H, R = m->R, head = d + R, width = m->r + R, kd = c->G * d;
+    int T = c->T, d = c->d, H = c->H, R = m->R, head = d + R;
     if (!m->normed) {
         gemm_nt(T, H * head, c->D, 1, x, c->D, m->q, c->D, 0, c->q, H * head);
-        gemm_nt(T, width, c->D, 1, x, c->D, m->kv_a, c->D, 0, c->k, width);
         add_bias(c->q, T, H * head, m->q_bias);
-        add_bias(c->k, T, width, m->kv_a_bias);
         return;
     }
-    project(c, x);
+    project_queries(c, x);
     for (int t = T - 1; t >= 0; t--) /* from the end: the wider rows grow over the narrow ones */
         for (int h = H - 1; h >= 0; h--)
             memmove(c->q + (size_t)t * (size_t)(H * head) + h * head,
@@ -151,26 +159,51 @@ static void project_mla(struct check *c, const struct mla_result *m, const float
     for (int h = 0; h < H; h++)
         gemm_nt(T, R, d, 1, c->q + h * head, H * head, m->q + (size_t)h * (size_t)(R * d), d, 0,
                 c->q + h * head + d, H * head);
+}
+
+/* [latent | rope key], before the rotation. */
+static void project_latent(struct check *c, const struct mla_result *m, const float *x)
+{
+    int T = c->T, width = m->r + m->R, kd = c->G * c->d;
+    if (!m->normed) {
+        gemm_nt(T, width, c->D, 1, x, c->D, m->kv_a, c->D, 0, c->k, width);
+        add_bias(c->k, T, width, m->kv_a_bias);
+        return;
+    }
+    project_keys(c, x);
     memcpy(c->z, c->k, (size_t)T * (size_t)kd * sizeof *c->z);
     gemm_nt(T, width, kd, 1, c->z, kd, m->kv_a, 2 * kd, 0, c->k, width);
     gemm_nt(T, width, kd, 1, c->v, kd, m->kv_a + kd, 2 * kd, 1, c->k, width);
 }
 
-static void attend_mla(struct check *c, const struct mla_result *m, const float *x)
+/* As attention takes them, into c->q. */
+static void turned_queries(struct check *c, const struct mla_result *m, const float *x)
+{
+    int H = c->H, head = c->d + m->R;
+    project_queries_mla(c, m, x);
+    set_turns(c, m->freq, m->R);
+    for (int h = 0; h < H; h++)
+        rotate(c, c->q + h * head + c->d, H * head, m->R);
+}
+
+/* q: of these rows, turned; NULL: to be made. */
+static void attend_mla(struct check *c, const struct mla_result *m, const float *x, const float *q)
 {
     int T = c->T, d = c->d, H = c->H, R = m->R, r = m->r, head = d + R, width = r + R;
     float scale = (float)(m->normed ? c->src->scale : 1 / sqrt(d + R));
-    project_mla(c, m, x);
-    set_turns(c, m->freq, R);
+    if (!q)
+        turned_queries(c, m, x);
+    else
+        set_turns(c, m->freq, R);
+    project_latent(c, m, x);
     rotate(c, c->k + r, width, R);
     for (int h = 0; h < H; h++) {
         const float *ku = m->kv_b + (size_t)h * 2 * (size_t)d * (size_t)r;
-        float *q = c->q + h * head;
-        rotate(c, q + d, H * head, R);
+        const float *qh = (q ? q : c->q) + h * head;
         gemm_nt(T, d, r, 1, c->k, width, ku, r, 0, c->kn, d);
         gemm_nt(T, d, r, 1, c->k, width, ku + (size_t)d * (size_t)r, r, 0, c->vn, d);
-        add_logits(c, d, scale, q, H * head, c->kn, d, false);
-        add_logits(c, R, scale, q + d, H * head, c->k + r, width, true);
+        add_logits(c, d, scale, qh, H * head, c->kn, d, false);
+        add_logits(c, R, scale, qh + d, H * head, c->k + r, width, true);
         read_values(c, h, c->vn, d);
     }
     output(c);
@@ -222,30 +255,37 @@ int mla_original(const struct mla_source *src, const float *x, int rows, int win
     return rc;
 }
 
-int mla_measure(const struct mla_source *src, const float *x, const float *y, int rows, int window,
-                const struct mla_result *const *results, int n, double *error, struct err *e)
+int mla_queries(const struct mla_source *src, const float *x, int rows, int window,
+                const struct mla_result *m, float *q, struct err *e)
 {
     struct check c;
-    int wide = 0;
+    size_t width = (size_t)src->shape.H * (size_t)(src->shape.d + m->R);
+    int rc = check_init(&c, src, window, m->R, e);
+    for (int at = 0; at + window <= rows && !rc; at += window) {
+        turned_queries(&c, m, x + (size_t)at * (size_t)src->shape.D);
+        memcpy(q + (size_t)at * width, c.q, (size_t)window * width * sizeof *q);
+    }
+    check_done(&c);
+    return rc;
+}
+
+int mla_measure(const struct mla_source *src, const float *x, const float *q, const float *y,
+                int rows, int window, const struct mla_result *m, double *error, struct err *e)
+{
+    struct check c;
     size_t D = (size_t)src->shape.D, size = (size_t)window * D;
-    for (int i = 0; i < n; i++)
-        wide = results[i]->r + results[i]->R > wide ? results[i]->r + results[i]->R : wide;
-    int rc = check_init(&c, src, window, wide, e);
-    double base = 0;
-    for (int i = 0; i < n; i++)
-        error[i] = 0;
+    size_t width = (size_t)src->shape.H * (size_t)(src->shape.d + m->R);
+    int rc = check_init(&c, src, window, m->r + m->R, e);
+    double base = 0, sum = 0;
     for (int at = 0; at + window <= rows && !rc; at += window) {
         const float *was = y + (size_t)at * D;
-        for (size_t j = 0; j < size; j++)
+        attend_mla(&c, m, x + (size_t)at * D, q ? q + (size_t)at * width : NULL);
+        for (size_t j = 0; j < size; j++) {
             base += (double)was[j] * was[j];
-        for (int i = 0; i < n; i++) {
-            attend_mla(&c, results[i], x + (size_t)at * D);
-            for (size_t j = 0; j < size; j++)
-                error[i] += ((double)c.y[j] - was[j]) * ((double)c.y[j] - was[j]);
+            sum += ((double)c.y[j] - was[j]) * ((double)c.y[j] - was[j]);
         }
     }
-    for (int i = 0; i < n; i++)
-        error[i] /= base > 0 ? base : 1;
+    *error = sum / (base > 0 ? base : 1);
     check_done(&c);
     return rc;
 }

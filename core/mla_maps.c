@@ -115,7 +115,7 @@ static int down_map(struct solve *s, int r, float *kv_a, float *bias, struct err
         mla_gemm(false, false, r, D, s->n, s->A, s->n, w, D, 0, out, D);
         mla_store(out, kv_a, (size_t)r * (size_t)D);
         rope_rows(s, t);
-        mla_gemm(false, false, R, D, nk, t, nk, w, D, 0, out, D);
+        mla_sparse_gemm(R, D, nk, t, nk, w, D, out, D);
         mla_store(out, kv_a + (size_t)r * (size_t)D, (size_t)R * (size_t)D);
     }
     if (!rc && bias)
@@ -150,7 +150,7 @@ static int query_map(struct solve *s, float *q, float *bias, struct err *e)
                      conj(s->fit.gain[h * s->rope.pairs + pair]), a >= s->rope.pairs, row);
             memcpy(p + (size_t)a * (size_t)d, row + g * d, (size_t)d * sizeof *p);
         }
-        mla_gemm(false, false, R, D, d, p, d, w, D, 0, out, D);
+        mla_sparse_gemm(R, D, d, p, d, w, D, out, D);
         mla_store(out, to + (size_t)d * (size_t)D, (size_t)R * (size_t)D);
         for (int i = 0; bias && i < d + R; i++) {
             double sum = i < d ? s->src->bq[h * d + i] : 0;

@@ -1,6 +1,7 @@
 /* A layer solved up to its rank, so that another rank costs the heads' refits alone. Holds the
  * latent at full width and the rope; the nope forms are rebuilt from these, which is cheaper than
- * keeping them. */
+ * keeping them. Of the refits it holds, as far as wanted, the moments in the latent: the rows of
+ * ranks that were completed before. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,8 +11,11 @@ struct mla_prepared {
     struct mla_options o; /* its pointers are not followed again */
     struct rope_choice rope;
     struct phase_fit fit;
-    int w, half, most;    /* columns of a rope row: G·half */
-    double *A, *X0, *val; /* [most][w] rows descending, [w][most] columns likewise, [w] */
+    int w, half, most;     /* columns of a rope row: G·half */
+    double *A, *X0, *val;  /* [most][w] rows descending, [w][most] columns likewise, [w] */
+    int kept;              /* ranks up to this one use term; 0: none */
+    struct mla_term *term; /* [2·H] */
+    int terms;
 };
 
 void mla_prepared_free(struct mla_prepared *p)
@@ -23,11 +27,12 @@ void mla_prepared_free(struct mla_prepared *p)
     free(p->A);
     free(p->X0);
     free(p->val);
+    mla_terms_free(p->term, p->terms);
     free(p);
 }
 
 int mla_prepare(struct mla_prepared **out, const struct mla_source *src, const struct moments *m,
-                const struct mla_options *o, int most, struct err *e)
+                const struct mla_options *o, int most, int kept, struct err *e)
 {
     struct solve s = {0};
     struct mla_prepared *p = mem_calloc(1, sizeof *p);
@@ -42,16 +47,39 @@ int mla_prepare(struct mla_prepared **out, const struct mla_source *src, const s
         mla_prepared_free(p);
         return rc;
     }
-    *p = (struct mla_prepared){*o,   s.rope, s.fit, w,    src->shape.rope_dim / 2,
-                               most, s.A,    s.X0,  s.val};
+    *p = (struct mla_prepared){.o = *o,
+                               .rope = s.rope,
+                               .fit = s.fit,
+                               .w = w,
+                               .half = src->shape.rope_dim / 2,
+                               .most = most,
+                               .A = s.A,
+                               .X0 = s.X0,
+                               .val = s.val,
+                               .terms = 2 * src->shape.H};
     s.rope = (struct rope_choice){0}; /* now p's */
     s.fit = (struct phase_fit){0};
     s.A = s.X0 = s.val = NULL;
     for (int i = 0; i < w; i++)
         p->val[i] = p->val[i] > 0 ? p->val[i] : 0; /* as a spectrum has it */
     mla_solve_done(&s);
+    if (kept && !o->rounds) { /* alternating moves the latent at every rank its own way */
+        p->kept = kept;
+        p->term = mem_calloc((size_t)p->terms, sizeof *p->term);
+    }
+    if (kept && !o->rounds && !p->term) {
+        mla_prepared_free(p);
+        return err_nomem(e, (size_t)src->shape.H * sizeof *p->term, "a prepared layer");
+    }
     *out = p;
     return OK;
+}
+
+double mla_prepared_bytes(const struct moments_shape *s, int most, int kept)
+{
+    double groups = moments_groups(s), heads = s->H / groups;
+    double term = kept ? mla_term_numbers(kept, (int)heads * s->d) : 0;
+    return sizeof(double) * (2.0 * moments_width(s) * most + 2 * groups * term);
 }
 
 double mla_prepared_energy(const struct mla_prepared *p, int r)
@@ -83,8 +111,8 @@ static int take_rope(struct solve *s, const struct mla_prepared *p, struct err *
                : err_nomem(e, 2 * row * sizeof *p->rope.T, "a rope choice");
 }
 
-int mla_complete(const struct mla_prepared *p, const struct mla_source *src,
-                 const struct moments *m, int r, struct mla_result *out, struct err *e)
+int mla_complete(struct mla_prepared *p, const struct mla_source *src, const struct moments *m,
+                 int r, struct mla_result *out, struct err *e)
 {
     struct solve s;
     size_t w = (size_t)p->w, most = (size_t)p->most, rows = r < p->most ? (size_t)r : most;
@@ -96,6 +124,7 @@ int mla_complete(const struct mla_prepared *p, const struct mla_source *src,
         rc = err_set(e, ERR_ARG, "rank %d of a layer that is prepared up to %d", r, p->most);
     if (!rc && p->o.rounds > 0)
         rc = mla_output_metrics(&s, e);
+    s.kept = r <= p->kept ? p->term : NULL;
     if (!rc) {
         mla_nope_forms(&s);
         memcpy(s.A, p->A, rows * w * sizeof *s.A);

@@ -4,6 +4,17 @@
 
 #include "core/mla.h"
 
+/* A moment C as the heads' refits read it, by rows of A: a lower rank is the first rows of a higher
+ * one's. */
+struct mla_term {
+    int r, room;    /* rows, and room for them */
+    double *K;      /* [r(r+1)/2] lower triangle of A C Aᵀ; owns the targets' memory */
+    double *target; /* [r][heads·d] A C Sᵀ of each head that shares the moment: S z is its aim */
+};
+void mla_terms_free(struct mla_term *t, int n);
+/* Of r rows with targets of `width` numbers. */
+double mla_term_numbers(int r, int width);
+
 /* Everything a solve needs at hand; matrices row-major fp64. The latent lives in the coordinates of
  * the statistics: z itself (w = n), or y of affine statistics with z = Q y. */
 struct solve {
@@ -24,6 +35,7 @@ struct solve {
     double *X0;             /* [w][r] y ≈ X0·(A y) before the refit */
     double *t1, *t2;        /* [w][w] and [nk][nk] scratch */
     double tau;             /* key weight over value weight */
+    struct mla_term *kept;  /* [2][H] of a prepared layer (keys' groups, values'), or NULL */
     /* affine */
     double *Q;  /* [n][w] */
     double *BQ; /* [H][d][w] B Q_k */
@@ -52,6 +64,9 @@ int mla_up_maps(struct solve *s, const struct mla_options *o, int r, bool fitted
 /* C = op(A) op(B) + beta·C on the caller's thread. */
 void mla_gemm(bool ta, bool tb, int m, int n, int k, const double *a, int lda, const double *b,
               int ldb, double beta, double *c, int ldc);
+/* C = A B where A's rows hold few numbers: what is zero costs nothing. */
+void mla_sparse_gemm(int m, int n, int k, const double *a, int lda, const double *b, int ldb,
+                     double *c, int ldc);
 void mla_store(const double *from, float *to, size_t n);
 /* a[m][m] → √a into root, √a⁻¹ into inverse (may be NULL), times f and 1/f; leading dimension ld. */
 int mla_square_root(const double *a, int m, double f, double *root, double *inverse, int ld,
@@ -81,7 +96,7 @@ void mla_affine_block(struct solve *s, int at, int size, double *block);
 
 /* The least of share, 10·share, … times K's mean diagonal that makes K [r][r] definite when it is
  * added to the diagonal (rounded moments of few loud tokens are so up to a little only); 0: nothing
- * ever flowed there. try: [r][r] of work space. */
+ * ever flowed there. try[r][r] becomes the lower Cholesky factor of that sum. */
 double mla_ridge(const double *K, int r, double share, double *try);
 /* Rounds of alternating least squares from A of rank r on; A and X0 become the latent found. */
 int mla_alternate(struct solve *s, int r, int rounds, struct err *e);

@@ -145,13 +145,18 @@ int linalg_solve_spd(int n, int m, double *a, double *b, struct err *e)
     lapack_int info = LAPACKE_dpotrf_work(LAPACK_COL_MAJOR, 'U', n, a, n);
     if (info)
         return lapack_failed(e, "dpotrf", n, (int)info);
-    /* Row-major B [n][m] as column-major is Bᵀ [m][n]: X = A⁻¹B ⇔ Xᵀ = Bᵀ A⁻¹, two dtrsm from the
-     * right with the factor A = UᵀU. */
-    cblas_dtrsm(CblasColMajor, CblasRight, CblasUpper, CblasNoTrans, CblasNonUnit, m, n, 1, a, n, b,
-                m);
-    cblas_dtrsm(CblasColMajor, CblasRight, CblasUpper, CblasTrans, CblasNonUnit, m, n, 1, a, n, b,
-                m);
+    linalg_solve_factored(n, m, a, b);
     return OK;
+}
+
+void linalg_solve_factored(int n, int m, const double *l, double *b)
+{
+    /* Row-major B [n][m] as column-major is Bᵀ [m][n]: X = A⁻¹B ⇔ Xᵀ = Bᵀ A⁻¹, two dtrsm from the
+     * right with the factor A = UᵀU, of which row-major l = Uᵀ. */
+    cblas_dtrsm(CblasColMajor, CblasRight, CblasUpper, CblasNoTrans, CblasNonUnit, m, n, 1, l, n, b,
+                m);
+    cblas_dtrsm(CblasColMajor, CblasRight, CblasUpper, CblasTrans, CblasNonUnit, m, n, 1, l, n, b,
+                m);
 }
 
 int linalg_cholesky(int n, double *a, struct err *e)

@@ -33,5 +33,7 @@ int linalg_eigh_complex(int n, double complex *a, double *w, struct err *e);
 int linalg_solve_spd(int n, int m, double *a, double *b, struct err *e);
 /* A[n][n] becomes its lower Cholesky factor (upper triangle zeroed). */
 int linalg_cholesky(int n, double *a, struct err *e);
+/* linalg_solve_spd from the lower factor l of A. */
+void linalg_solve_factored(int n, int m, const double *l, double *b);
 
 #endif

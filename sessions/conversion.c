@@ -83,8 +83,8 @@ static int measure(const struct mla_source *src, const struct moments *m,
                    const struct prepared_layer *p, const struct mla_result *made,
                    struct layer_report *r, struct err *e)
 {
-    int rc =
-        mla_measure(src, m->sample, p->y, m->sample_rows, m->sample_window, &made, 1, &r->error, e);
+    int rc = mla_measure(src, m->sample, p->q, p->y, m->sample_rows, m->sample_window, made,
+                         &r->error, e);
     r->loss_rope = fmin(r->error, p->loss_rope);
     r->loss_layout = fmax(fmin(p->loss_layout, r->loss_rope), 0);
     r->loss_rank = r->error - r->loss_rope;
@@ -100,7 +100,7 @@ static int measure_brief(const struct mla_source *src, const struct moments *m,
     int rc = y ? mla_original(src, m->sample, m->sample_rows, m->sample_window, y, e)
                : err_nomem(e, size * sizeof *y, "measuring a layer");
     if (!rc)
-        rc = mla_measure(src, m->sample, y, m->sample_rows, m->sample_window, &made, 1, &r->error,
+        rc = mla_measure(src, m->sample, NULL, y, m->sample_rows, m->sample_window, made, &r->error,
                          e);
     free(y);
     return rc;

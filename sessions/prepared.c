@@ -10,13 +10,23 @@ void prepared_done(struct prepared_layer *p)
     free(p->list);
     mla_prepared_free(p->solve);
     free(p->y);
-    *p = (struct prepared_layer){0};
+    free(p->q);
+    *p = (struct prepared_layer){.rich = p->rich};
 }
 
-double prepared_bytes(const struct moments *m)
+/* The rank up to which heads' moments are kept: higher ones are seldom asked for, and the moments
+ * grow with the square. */
+static int kept_rank(const struct moments *m, bool rich)
 {
-    double w = moments_width(&m->shape);
-    return sizeof(double) * 2 * w * w + sizeof(float) * (double)m->sample_rows * m->shape.D;
+    return rich ? moments_width(&m->shape) / 2 : 0;
+}
+
+double prepared_bytes(const struct moments *m, bool rich)
+{
+    const struct moments_shape *s = &m->shape;
+    double queries = rich ? s->H * (s->d + s->G * s->d) : 0; /* the widest rope turns all keys */
+    return mla_prepared_bytes(s, moments_width(s), kept_rank(m, rich)) +
+           sizeof(float) * m->sample_rows * (s->D + queries);
 }
 
 static bool same(const struct prepared_layer *p, const struct mla_options *o)
@@ -30,16 +40,22 @@ static bool same(const struct prepared_layer *p, const struct mla_options *o)
            (!o->shared || !memcmp(p->list, o->shared, list));
 }
 
-/* The error of nothing lost but rotations. */
-static int rope_error(const struct mla_prepared *solve, const struct mla_source *src,
-                      const struct moments *m, const float *y, double *error, struct err *e)
+/* The error of nothing lost but rotations; the queries on the way. */
+static int rope_error(struct prepared_layer *p, const struct mla_source *src,
+                      const struct moments *m, struct err *e)
 {
     struct mla_result whole;
-    int rc = mla_complete(solve, src, m, moments_width(&m->shape), &whole, e);
+    int rc = mla_complete(p->solve, src, m, moments_width(&m->shape), &whole, e);
     if (rc)
         return rc;
-    rc = mla_measure(src, m->sample, y, m->sample_rows, m->sample_window,
-                     (const struct mla_result *const[]){&whole}, 1, error, e);
+    size_t size = (size_t)m->sample_rows * (size_t)(m->shape.H * (m->shape.d + whole.R));
+    if (p->rich && !(p->q = mem_calloc(size, sizeof *p->q)))
+        rc = err_nomem(e, size * sizeof *p->q, "measuring a layer");
+    if (!rc && p->q)
+        rc = mla_queries(src, m->sample, m->sample_rows, m->sample_window, &whole, p->q, e);
+    if (!rc)
+        rc = mla_measure(src, m->sample, p->q, p->y, m->sample_rows, m->sample_window, &whole,
+                         &p->loss_rope, e);
     mla_result_done(&whole);
     return rc;
 }
@@ -55,7 +71,7 @@ static int losses(struct prepared_layer *p, const struct mla_source *src, const 
         return err_nomem(e, size * sizeof *p->y, "measuring a layer");
     int rc = mla_original(src, m->sample, m->sample_rows, m->sample_window, p->y, e);
     if (!rc)
-        rc = rope_error(p->solve, src, m, p->y, &p->loss_rope, e);
+        rc = rope_error(p, src, m, e);
     if (rc || o->method != METHOD_MLATHE || o->layout == LAYOUT_OWN)
         return rc;
     struct mla_options own = *o;
@@ -65,8 +81,8 @@ static int losses(struct prepared_layer *p, const struct mla_source *src, const 
     own.rank = moments_width(&m->shape);
     rc = mla_solve(src, m, &own, &best, NULL, e);
     if (!rc)
-        rc = mla_measure(src, m->sample, p->y, m->sample_rows, m->sample_window,
-                         (const struct mla_result *const[]){&best}, 1, &free_rope, e);
+        rc = mla_measure(src, m->sample, NULL, p->y, m->sample_rows, m->sample_window, &best,
+                         &free_rope, e);
     mla_result_done(&best);
     p->loss_layout = rc ? 0 : p->loss_rope - free_rope;
     return rc;
@@ -86,7 +102,7 @@ int prepared_fill(struct prepared_layer *p, const struct mla_source *src, const 
         return err_nomem(e, list * sizeof *p->list, "a list of frequencies");
     if (list)
         memcpy(p->list, o->shared, list * sizeof *p->list);
-    int rc = mla_prepare(&p->solve, src, m, o, most, e);
+    int rc = mla_prepare(&p->solve, src, m, o, most, kept_rank(m, p->rich), e);
     if (!rc && m->sample)
         rc = losses(p, src, m, o, e);
     if (rc)

@@ -8,10 +8,12 @@
 #include "sessions/workspace.h"
 
 struct prepared_layer {
+    bool rich; /* q, and the heads' moments in the latent, are kept too */
     struct mla_options key; /* rank 0: of every rank */
     int *list;              /* the shared layout's, or NULL */
     struct mla_prepared *solve;
-    float *y; /* [sample_rows][D], NULL: no samples */
+    float *y; /* [sample_rows][D] of the original, NULL: no samples */
+    float *q; /* [sample_rows][H·(d+R)] (mla_queries), NULL: not kept */
     double loss_rope,
         loss_layout; /* as in struct layer_report, before the whole error bounds them */
     /* What was made of it last, in which conversion (struct conversion_input's serial); 0: none. */
@@ -20,11 +22,11 @@ struct prepared_layer {
     struct layer_report report;
 };
 /* Brings p up to date with o (every field but rank), for ranks up to `most`. After a failure p is
- * empty. */
+ * empty but for `rich`. */
 int prepared_fill(struct prepared_layer *p, const struct mla_source *src, const struct moments *m,
                   const struct mla_options *o, int most, struct err *e);
 void prepared_done(struct prepared_layer *p);
-/* Bytes of a layer, kept for every rank. */
-double prepared_bytes(const struct moments *m);
+/* Bytes of a layer at most, kept for every rank. */
+double prepared_bytes(const struct moments *m, bool rich);
 
 #endif

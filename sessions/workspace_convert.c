@@ -103,15 +103,20 @@ static void fit_into_memory(const struct workspace *w, const struct rankplan *pl
 
 void workspace_prepare(struct workspace *w, struct conversion_input *in)
 {
-    size_t L = (size_t)w->base->hp.n_layer;
-    double bytes = 0;
-    for (int l = 0; l < (int)L && w->opt.keep && !w->prepared; l++) {
+    int L = w->base->hp.n_layer;
+    double bytes[2] = {0},
+           room = MEMORY_PREPARED * w->memory; /* without heads' moments, and with */
+    for (int l = 0; l < L && w->opt.keep && !w->prepared; l++) {
         const struct moments *m;
-        bytes += stats_layer(w->stats, l, &m, NULL) ? INFINITY : prepared_bytes(m);
+        bool known = !stats_layer(w->stats, l, &m, NULL);
+        for (int i = 0; i < 2; i++)
+            bytes[i] += known ? prepared_bytes(m, i) : INFINITY;
         stats_release(w->stats, m);
     }
-    if (w->opt.keep && !w->prepared && bytes <= MEMORY_PREPARED * w->memory)
-        w->prepared = mem_calloc(L, sizeof *w->prepared); /* without it, everything is done anew */
+    if (w->opt.keep && !w->prepared && bytes[0] <= room)
+        w->prepared = mem_calloc((size_t)L, sizeof *w->prepared); /* or everything is done anew */
+    for (int l = 0; l < L && w->prepared && bytes[1] && bytes[1] <= room; l++)
+        w->prepared[l].rich = true;
     in->prepared = w->prepared;
     in->previous = w->conv;
     in->serial = ++w->solves;

@@ -133,9 +133,11 @@ static void check_prepared(const struct mla_source *src, const struct moments *m
 {
     struct err e = {0};
     struct mla_prepared *p;
-    int w = moments_width(&m->shape), ranks[] = {1, o.rank, w - 1, w};
+    int w = moments_width(&m->shape), half = w / 2;
+    /* kept: growing, cut, beyond what is kept, and cut again */
+    int ranks[] = {1, o.rank, half, 2, w - 1, w, half - 1};
     o.rank = 0;
-    CHECK_OK(mla_prepare(&p, src, m, &o, w, &e), e);
+    CHECK_OK(mla_prepare(&p, src, m, &o, w, half, &e), e);
     for (size_t i = 0; i < sizeof ranks / sizeof *ranks; i++) {
         struct mla_result again, once, copied;
         struct spectrum s;
@@ -159,7 +161,7 @@ static void check_prepared(const struct mla_source *src, const struct moments *m
         mla_result_done(&copied);
     }
     mla_prepared_free(p);
-    CHECK_OK(mla_prepare(&p, src, m, &o, 3, &e), e);
+    CHECK_OK(mla_prepare(&p, src, m, &o, 3, 0, &e), e);
     struct mla_result none;
     CHECK(mla_complete(p, src, m, 4, &none, &e) == ERR_ARG, "more rank than was prepared");
     mla_prepared_free(p);
@@ -179,8 +181,14 @@ static double compare(const struct layer *l, const struct mla_source *src, const
     double error[2], s = 0;
     float original[2 * T * D];
     const struct mla_result *const both[] = {&x, &y};
+    float *q = calloc((size_t)(2 * T * H) * (size_t)(d + x.R), sizeof *q);
+    double again;
     CHECK_OK(mla_original(src, l->x[0], 2 * T, T, original, &e), e);
-    CHECK_OK(mla_measure(src, l->x[0], original, 2 * T, T, both, 2, error, &e), e);
+    CHECK_OK(mla_queries(src, l->x[0], 2 * T, T, &x, q, &e), e);
+    for (int i = 0; i < 2; i++)
+        CHECK_OK(mla_measure(src, l->x[0], NULL, original, 2 * T, T, both[i], &error[i], &e), e);
+    CHECK_OK(mla_measure(src, l->x[0], q, original, 2 * T, T, &x, &again, &e), e);
+    CHECK(again == error[0], "queries made beforehand change the error");
     for (int i = 0; i < sx.n; i++) {
         s = fmax(s, fabs(sx.joint[i] - sy.joint[i]) / sy.joint[0]);
         if (sy.joint[i] > 1e-3 * sy.joint[0])
@@ -198,6 +206,7 @@ static double compare(const struct layer *l, const struct mla_source *src, const
            o.rank, o.rope_dim, gap, s, error[0], error[1]);
     check_prepared(src, a, o);
     check_prepared(src, b, o);
+    free(q);
     free(px);
     free(py);
     spectrum_done(&sx);
@@ -240,9 +249,7 @@ static void check_affine(bool bias)
     struct mla_options o = {.rank = moments_width(&ys), .rope_dim = G * d};
     CHECK_OK(mla_solve(&src, &y, &o, &all, NULL, &e), e);
     CHECK_OK(mla_original(&src, l.x[0], 2 * T, T, original, &e), e);
-    CHECK_OK(mla_measure(&src, l.x[0], original, 2 * T, T, (const struct mla_result *const[]){&all},
-                         1, &error, &e),
-             e);
+    CHECK_OK(mla_measure(&src, l.x[0], NULL, original, 2 * T, T, &all, &error, &e), e);
     printf("everything kept in %d numbers, bias %d: error %.1e\n", o.rank, bias, error);
     CHECK(o.rank == D + bias && error < 1e-9, "full rank: %g", error);
     mla_result_done(&all);
