@@ -96,8 +96,10 @@ struct backend_ops {
     void (*add_rows)(struct backend *b, float *y, const int32_t *rows, const float *x,
                      const float *factor, int T, int n);
 
-    /* What some backends do in one go; NULL: rope and store, linear and glu. */
+    /* What some backends do in one go; NULL: rope and store, linear and glu, attn_mla. */
     void (*place)(struct backend *b, const struct place_args *a);
+    /* False: nothing was done, call the operations. */
+    bool (*mla_step)(struct backend *b, const struct mla_step_args *a);
     /* gate[T][F] = act(x · w_gateᵀ) · (x · w_upᵀ); up is room for as many. */
     void (*glu_linear)(struct backend *b, float *gate, float *up, const struct weight *w_gate,
                        const struct weight *w_up, enum glu_act act, const float *x, int T);

@@ -30,6 +30,20 @@ struct attn_mla_args {
     int window;
 };
 
+/* One token's absorbed attention from queries to values: what mla_expand of the rope queries, rope,
+ * mla_absorb, attn_mla and mla_expand do, its key placed. attn.out, q_lat_out and q_rope_out are
+ * room on the way, the latter two what attn.q_lat and attn.q_rope point to. */
+struct weight;
+struct mla_step_args {
+    struct attn_mla_args attn; /* T is 1 */
+    float *out;                /* [H·Vd] */
+    float *q_lat_out, *q_rope_out;
+    const float *q; /* of head h at q + h·stride: P numbers, then R where q_rope is NULL */
+    int stride, P, Vd;
+    const struct weight *kv_b, *q_rope; /* q_rope [H·R][P] */
+    const float *cos, *sin;             /* host, [R/2] */
+};
+
 enum glu_act { GLU_SILU, GLU_GELU_TANH };
 
 /* Vectors on their way from projections to where attention reads them: n numbers of each of heads

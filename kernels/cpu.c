@@ -445,6 +445,7 @@ const struct backend_ops cpu_backend_ops = {
     .attn_mla = cpu_attn_mla,
     .mla_absorb = cpu_mla_absorb,
     .mla_expand = cpu_mla_expand,
+    .mla_step = cpu_mla_step,
     .glu = cpu_glu,
     .add = cpu_add,
     .head_norm = cpu_head_norm,

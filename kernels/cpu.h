@@ -79,6 +79,9 @@ struct cpu_isa {
                      int t0, int T, float *y, int ldy, bool add);
     void (*matmul_f)(const struct weight *w, int first, int groups, const float *x, int T, float *y,
                      int ldy, bool add);
+    /* y[32] = Σ over the rows of groups of Q8_0 of x[row]·(their block's numbers). */
+    void (*turned)(const struct weight *w, int first, int groups, int block, const float *x,
+                   float *y);
     /* dst[cols][ld] columns 0 … 7 = the rows of a group. */
     void (*unpack)(const struct weight *w, int group, float *dst, int ld);
 };
@@ -134,15 +137,32 @@ void cpu_linear(struct backend *b, int n, const struct weight *const *w, float *
                 const float *x, int T, bool add);
 void cpu_attn_gqa(struct backend *b, const struct attn_gqa_args *a);
 void cpu_attn_mla(struct backend *b, const struct attn_mla_args *a);
+/* attn_mla of one token, each thread some heads; before and after are called for them. */
+void cpu_attn_heads(struct backend *b, const struct attn_mla_args *a,
+                    void (*before)(void *arg, int first, int heads),
+                    void (*after)(void *arg, int first, int heads), void *arg);
+bool cpu_mla_step(struct backend *b, const struct mla_step_args *a);
 void cpu_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, int stride,
                     const struct weight *kv_b, int H, int P, int Vd, int r, int T);
 void cpu_mla_expand(struct backend *b, float *out, const float *lat, const struct weight *kv_b,
                     int H, int P, int Vd, int r, int T);
 
-/* Super-blocks of 256: packed too, but single numbers are read from the file. */
+/* Super-blocks of 256. */
 static inline bool cpu_is_super(enum dtype type)
 {
     return type == DTYPE_Q4_K || type == DTYPE_Q5_K || type == DTYPE_Q6_K;
+}
+
+/* Six bits a number. */
+static inline bool cpu_is_six(enum dtype type)
+{
+    return type == DTYPE_Q6_0 || type == DTYPE_Q6_K;
+}
+
+/* Numbers whose bits are put in another order: single ones are read from the file. */
+static inline bool cpu_is_apart(enum dtype type)
+{
+    return type == DTYPE_Q6_0 || cpu_is_super(type);
 }
 
 /* The block types that have packed kernels. The others become Q8_0 on their way: Q5_0 and IQ4_NL
@@ -150,11 +170,12 @@ static inline bool cpu_is_super(enum dtype type)
  * dequantise them as they are needed. */
 static inline bool cpu_can_pack(enum dtype type)
 {
-    return type == DTYPE_Q8_0 || type == DTYPE_Q4_0 || type == DTYPE_Q4_1 || cpu_is_super(type);
+    return type == DTYPE_Q8_0 || type == DTYPE_Q4_0 || type == DTYPE_Q4_1 || cpu_is_apart(type);
 }
 
-/* A packed block: d of the 8 rows, their m (Q4_1), then the quants. In super-blocks (cpu_quant_k.h)
- * the block has small integers instead, and every eighth one d (and m) before it. */
+/* A packed block: d of the 8 rows, their m (Q4_1), then the quants. In super-blocks
+ * (cpu_quant_k.h) the block has small integers instead, and every eighth one d (and m) before it.
+ */
 static inline size_t cpu_block_head(enum dtype type)
 {
     return type == DTYPE_Q4_1 ? 32 : 16;
@@ -163,7 +184,7 @@ static inline size_t cpu_block_head(enum dtype type)
 static inline size_t cpu_block_bytes(enum dtype type)
 {
     size_t quants = type == DTYPE_Q8_0   ? 256
-                    : type == DTYPE_Q6_K ? 192
+                    : cpu_is_six(type)   ? 192
                     : type == DTYPE_Q5_K ? 160
                                          : 128;
     return cpu_block_head(type) + quants;

@@ -35,6 +35,9 @@ struct attn {
     int queries, keys; /* rows and keys of a tile */
     int tiles, splits, split_keys;
     int together; /* KV heads a task takes through each tile of keys */
+    /* Where a task is some heads of one token: called for them first and last. */
+    void (*before)(void *arg, int first, int heads), (*after)(void *arg, int first, int heads);
+    void *arg;
     float *parts; /* [kv_heads][tiles][splits]: queries × (dv + 2) */
     char *scratch;
     size_t scratch_bytes;
@@ -249,6 +252,8 @@ static void attn_task(void *arg, int i, int thread)
                         .scratch =
                             (float *)(void *)(a->scratch + (size_t)thread * a->scratch_bytes)};
     struct tile w = tile_of(a, team.index, team.split);
+    if (a->before)
+        a->before(a->arg, w.first, w.rows);
     for (int j = 0; j < a->together; j++) {
         open_head(a, &w, &team, j);
         clear_head(a, &w);
@@ -267,6 +272,8 @@ static void attn_task(void *arg, int i, int thread)
             a->b->isa.scale(out_row(a, w.first + r, team.first + j), w.acc + (size_t)r * a->dv,
                             a->dv, 1 / w.sum[r]);
     }
+    if (a->after)
+        a->after(a->arg, w.first, w.rows);
 }
 
 /* out = Σ parts·e^(top−top*) / Σ sums·e^(top−top*) for the query rows of one (tile, KV head). */
@@ -304,6 +311,8 @@ static void run(struct attn *a)
     a->queries = a->queries < ATTN_LEAST ? ATTN_LEAST : a->queries;
     a->queries = a->queries < ATTN_QUERIES ? a->queries : ATTN_QUERIES;
     a->queries = rows < a->queries ? rows : a->queries;
+    if (a->before)
+        a->queries = (rows + threads - 1) / threads;
     a->tiles = (rows + a->queries - 1) / a->queries;
     bool few = rows <= ATTN_FEW;
     bool near = few && a->v == a->k && rows > a->b->isa.direct && a->dk > ATTN_NARROW;
@@ -312,7 +321,8 @@ static void run(struct attn *a)
      * head's keys fit the cache better. */
     a->together = few && keys >= 2 * threads * ATTN_MIN_KEYS ? a->kv_heads : 1;
     int tasks = a->tiles * a->kv_heads / a->together;
-    a->splits = threads == 1 || tasks >= 4 * threads ? 1 : (4 * threads + tasks - 1) / tasks;
+    a->splits =
+        threads == 1 || tasks >= 4 * threads || a->before ? 1 : (4 * threads + tasks - 1) / tasks;
     a->splits = a->splits < ATTN_SPLITS ? a->splits : ATTN_SPLITS;
     a->split_keys = (keys + a->splits - 1) / a->splits;
     a->split_keys = (a->split_keys + ATTN_MIN_KEYS - 1) / ATTN_MIN_KEYS * ATTN_MIN_KEYS;
@@ -352,25 +362,41 @@ void cpu_attn_gqa(struct backend *b, const struct attn_gqa_args *g)
     run(&a);
 }
 
+static struct attn of_latents(struct backend *b, const struct attn_mla_args *m)
+{
+    return (struct attn){.b = (struct cpu *)b,
+                         .T = m->T,
+                         .past = m->past,
+                         .kv_heads = 1,
+                         .heads = m->H,
+                         .dk = m->r + m->R,
+                         .dv = m->r,
+                         .ldkv = m->r + m->R,
+                         .k = m->cache,
+                         .v = m->cache,
+                         .kv = m->kv,
+                         .q = m->q_lat,
+                         .q2 = m->q_rope,
+                         .d1 = m->r,
+                         .out = m->out,
+                         .scale = m->scale,
+                         .softcap = m->softcap,
+                         .window = m->window};
+}
+
 void cpu_attn_mla(struct backend *b, const struct attn_mla_args *m)
 {
-    struct attn a = {.b = (struct cpu *)b,
-                     .T = m->T,
-                     .past = m->past,
-                     .kv_heads = 1,
-                     .heads = m->H,
-                     .dk = m->r + m->R,
-                     .dv = m->r,
-                     .ldkv = m->r + m->R,
-                     .k = m->cache,
-                     .v = m->cache,
-                     .kv = m->kv,
-                     .q = m->q_lat,
-                     .q2 = m->q_rope,
-                     .d1 = m->r,
-                     .out = m->out,
-                     .scale = m->scale,
-                     .softcap = m->softcap,
-                     .window = m->window};
+    struct attn a = of_latents(b, m);
+    run(&a);
+}
+
+void cpu_attn_heads(struct backend *b, const struct attn_mla_args *m,
+                    void (*before)(void *arg, int first, int heads),
+                    void (*after)(void *arg, int first, int heads), void *arg)
+{
+    struct attn a = of_latents(b, m);
+    a.before = before;
+    a.after = after;
+    a.arg = arg;
     run(&a);
 }

@@ -477,6 +477,7 @@ const struct cpu_isa cpu_avx2 = {
     .quantise = quantise,
     .matmul_q = matmul_q,
     .matmul_f = matmul_f,
+    .turned = turned,
     .unpack = unpack,
 };
 #endif

@@ -9,18 +9,12 @@
 #include <string.h>
 
 #include "kernels/cpu.h"
-
-#define INLINE static inline __attribute__((always_inline))
+#include "kernels/cpu_avx512.h"
 
 /* Few rows against a long matrix wait for memory, and what comes must be asked for: so many bytes
  * ahead where it is read in its order, where several rows or a few heads take turns, and for the
  * scores of many heads, which leave time to bring it to the first level. */
 enum { AHEAD_ROWS = 3, AHEAD_NEAR = 4096, AHEAD_FAR = 24576, AHEAD_KEYS = 8192, LONG_ROW = 256 };
-
-INLINE __mmask16 first16(int n)
-{
-    return (__mmask16)(n >= 16 ? 0xffff : (1u << n) - 1);
-}
 
 /* Numbers at … at+15 of b that the mask names as fp32, zeros for the others. */
 INLINE __m512 load_as(enum dtype type, const void *b, size_t at, __mmask16 mask)
@@ -31,28 +25,6 @@ INLINE __m512 load_as(enum dtype type, const void *b, size_t at, __mmask16 mask)
     if (type == DTYPE_F16)
         return _mm512_cvtph_ps(h);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
-}
-
-/* The sums of the halves of eight vectors: lower halves of 0 … 3, upper ones, the same of 4 … 7. */
-INLINE __m512 sum8x16(const __m512 *v)
-{
-    __m512 pair[4], four[2];
-    for (int i = 0; i < 4; i++)
-        pair[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]),
-                                _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
-    for (int i = 0; i < 2; i++)
-        four[i] = _mm512_add_ps(_mm512_shuffle_ps(pair[2 * i], pair[2 * i + 1], 0x44),
-                                _mm512_shuffle_ps(pair[2 * i], pair[2 * i + 1], 0xee));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(four[0], four[1], 0x88),
-                         _mm512_shuffle_f32x4(four[0], four[1], 0xdd));
-}
-
-/* The sums of eight vectors. */
-INLINE __m256 sum16x8(const __m512 *v)
-{
-    __m512 s = sum8x16(v);
-    s = _mm512_add_ps(_mm512_shuffle_f32x4(s, s, 0x08), _mm512_shuffle_f32x4(s, s, 0x0d));
-    return _mm512_castps512_ps256(s);
 }
 
 /* Asks for the line where vector l of a row begins, every second time for 2-byte numbers. */

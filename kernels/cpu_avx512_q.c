@@ -1,14 +1,13 @@
 /* Products with packed weights for AVX-512 and VNNI: two groups, 16 rows, meet every activation. A
- * weight is d·u + m with u an unsigned byte: Q4_1 as stored, Q4_0 with m = −8d, Q8_0 with u = s +
- * 128 and m = −128d, K types with d and m from their small integers. So Σ w·x is d·Σ u·x + m·Σ x,
- * with x itself or its int8 form; Q6_K has a d for either half of a block and m = −32d. */
+ * weight is d·u + m with u an unsigned byte: Q4_1 as stored, Q4_0 with m = −8d, Q8_0 with
+ * u = s + 128 and m = −128d, K types with d and m from their small integers. So Σ w·x is d·Σ u·x +
+ * m·Σ x, with x itself or its int8 form; Q6_K has a d for either half of a block and m = −32d. */
 #ifdef __x86_64__
 #include <immintrin.h>
 #include <string.h>
 
 #include "kernels/cpu.h"
-
-#define INLINE static inline __attribute__((always_inline))
+#include "kernels/cpu_avx512.h"
 
 enum {
     TOKENS = 8,         /* whose sums stay in registers */
@@ -41,11 +40,6 @@ static struct pair open_pair(const struct weight *w, int index, int groups)
                          .type = w->type,
                          .blocks = w->m.cols / CPU_BLOCK,
                          .rows = rows < most ? rows : most};
-}
-
-INLINE __mmask16 first16(int n)
-{
-    return (__mmask16)(n >= 16 ? 0xffff : (1u << n) - 1);
 }
 
 INLINE __m512i line(const struct pair *g, size_t at)
@@ -83,7 +77,7 @@ INLINE void prefetch(const struct pair *g, size_t bytes)
     }
 }
 
-/* The bits of Q5_K and Q6_K above the nibbles (cpu_quant_k.h has their order). */
+/* The bits above the nibbles (cpu_quant_k.h has their order). */
 INLINE void open_high(const struct pair *g, size_t head, enum dtype type, __m512i u[8])
 {
     for (int j = 0; j < 8 && type == DTYPE_Q5_K; j++) {
@@ -91,7 +85,7 @@ INLINE void open_high(const struct pair *g, size_t head, enum dtype type, __m512
         h = j < 4 ? _mm512_slli_epi16(h, 4 - j) : _mm512_srli_epi16(h, j - 4);
         u[j] = _mm512_or_si512(u[j], _mm512_and_si512(h, _mm512_set1_epi8(16)));
     }
-    for (int j = 0; j < 8 && type == DTYPE_Q6_K; j++) {
+    for (int j = 0; j < 8 && cpu_is_six(type); j++) {
         __m512i h = line(g, head + 128 + 32 * (size_t)(j / 4));
         h = j % 4 < 2 ? _mm512_slli_epi16(h, 4 - 2 * (j % 4))
                       : _mm512_srli_epi16(h, 2 * (j % 4) - 4);
@@ -133,7 +127,9 @@ INLINE void open_block(struct pair *g, int b, enum dtype type, struct super *s, 
         k->d[0] = halves(g, 0);
         k->m = type == DTYPE_Q4_1
                    ? halves(g, 16)
-                   : _mm512_mul_ps(k->d[0], _mm512_set1_ps(type == DTYPE_Q8_0 ? -128 : -8));
+                   : _mm512_mul_ps(k->d[0], _mm512_set1_ps(type == DTYPE_Q8_0   ? -128
+                                                           : type == DTYPE_Q6_0 ? -32
+                                                                                : -8));
     }
     skip(g, bytes);
 }
@@ -219,6 +215,7 @@ static void matmul_q(const struct weight *w, int first, int groups, const struct
         case DTYPE_Q8_0: pair_q(&g, x, t0, T, DTYPE_Q8_0, y, ldy, plus); break;
         case DTYPE_Q4_0: pair_q(&g, x, t0, T, DTYPE_Q4_0, y, ldy, plus); break;
         case DTYPE_Q4_1: pair_q(&g, x, t0, T, DTYPE_Q4_1, y, ldy, plus); break;
+        case DTYPE_Q6_0: pair_q(&g, x, t0, T, DTYPE_Q6_0, y, ldy, plus); break;
         case DTYPE_Q4_K: pair_q(&g, x, t0, T, DTYPE_Q4_K, y, ldy, plus); break;
         case DTYPE_Q5_K: pair_q(&g, x, t0, T, DTYPE_Q5_K, y, ldy, plus); break;
         default: pair_q(&g, x, t0, T, DTYPE_Q6_K, y, ldy, plus);
@@ -297,6 +294,7 @@ static void matmul_f(const struct weight *w, int first, int groups, const float 
         case DTYPE_Q8_0: pair_f(&g, x, T, DTYPE_Q8_0, y, ldy, plus); break;
         case DTYPE_Q4_0: pair_f(&g, x, T, DTYPE_Q4_0, y, ldy, plus); break;
         case DTYPE_Q4_1: pair_f(&g, x, T, DTYPE_Q4_1, y, ldy, plus); break;
+        case DTYPE_Q6_0: pair_f(&g, x, T, DTYPE_Q6_0, y, ldy, plus); break;
         case DTYPE_Q4_K: pair_f(&g, x, T, DTYPE_Q4_K, y, ldy, plus); break;
         case DTYPE_Q5_K: pair_f(&g, x, T, DTYPE_Q5_K, y, ldy, plus); break;
         default: pair_f(&g, x, T, DTYPE_Q6_K, y, ldy, plus);
@@ -304,9 +302,45 @@ static void matmul_f(const struct weight *w, int first, int groups, const float 
     }
 }
 
+/* --- sums over rows --- */
+
+/* Σ x·w over the rows of both groups for 16 numbers of a block, lane by lane. */
+INLINE void turn_half(const struct pair *g, size_t at, __m512 x, __m512 s[16])
+{
+    for (int j = 0; j < 4; j++) {
+        __m512i four = line(g, at + 32 * (size_t)j);
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; c++) {
+            __m512i w = _mm512_srai_epi32(_mm512_slli_epi32(four, (unsigned)(24 - 8 * c)), 24);
+            s[4 * j + c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(w), x, s[4 * j + c]);
+        }
+    }
+}
+
+static void turned(const struct weight *w, int first, int groups, int block, const float *x,
+                   float *y)
+{
+    size_t head = cpu_block_head(DTYPE_Q8_0), from = (size_t)block * cpu_block_bytes(DTYPE_Q8_0);
+    for (int half = 0; half < 2; half++) {
+        __m512 s[16];
+        for (int i = 0; i < 16; i++)
+            s[i] = _mm512_setzero_ps();
+        for (int i = 0; i < groups; i += 2) {
+            struct pair g = open_pair(w, first + i, groups - i);
+            __mmask16 rows = first16(CPU_GROUP * (groups - i));
+            __m512 d = _mm512_mul_ps(halves(&g, from),
+                                     _mm512_maskz_loadu_ps(rows, x + CPU_GROUP * (size_t)i));
+            turn_half(&g, from + head + 128 * (size_t)half, d, s);
+        }
+        _mm256_storeu_ps(y + 16 * half, sum16x8(s));
+        _mm256_storeu_ps(y + 16 * half + 8, sum16x8(s + 8));
+    }
+}
+
 void cpu_avx512_use_packed(struct cpu_isa *isa)
 {
     isa->matmul_q = matmul_q;
     isa->matmul_f = matmul_f;
+    isa->turned = turned;
 }
 #endif

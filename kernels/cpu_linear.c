@@ -91,6 +91,19 @@ static void pack_super_row(const struct weight *w, const unsigned char *src, uns
     }
 }
 
+/* A row of Q6_0: the same integers in the order of Q6_K's. */
+static void pack_six_row(const struct weight *w, const unsigned char *src, unsigned char *group,
+                         int lane)
+{
+    for (int b = 0; b < w->m.cols / CPU_BLOCK; b++, src += dtype_traits(w->type)->block_bytes) {
+        uint8_t u[CPU_BLOCK];
+        dtype_open_q6_0(src, u);
+        memcpy(group + 2 * lane, src, 2);
+        pack_numbers(w->type, u, group + cpu_block_head(w->type), lane);
+        group += cpu_block_bytes(w->type);
+    }
+}
+
 static void pack_group(void *arg, int g, int thread)
 {
     const struct pack *p = arg;
@@ -114,6 +127,8 @@ static void pack_group(void *arg, int g, int thread)
         unsigned char *to = w->packed + (size_t)g * w->group_bytes;
         if (cpu_is_super(w->type))
             pack_super_row(w, src, to, lane);
+        else if (w->type == DTYPE_Q6_0)
+            pack_six_row(w, src, to, lane);
         else
             pack_row(w, src, to, lane);
     }
@@ -262,7 +277,7 @@ struct cpu_piece cpu_weight_piece(const struct cpu *b, const struct weight *w, i
         b->isa.widen(type, rows, n, data + dtype_bytes(type, at), w->m.cols, dst);
     for (int i = 0; i < rows && !plain; i++) {
         float *y = dst + (size_t)i * n;
-        if (w->packed && w->type == type && !cpu_is_super(type))
+        if (w->packed && w->type == type && !cpu_is_apart(type))
             unpack_row(w, row + i, col, n, y);
         else
             read_row(w, row + i, col, n, y);
@@ -413,100 +428,4 @@ void cpu_linear(struct backend *base, int n, const struct weight *const *w, floa
     int whole_panels = T > LINEAR_FEW ? CPU_PANEL / CPU_GROUP : 2; /* or pairs of groups */
     l.chunk = (l.chunk + whole_panels - 1) / whole_panels * whole_panels;
     pool_for(base->pool, (groups + l.chunk - 1) / l.chunk, linear_task, &l);
-}
-
-/* --- the two halves of kv_b --- */
-
-enum { MLA_CHUNK = 64 }; /* columns or rows of a head's matrix a task */
-
-struct mla {
-    struct cpu *b;
-    const struct weight *w;
-    float *y;
-    const float *x;
-    int ld, stride, H, P, Vd, r, T, chunks;
-    char *scratch;
-    size_t scratch_bytes;
-};
-
-static void absorb_task(void *arg, int i, int thread)
-{
-    const struct mla *a = arg;
-    float *tile = (float *)(void *)(a->scratch + (size_t)thread * a->scratch_bytes);
-    int h = i / a->chunks, col = i % a->chunks * MLA_CHUNK;
-    int n = a->r - col < MLA_CHUNK ? a->r - col : MLA_CHUNK;
-    struct cpu_piece ku =
-        cpu_weight_piece(a->b, a->w, h * (a->P + a->Vd), a->P, col, n, a->T, tile);
-    a->b->isa.gemm(a->T, n, a->P, a->x + (size_t)h * a->stride, a->ld, ku.type, ku.data, ku.ld,
-                   a->y + (size_t)h * a->r + col, a->H * a->r, false);
-}
-
-static void expand_task(void *arg, int i, int thread)
-{
-    const struct mla *a = arg;
-    float *tile = (float *)(void *)(a->scratch + (size_t)thread * a->scratch_bytes);
-    int h = i / a->chunks, row = i % a->chunks * MLA_CHUNK;
-    int n = a->Vd - row < MLA_CHUNK ? a->Vd - row : MLA_CHUNK;
-    struct cpu_piece vu =
-        cpu_weight_piece(a->b, a->w, h * (a->P + a->Vd) + a->P + row, n, 0, a->r, a->T, tile);
-    a->b->isa.dots(a->T, n, a->r, a->x + (size_t)h * a->r, a->H * a->r, vu.type, vu.data, vu.ld,
-                   a->y + (size_t)h * a->Vd + row, a->H * a->Vd, false);
-}
-
-static void mla_run(struct mla *a, int width, int depth, void (*task)(void *, int, int))
-{
-    a->chunks = (width + MLA_CHUNK - 1) / MLA_CHUNK;
-    a->scratch_bytes = (size_t)MLA_CHUNK * (size_t)depth * sizeof(float);
-    a->scratch = cpu_scratch(a->b, &a->scratch_bytes);
-    if (a->scratch)
-        pool_for(a->b->base.pool, a->H * a->chunks, task, a);
-}
-
-void cpu_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, int stride,
-                    const struct weight *kv_b, int H, int P, int Vd, int r, int T)
-{
-    struct mla a = {.b = (struct cpu *)b,
-                    .w = kv_b,
-                    .y = q_lat,
-                    .x = q,
-                    .ld = ld,
-                    .stride = stride,
-                    .H = H,
-                    .P = P,
-                    .Vd = Vd,
-                    .r = r,
-                    .T = T};
-    mla_run(&a, r, P, absorb_task);
-}
-
-/* Rows of two numbers: less work than handing it out, unless there are many tokens. */
-static void sparse_task(void *arg, int t, int thread)
-{
-    const struct mla *a = arg;
-    const float *x = a->x + (size_t)t * (size_t)(a->H * a->r);
-    float *y = a->y + (size_t)t * (size_t)(a->H * a->Vd);
-    (void)thread;
-    for (int h = 0; h < a->H; h++, x += a->r)
-        for (int i = 0; i < a->Vd; i++) {
-            const struct cpu_sparse *s = &a->w->sparse[h * (a->P + a->Vd) + a->P + i];
-            *y++ = s->value[0] * x[s->at[0]] + s->value[1] * x[s->at[1]];
-        }
-}
-
-void cpu_mla_expand(struct backend *b, float *out, const float *lat, const struct weight *kv_b,
-                    int H, int P, int Vd, int r, int T)
-{
-    struct mla a = {.b = (struct cpu *)b,
-                    .w = kv_b,
-                    .y = out,
-                    .x = lat,
-                    .H = H,
-                    .P = P,
-                    .Vd = Vd,
-                    .r = r,
-                    .T = T};
-    if (kv_b->sparse)
-        pool_for(T > CPU_FEW ? b->pool : NULL, T, sparse_task, &a);
-    else
-        mla_run(&a, Vd, r, expand_task);
 }

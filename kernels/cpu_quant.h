@@ -140,6 +140,7 @@ INLINE void tile_q(const struct group *g, const struct cpu_quants *x, int t, int
     switch (g->type) {
     case DTYPE_Q8_0: tile_q8(g, x, t, nt, y, ldy, plus); break;
     case DTYPE_Q4_1: tile_q4(g, x, t, nt, true, y, ldy, plus); break;
+    case DTYPE_Q6_0: tile_k(g, x, t, nt, DTYPE_Q6_0, y, ldy, plus); break;
     case DTYPE_Q4_K: tile_k(g, x, t, nt, DTYPE_Q4_K, y, ldy, plus); break;
     case DTYPE_Q5_K: tile_k(g, x, t, nt, DTYPE_Q5_K, y, ldy, plus); break;
     case DTYPE_Q6_K: tile_k(g, x, t, nt, DTYPE_Q6_K, y, ldy, plus); break;
@@ -231,13 +232,14 @@ INLINE void tile_fs(const struct group *g, const float *x, int nt, float *y, int
 static void group_f(const struct group *g, const float *x, int cols, int T, float *y, int ldy,
                     bool plus)
 {
-    for (int t = 0; t < T && cpu_is_super(g->type); t++, y += ldy, x += cols)
+    for (int t = 0; t < T && cpu_is_apart(g->type); t++, y += ldy, x += cols)
         switch (g->type) {
+        case DTYPE_Q6_0: tile_fk(g, x, DTYPE_Q6_0, y, plus); break;
         case DTYPE_Q4_K: tile_fk(g, x, DTYPE_Q4_K, y, plus); break;
         case DTYPE_Q5_K: tile_fk(g, x, DTYPE_Q5_K, y, plus); break;
         default: tile_fk(g, x, DTYPE_Q6_K, y, plus);
         }
-    for (int t = 0; t < T && !cpu_is_super(g->type);
+    for (int t = 0; t < T && !cpu_is_apart(g->type);
          t += QUANT_TOKENS, y += (size_t)QUANT_TOKENS * ldy) {
         const float *q = x + (size_t)t * cols;
         switch (T - t) {
@@ -274,10 +276,36 @@ static void unpack(const struct weight *w, int index, float *dst, int ld)
     struct group g = open_group(w, index);
     switch (g.type) {
     case DTYPE_Q8_0: unpack_tile(&g, true, dst, ld); break;
+    case DTYPE_Q6_0: unpack_k(&g, DTYPE_Q6_0, dst, ld); break;
     case DTYPE_Q4_K: unpack_k(&g, DTYPE_Q4_K, dst, ld); break;
     case DTYPE_Q5_K: unpack_k(&g, DTYPE_Q5_K, dst, ld); break;
     case DTYPE_Q6_K: unpack_k(&g, DTYPE_Q6_K, dst, ld); break;
     default: unpack_tile(&g, false, dst, ld);
+    }
+}
+
+/* --- sums over rows --- */
+
+static void turned(const struct weight *w, int first, int groups, int block, const float *x,
+                   float *y)
+{
+    size_t head = cpu_block_head(DTYPE_Q8_0), from = (size_t)block * cpu_block_bytes(DTYPE_Q8_0);
+    for (int part = 0; part < CPU_BLOCK / 8; part++, y += 8) {
+        __m256 s[8];
+        for (int i = 0; i < 8; i++)
+            s[i] = _mm256_setzero_ps();
+        for (int i = 0; i < groups; i++) {
+            const unsigned char *p = cpu_group(w, first + i) + from;
+            __m256 d = _mm256_mul_ps(halves(p), _mm256_loadu_ps(x + (size_t)i * CPU_GROUP));
+#pragma GCC unroll 8
+            for (int at = 0; at < 8; at++) {
+                __m256i u = bytes32(p + head + 64 * part + at / 4 * 32);
+                u = _mm256_srai_epi32(_mm256_slli_epi32(u, 24 - at % 4 * 8), 24);
+                s[at] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(u), d, s[at]);
+            }
+        }
+        _mm_storeu_ps(y, sum8x4(s[0], s[1], s[2], s[3]));
+        _mm_storeu_ps(y + 4, sum8x4(s[4], s[5], s[6], s[7]));
     }
 }
 

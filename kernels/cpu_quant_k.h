@@ -1,10 +1,11 @@
-/* Products with packed super-blocks (Q4_K, Q5_K, Q6_K), for AVX2: included by
+/* Products with packed super-blocks (Q4_K, Q5_K, Q6_K) and Q6_0, for AVX2: included by
  * cpu_quant.h only.
  *
  * A super-block is 256 numbers of 8 rows: d (and the minimum's, F16), then 8 blocks of 32 with
  * their own small integers: scale and minimum, or for Q6_K the scales of both halves; then quants:
  * nibbles as in Q4_0, then what lies above them. Of 4 numbers j of a row the fifth bits are bit j
- * of its 4 bytes, the fifth and sixth ones bits 2(j mod 4) of the 4 bytes of that half. */
+ * of its 4 bytes, the fifth and sixth ones bits 2(j mod 4) of the 4 bytes of that half. Q5_1 has
+ * the quants of Q5_K behind d and the (added) minimum. */
 #ifndef MLATHE_KERNELS_CPU_QUANT_K_H
 #define MLATHE_KERNELS_CPU_QUANT_K_H
 
@@ -12,11 +13,14 @@ struct super {
     __m256 d, m;
 };
 
-/* Reads the head where a super-block begins; returns where the block's own begins. */
+/* Reads the head where a super-block begins, of Q6_0 each block's; returns where the block's own
+ * begins. */
 INLINE const unsigned char *open_super(const unsigned char *p, int block, enum dtype type,
                                        struct super *s)
 {
-    if (block % 8)
+    if (type == DTYPE_Q6_0)
+        s->d = halves(p);
+    if (type == DTYPE_Q6_0 || block % 8)
         return p;
     s->d = halves(p);
     s->m = type == DTYPE_Q6_K ? s->d : halves(p + 16);
@@ -29,7 +33,15 @@ INLINE __m256 small8(const unsigned char *p, bool sign)
     return _mm256_cvtepi32_ps(sign ? _mm256_cvtepi8_epi32(b) : _mm256_cvtepu8_epi32(b));
 }
 
-/* The block's numbers, 4 of each row a register; Q6_K signed. */
+/* What a half of the block is multiplied by. */
+INLINE __m256 block_d(const unsigned char *p, enum dtype type, int half, const struct super *s)
+{
+    if (type == DTYPE_Q6_0)
+        return s->d;
+    return _mm256_mul_ps(s->d, small8(p + 8 * half, type == DTYPE_Q6_K));
+}
+
+/* The block's numbers, 4 of each row a register; those of six bits signed. */
 INLINE void open_k(const unsigned char *quants, enum dtype type, __m256i u[8])
 {
     const __m256i low = _mm256_set1_epi8(15);
@@ -43,7 +55,7 @@ INLINE void open_k(const unsigned char *quants, enum dtype type, __m256i u[8])
         h = j < 4 ? _mm256_slli_epi16(h, 4 - j) : _mm256_srli_epi16(h, j - 4);
         u[j] = _mm256_or_si256(u[j], _mm256_and_si256(h, _mm256_set1_epi8(16)));
     }
-    for (int j = 0; j < 8 && type == DTYPE_Q6_K; j++) {
+    for (int j = 0; j < 8 && cpu_is_six(type); j++) {
         __m256i h = bytes32(quants + 128 + 32 * (j / 4));
         h = j % 4 < 2 ? _mm256_slli_epi16(h, 4 - 2 * (j % 4))
                       : _mm256_srli_epi16(h, 2 * (j % 4) - 4);
@@ -78,15 +90,16 @@ INLINE void tile_k(const struct group *g, const struct cpu_quants *x, int t, int
         p = open_super(p, b, type, &s);
         prefetch(p, g->bytes);
         open_k(p + g->head, type, u);
-        __m256 one = _mm256_mul_ps(s.d, small8(p, type == DTYPE_Q6_K));
-        __m256 two = _mm256_mul_ps(s.m, small8(p + 8, type == DTYPE_Q6_K));
+        __m256 one = block_d(p, type, 0, &s);
+        __m256 two =
+            cpu_is_six(type) ? block_d(p, type, 1, &s) : _mm256_mul_ps(s.m, small8(p + 8, false));
         for (int i = 0; i < nt; i++) {
             size_t at = (size_t)(t + i) * g->blocks + b;
             const int8_t *q = x->q + at * CPU_BLOCK;
-            __m256i first = half_block(u, q, type == DTYPE_Q6_K);
-            __m256i second = half_block(u + 4, q + 16, type == DTYPE_Q6_K);
+            __m256i first = half_block(u, q, cpu_is_six(type));
+            __m256i second = half_block(u + 4, q + 16, cpu_is_six(type));
             __m256 scale = _mm256_broadcast_ss(x->scale + at), sum;
-            if (type == DTYPE_Q6_K) {
+            if (cpu_is_six(type)) {
                 sum = _mm256_mul_ps(_mm256_cvtepi32_ps(first), one);
                 sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(second), two, sum);
                 acc[i] = _mm256_fmadd_ps(sum, scale, acc[i]);
@@ -115,16 +128,15 @@ INLINE __m256 weights_k(const unsigned char *p, enum dtype type, int at, const s
         h = _mm256_and_si256(h, _mm256_set1_epi32(1));
         w = _mm256_or_si256(w, _mm256_slli_epi32(h, 4));
     }
-    if (type == DTYPE_Q6_K) {
+    if (cpu_is_six(type)) {
         __m256i h = _mm256_srli_epi32(bytes32(quants + 128 + 32 * half), byte + at / 4 % 4 * 2);
         h = _mm256_and_si256(h, _mm256_set1_epi32(3));
         w = _mm256_or_si256(w, _mm256_slli_epi32(h, 4));
         w = _mm256_sub_epi32(w, _mm256_set1_epi32(32));
-        return _mm256_mul_ps(_mm256_mul_ps(s->d, small8(p + 8 * half, true)),
-                             _mm256_cvtepi32_ps(w));
+        return _mm256_mul_ps(block_d(p, type, half, s), _mm256_cvtepi32_ps(w));
     }
-    __m256 m = _mm256_mul_ps(s->m, small8(p + 8, false));
-    return _mm256_fmsub_ps(_mm256_mul_ps(s->d, small8(p, false)), _mm256_cvtepi32_ps(w), m);
+    return _mm256_fmsub_ps(block_d(p, type, 0, s), _mm256_cvtepi32_ps(w),
+                           _mm256_mul_ps(s->m, small8(p + 8, false)));
 }
 
 /* One token; four sums, or every product would wait for the one before. */

@@ -29,6 +29,7 @@ static const struct dtype_traits traits[DTYPE_COUNT] = {
     [DTYPE_IQ4_NL] = {"IQ4_NL", 20, QK, 18},
     [DTYPE_IQ4_XS] = {"IQ4_XS", 23, 256, 136},
     [DTYPE_MXFP4] = {"MXFP4", 39, QK, 17},
+    [DTYPE_Q6_0] = {"Q6_0", -1, QK, 26},
 };
 
 const struct dtype_traits *dtype_traits(enum dtype type)
@@ -47,14 +48,14 @@ enum dtype dtype_from_ggml(int ggml)
 enum dtype dtype_from_name(const char *name)
 {
     int t = 0;
-    while (t < DTYPE_COUNT && strcmp(traits[t].name, name))
+    while (t < DTYPE_COUNT && (traits[t].ggml < 0 || strcmp(traits[t].name, name)))
         t++;
     return (enum dtype)t;
 }
 
 bool dtype_can_write(enum dtype type)
 {
-    return type <= DTYPE_Q4_1 || type == DTYPE_Q4_K || type == DTYPE_Q6_K;
+    return type <= DTYPE_Q4_1 || type == DTYPE_Q4_K || type == DTYPE_Q6_K || type == DTYPE_Q6_0;
 }
 
 size_t dtype_bytes(enum dtype type, size_t n)
@@ -159,7 +160,7 @@ static const block_reader readers[DTYPE_COUNT] = {
     [DTYPE_Q3_K] = dtype_read_q3_k,     [DTYPE_Q4_K] = dtype_read_q4_k,
     [DTYPE_Q5_K] = dtype_read_q5_k,     [DTYPE_Q6_K] = dtype_read_q6_k,
     [DTYPE_IQ4_NL] = dtype_read_iq4_nl, [DTYPE_IQ4_XS] = dtype_read_iq4_xs,
-    [DTYPE_MXFP4] = dtype_read_mxfp4,
+    [DTYPE_MXFP4] = dtype_read_mxfp4,   [DTYPE_Q6_0] = dtype_read_q6_0,
 };
 
 void dtype_to_f32(enum dtype type, const void *src, float *dst, size_t n)
@@ -267,6 +268,10 @@ void dtype_from_f32(enum dtype type, const float *src, void *dst, size_t n)
     case DTYPE_Q6_K:
         for (size_t i = 0; i < n; i += 256, p += 210)
             dtype_write_q6_k(src + i, p);
+        break;
+    case DTYPE_Q6_0:
+        for (size_t i = 0; i < n; i += QK, p += 26)
+            dtype_write_q6_0(src + i, p);
         break;
     default: break;
     }

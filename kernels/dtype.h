@@ -12,7 +12,7 @@ enum dtype {
     DTYPE_Q8_0,
     DTYPE_Q4_0,
     DTYPE_Q4_1,
-    DTYPE_Q5_0, /* this and the rest are only read, but for Q4_K and Q6_K */
+    DTYPE_Q5_0, /* this and the rest are only read, but for Q4_K, Q6_K and Q6_0 */
     DTYPE_Q5_1,
     DTYPE_Q2_K,
     DTYPE_Q3_K,
@@ -22,19 +22,20 @@ enum dtype {
     DTYPE_IQ4_NL,
     DTYPE_IQ4_XS,
     DTYPE_MXFP4,
+    DTYPE_Q6_0, /* our own, in memory only: what conversions run with */
     DTYPE_COUNT
 };
 
 struct dtype_traits {
-    const char *name;  /* "F32", "Q4_1" */
-    int ggml;          /* type number in GGUF */
-    int block;         /* elements a block (1 for plain types) */
-    int block_bytes;   /* bytes a block */
+    const char *name; /* "F32", "Q4_1" */
+    int ggml;         /* type number in GGUF, −1: files have no such type */
+    int block;        /* elements a block (1 for plain types) */
+    int block_bytes;  /* bytes a block */
 };
 const struct dtype_traits *dtype_traits(enum dtype type);
 /* DTYPE_COUNT when unknown. */
 enum dtype dtype_from_ggml(int ggml);
-enum dtype dtype_from_name(const char *name);
+enum dtype dtype_from_name(const char *name); /* of a type that files have */
 /* dtype_from_f32 can make it. */
 bool dtype_can_write(enum dtype type);
 /* Bytes of n elements; n must be a multiple of the block. */
@@ -43,7 +44,8 @@ size_t dtype_bytes(enum dtype type, size_t n);
 /* dst[n] = src as fp32, exactly (the scalar definition); n a multiple of the block. */
 void dtype_to_f32(enum dtype type, const void *src, float *dst, size_t n);
 /* dst = src[n] rounded to type (nearest even for F16/BF16; GGUF's reference rounding for Q8_0, Q4_0
- * and Q4_1, a search of our own for Q4_K and Q6_K). Types that are only read leave dst alone. */
+ * and Q4_1, a search of our own for Q4_K, Q6_K and Q6_0). Types that are only read leave dst alone.
+ */
 void dtype_from_f32(enum dtype type, const float *src, void *dst, size_t n);
 
 float f16_to_f32(uint16_t h);

@@ -15,6 +15,7 @@ void dtype_read_q6_k(const uint8_t *b, float *y);
 void dtype_read_iq4_nl(const uint8_t *b, float *y);
 void dtype_read_iq4_xs(const uint8_t *b, float *y);
 void dtype_read_mxfp4(const uint8_t *b, float *y);
+void dtype_read_q6_0(const uint8_t *b, float *y);
 
 /* What a block of Q4_K, Q5_K or Q6_K says: number i is d·scale·u − m·min by runs of 32; in Q6_K
  * d·scale·(u − 32) by runs of 16, scale signed. */
@@ -31,7 +32,11 @@ static inline bool dtype_is_q8_0(enum dtype type)
 }
 void dtype_as_q8_0(enum dtype type, const uint8_t *src, uint8_t *dst, size_t n);
 
-/* And writers: x has the block's 256 numbers. */
+/* The integers of a block of Q6_0. */
+void dtype_open_q6_0(const uint8_t *b, uint8_t u[32]);
+
+/* And writers: x has the block's numbers. */
+void dtype_write_q6_0(const float *x, uint8_t *b);
 void dtype_write_q4_k(const float *x, uint8_t *b);
 void dtype_write_q6_k(const float *x, uint8_t *b);
 

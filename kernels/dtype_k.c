@@ -1,6 +1,6 @@
-/* Block types that are only read: the five-bit blocks of 32, the superblocks of 256 (K types) and
- * the ones with a table of levels. Scalar, in the order of operations of the reference readers, so
- * that every number comes out to the last bit. Refuses nothing, see dtype.c. */
+/* Block types that are only read: the five- and six-bit blocks of 32, the superblocks of 256 (K
+ * types) and the ones with a table of levels. Scalar, in the order of operations of the reference
+ * readers, so that every number comes out to the last bit. Refuses nothing, see dtype.c. */
 #include <string.h>
 
 #include "kernels/dtype_blocks.h"
@@ -42,6 +42,23 @@ void dtype_read_q5_1(const uint8_t *b, float *y)
         y[i] = (float)low * d + m;
         y[i + 16] = (float)top * d + m;
     }
+}
+
+/* Q6_0: d, nibbles as Q5_0, 8 bytes of what is above them: numbers i, i + 8, i + 16 and i + 24 in
+ * pairs of bits; y = d·(q − 32). */
+void dtype_open_q6_0(const uint8_t *b, uint8_t u[32])
+{
+    for (int i = 0; i < 32; i++)
+        u[i] =
+            (uint8_t)((b[2 + i % 16] >> i / 16 * 4 & 15) | (b[18 + i % 8] >> i / 8 * 2 & 3) << 4);
+}
+
+void dtype_read_q6_0(const uint8_t *b, float *y)
+{
+    uint8_t u[32];
+    dtype_open_q6_0(b, u);
+    for (int i = 0; i < 32; i++)
+        y[i] = half_at(b) * (float)(u[i] - 32);
 }
 
 /* Q2_K: 16 bytes of scale (low nibble) and minimum (high nibble), 64 bytes of 2-bit quants, d,

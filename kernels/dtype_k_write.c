@@ -1,5 +1,5 @@
-/* Making the superblocks Q4_K and Q6_K: each run's scale (and minimum) is the best of a few
- * candidates by squared error, then rounded to what the superblock can say, and the numbers are
+/* Making Q6_0 and the superblocks Q4_K and Q6_K: each run's scale (and minimum) is the best of a
+ * few candidates by squared error, then rounded to what the block can say, and the numbers are
  * rounded anew with that. Not the reference's search, but its layout and its kind of error. */
 #include <math.h>
 #include <string.h>
@@ -98,23 +98,23 @@ void dtype_write_q4_k(const float *x, uint8_t *b)
     }
 }
 
-/* x ≈ scale·q with q −32 … 31; the scale carries the sign of the largest number. */
-static float fit_run_6(const float *x)
+/* x[n] ≈ scale·q with q −32 … 31; the scale carries the sign of the largest number. */
+static float fit_run_6(const float *x, int n)
 {
     float most = 0, best = INFINITY, scale = 0;
-    for (int i = 0; i < RUN6; i++)
+    for (int i = 0; i < n; i++)
         most = fabsf(x[i]) > fabsf(most) ? x[i] : most;
     for (int k = -4; k <= 4 && most != 0; k++) {
         float inverse = -(32 + 0.25f * (float)k) / most;
         double qq = 0, qx = 0, off = 0;
-        int q[RUN6];
-        for (int i = 0; i < RUN6; i++) {
+        int q[RUN4];
+        for (int i = 0; i < n; i++) {
             q[i] = clamp(roundf(x[i] * inverse), -32, 31);
             qq += q[i] * q[i];
             qx += q[i] * (double)x[i];
         }
         double a = qq > 0 ? qx / qq : 0;
-        for (int i = 0; i < RUN6; i++)
+        for (int i = 0; i < n; i++)
             off += (a * q[i] - (double)x[i]) * (a * q[i] - (double)x[i]);
         if (off < (double)best) {
             best = (float)off;
@@ -124,12 +124,24 @@ static float fit_run_6(const float *x)
     return scale;
 }
 
+void dtype_write_q6_0(const float *x, uint8_t *b)
+{
+    memset(b, 0, 26);
+    put_half(b, fit_run_6(x, RUN4));
+    float d = half_of(b);
+    for (int i = 0; i < RUN4; i++) {
+        int v = 32 + (d != 0 ? clamp(roundf(x[i] / d), -32, 31) : 0);
+        b[2 + i % 16] |= (uint8_t)((v & 15) << i / 16 * 4);
+        b[18 + i % 8] |= (uint8_t)(v >> 4 << i / 8 * 2);
+    }
+}
+
 void dtype_write_q6_k(const float *x, uint8_t *b)
 {
     float scale[16], most = 0;
     memset(b, 0, 210);
     for (int j = 0; j < 16; j++) {
-        scale[j] = fit_run_6(x + j * RUN6);
+        scale[j] = fit_run_6(x + j * RUN6, RUN6);
         most = fabsf(scale[j]) > fabsf(most) ? scale[j] : most;
     }
     put_half(b + 208, most / -128);

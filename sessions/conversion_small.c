@@ -171,7 +171,7 @@ static int small_layer(const struct conversion *c, int l, struct model_layer *y,
     if (!rc)
         rc = round_tensor(&y->kv_a, DTYPE_Q8_0, &data[1], e);
     if (!rc)
-        rc = round_tensor(&y->kv_b, DTYPE_F16, &data[2], e);
+        rc = round_tensor(&y->kv_b, y->kv_b.dim[1] % 32 ? DTYPE_F16 : DTYPE_Q8_0, &data[2], e);
     return rc;
 }
 
@@ -186,7 +186,7 @@ static int small_maps(const struct conversion *c, int l, struct model_layer *y, 
     y->o = c->model.layer[l].o;
     y->down = c->model.layer[l].down;
     if (y->o.data != c->base->layer[l].o.data)
-        rc = round_tensor(&y->o, DTYPE_Q8_0, &data[3], e);
+        rc = round_tensor(&y->o, DTYPE_Q6_0, &data[3], e);
     if (!rc && y->down.data != c->base->layer[l].down.data)
         rc = round_tensor(&y->down, DTYPE_Q8_0, &data[4], e);
     return rc;

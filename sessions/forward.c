@@ -230,6 +230,65 @@ static void attention_gqa(const struct engine *g, int layer, int rows, const str
     }
 }
 
+static struct attn_mla_args mla_args(const struct engine *g, int layer, const struct segment *c,
+                                     int rows, enum dtype kv, const struct scratch *s)
+{
+    const struct model_layer *y = &g->model->layer[layer];
+    size_t H = (size_t)g->model->hp.n_head, r = (size_t)y->kv_lora_rank, row = (size_t)c->row;
+    return (struct attn_mla_args){
+        .out = s->lat + ((size_t)rows + row) * H * r,
+        .q_lat = s->lat + row * H * r,
+        .q_rope = s->q_rope ? s->q_rope + row * H * (size_t)y->qk_rope_head_dim : NULL,
+        .cache = c->cache.a,
+        .kv = kv,
+        .T = c->n,
+        .past = c->past - c->cache.first,
+        .H = (int)H,
+        .r = (int)r,
+        .R = y->qk_rope_head_dim,
+        .scale = (float)y->attn_scale,
+        .softcap = (float)g->model->hp.attn_softcap,
+        .window = y->window};
+}
+
+/* One token in one go, where the backend does that here. */
+static bool step_mla(const struct engine *g, int layer, const struct attn_mla_args *attn,
+                     struct scratch *s)
+{
+    const struct backend_ops *op = g->backend->ops;
+    const struct model_layer *y = &g->model->layer[layer];
+    const struct weight *q_rope = g->layer[layer].w[W_Q_ROPE];
+    struct mla_step_args a = {.attn = *attn,
+                              .out = s->att,
+                              .q_lat_out = s->lat,
+                              .q_rope_out = s->q_rope,
+                              .q = s->q,
+                              .stride = y->qk_nope_head_dim + (q_rope ? 0 : attn->R),
+                              .P = y->qk_nope_head_dim,
+                              .Vd = y->v_head_dim,
+                              .kv_b = g->layer[layer].w[W_KV_B],
+                              .q_rope = q_rope,
+                              .cos = s->cos,
+                              .sin = s->sin};
+    return op->mla_step && op->mla_step(g->backend, &a);
+}
+
+/* The rope key rotated and the latent row stored, where the backend does not place them. */
+static void store_latents(const struct engine *g, int layer, int rows, const struct segment *seg,
+                          int n_seg, enum dtype kv, struct scratch *s)
+{
+    const struct backend_ops *op = g->backend->ops;
+    const struct model_layer *y = &g->model->layer[layer];
+    int r = y->kv_lora_rank, R = y->qk_rope_head_dim, width = r + R;
+    if (R)
+        op->rope(g->backend, s->k + r, width, 1, 0, R, s->cos, s->sin, rows);
+    for (int i = 0; i < n_seg; i++) {
+        size_t past = (size_t)(seg[i].past - seg[i].cache.first);
+        op->store(g->backend, cache_row(seg[i].cache.a, kv, past, width), kv, width,
+                  s->k + (size_t)seg[i].row * (size_t)width, width, width, seg[i].n);
+    }
+}
+
 static void attention_mla(const struct engine *g, int layer, int rows, const struct segment *seg,
                           int n_seg, enum dtype kv, struct scratch *s)
 {
@@ -237,45 +296,29 @@ static void attention_mla(const struct engine *g, int layer, int rows, const str
     const struct model_layer *y = &g->model->layer[layer];
     const struct weight *kv_b = g->layer[layer].w[W_KV_B], *q_rope = g->layer[layer].w[W_Q_ROPE];
     int H = g->model->hp.n_head, r = y->kv_lora_rank, R = y->qk_rope_head_dim;
-    int P = y->qk_nope_head_dim, Vd = y->v_head_dim, head = q_rope ? P : P + R, width = r + R;
-    if (R) {
+    int P = y->qk_nope_head_dim, Vd = y->v_head_dim, head = q_rope ? P : P + R;
+    struct attn_mla_args first = mla_args(g, layer, &seg[0], rows, kv, s);
+    if (R)
         rope_table(s, y, seg, n_seg, g->model->hp.rope_magnitude);
-        if (q_rope) /* each head through its own [R][P], as values are expanded */
-            op->mla_expand(g->backend, s->q_rope, s->q, q_rope, H, 0, R, P, rows);
-        else if (!op->place)
-            op->store(g->backend, s->q_rope, DTYPE_F32, R, s->q + P, head, R, rows * H);
-    }
-    if (R && !op->place) {
+    if (!op->place)
+        store_latents(g, layer, rows, seg, n_seg, kv, s);
+    if (rows == 1 && step_mla(g, layer, &first, s))
+        return;
+    if (R && q_rope) /* each head through its own [R][P], as values are expanded */
+        op->mla_expand(g->backend, s->q_rope, s->q, q_rope, H, 0, R, P, rows);
+    else if (R && !op->place)
+        op->store(g->backend, s->q_rope, DTYPE_F32, R, s->q + P, head, R, rows * H);
+    if (R && !op->place)
         op->rope(g->backend, s->q_rope, H * R, H, R, R, s->cos, s->sin, rows);
-        op->rope(g->backend, s->k + r, width, 1, 0, R, s->cos, s->sin, rows);
-    }
-    float *q_lat = s->lat, *lat = s->lat + (size_t)rows * (size_t)(H * r);
-    op->mla_absorb(g->backend, q_lat, s->q, H * head, head, kv_b, H, P, Vd, r, rows);
+    op->mla_absorb(g->backend, s->lat, s->q, H * head, head, kv_b, H, P, Vd, r, rows);
     for (int i = 0; i < n_seg; i++) {
-        const struct segment *c = &seg[i];
-        size_t row = (size_t)c->row;
-        int past = c->past - c->cache.first;
+        struct attn_mla_args a = mla_args(g, layer, &seg[i], rows, kv, s);
         if (op->place)
-            place_mla(g, layer, c, kv, s);
-        else
-            op->store(g->backend, cache_row(c->cache.a, kv, (size_t)past, width), kv, width,
-                      s->k + row * (size_t)width, width, width, c->n);
-        struct attn_mla_args a = {.out = lat + row * (size_t)(H * r),
-                                  .q_lat = q_lat + row * (size_t)(H * r),
-                                  .q_rope = s->q_rope ? s->q_rope + row * (size_t)(H * R) : NULL,
-                                  .cache = c->cache.a,
-                                  .kv = kv,
-                                  .T = c->n,
-                                  .past = past,
-                                  .H = H,
-                                  .r = r,
-                                  .R = R,
-                                  .scale = (float)y->attn_scale,
-                                  .softcap = (float)g->model->hp.attn_softcap,
-                                  .window = y->window};
+            place_mla(g, layer, &seg[i], kv, s);
         op->attn_mla(g->backend, &a);
     }
-    op->mla_expand(g->backend, s->att, lat, kv_b, H, P, Vd, r, rows);
+    op->mla_expand(g->backend, s->att, s->lat + (size_t)rows * (size_t)(H * r), kv_b, H, P, Vd, r,
+                   rows);
 }
 
 /* The query through a matrix of low rank, with a norm in the middle. */

@@ -69,7 +69,7 @@ static void stored_blocks(enum dtype type, uint8_t *to, size_t n)
 static void *as_type(enum dtype type, const float *x, size_t n)
 {
     void *p = malloc(dtype_bytes(type, n) + 1);
-    if (type <= DTYPE_Q4_1)
+    if (type <= DTYPE_Q4_1 || type == DTYPE_Q6_0)
         dtype_from_f32(type, x, p, n);
     else
         stored_blocks(type, p, n);
@@ -150,7 +150,7 @@ static void test_linear(struct pair *p, enum dtype type, int rows, int cols, int
     if (type > DTYPE_Q4_1) {
         dtype_to_f32(type, data, w, (size_t)rows * cols);
         bool own = type == DTYPE_Q4_K || type == DTYPE_Q5_K || type == DTYPE_Q6_K ||
-                   type == DTYPE_Q5_0 || type == DTYPE_IQ4_NL;
+                   type == DTYPE_Q5_0 || type == DTYPE_Q6_0 || type == DTYPE_IQ4_NL;
         limit = own ? INT8_NMSE : RECODED_NMSE; /* packed without rounding */
         limit *= energy(w, (size_t)rows * cols) * T / energy(y[0][0], n[0]);
     }
@@ -393,6 +393,64 @@ static void test_sparse(struct pair *p, enum dtype type, int H, int R, int d, in
     free(w), free(q), free(data), free(y[0]), free(y[1]);
 }
 
+/* One token from queries to values in one go, against the operations one by one. own: rope queries
+ * of two numbers of a head; else they lie behind it. Returns whether the backend did it. */
+static bool test_step(struct pair *p, int past, int H, int P, int Vd, int r, int R, bool own)
+{
+    int rows = H * (P + Vd), stride = P + (own ? 0 : R), width = r + R;
+    float *w = numbers(p, (size_t)rows * r, 0.1), *q = numbers(p, (size_t)H * stride, 1);
+    float *c = numbers(p, (size_t)(past + 1) * width, 1),
+          *cosines = numbers(p, (size_t)R / 2 + 1, 1);
+    float *sines = numbers(p, (size_t)R / 2 + 1, 1),
+          *x = calloc((size_t)(H * R * P) + 1, sizeof *x);
+    for (int i = 0; i < H * R; i++)
+        x[(size_t)i * P + (size_t)(i * 7 % P)] = 0.3f * (float)(1 + i % 5);
+    void *data = as_type(DTYPE_Q8_0, w, (size_t)rows * r);
+    void *cache = as_type(DTYPE_F16, c, (size_t)(past + 1) * width);
+    float *y[2] = {nans((size_t)(H * Vd)), nans((size_t)(H * Vd))};
+    bool did = false;
+    for (int side = 0; side < 2; side++) {
+        struct backend *b = side ? p->b : p->ref;
+        float *q_lat = nans((size_t)(H * r)), *q_rope = nans((size_t)(H * R) + 1);
+        float *lat = nans((size_t)(H * r));
+        struct weight *kv_b = load(b, data, DTYPE_Q8_0, rows, r);
+        struct weight *rope = own ? load(b, x, DTYPE_F32, H * R, P) : NULL;
+        struct attn_mla_args a = {lat, q_lat, q_rope, cache, DTYPE_F16,        1, past, H,
+                                  r,   R,     0.2f,   0,     past % 2 ? 40 : 0};
+        struct mla_step_args s = {a, y[side], q_lat, q_rope, q,       stride,
+                                  P, Vd,      kv_b,  rope,   cosines, sines};
+        did = side && b->ops->mla_step && b->ops->mla_step(b, &s);
+        if (!did) {
+            if (own)
+                b->ops->mla_expand(b, q_rope, q, rope, H, 0, R, P, 1);
+            else
+                b->ops->store(b, q_rope, DTYPE_F32, R, q + P, stride, R, H);
+            b->ops->rope(b, q_rope, H * R, H, R, R, cosines, sines, 1);
+            b->ops->mla_absorb(b, q_lat, q, H * stride, stride, kv_b, H, P, Vd, r, 1);
+            b->ops->attn_mla(b, &a);
+            b->ops->mla_expand(b, y[side], lat, kv_b, H, P, Vd, r, 1);
+        }
+        b->ops->weight_free(b, kv_b);
+        if (rope)
+            b->ops->weight_free(b, rope);
+        free(q_lat), free(q_rope), free(lat);
+    }
+    compare(p, "a step of MLA", y[1], y[0], (size_t)(H * Vd), FP32_NMSE);
+    free(w), free(q), free(c), free(cosines), free(sines), free(x), free(data), free(cache);
+    free(y[0]), free(y[1]);
+    return did;
+}
+
+static void test_steps(struct pair *p)
+{
+    bool did = test_step(p, 0, 9, 64, 64, 64, 32, true);
+    CHECK(did == test_step(p, 130, 9, 64, 64, 64, 32, true), "%s: where it is done", p->name);
+    CHECK(did == test_step(p, 77, 5, 40, 24, 96, 8, false), "%s: where it is done", p->name);
+    CHECK(did == test_step(p, 200, 1, 16, 8, 32, 0, false), "%s: where it is done", p->name);
+    CHECK(!test_step(p, 3000, 3, 16, 16, 32, 4, true), "%s: many keys are shared", p->name);
+    CHECK(!test_step(p, 7, 3, 18, 16, 32, 4, true), "%s: heads that end within a group", p->name);
+}
+
 static void test_kv_bs(struct pair *p)
 {
     static const int tokens[] = {1, 2, 7, 33};
@@ -401,6 +459,9 @@ static void test_kv_bs(struct pair *p)
         test_kv_b(p, DTYPE_BF16, 3, 34, 80, 50, tokens[t]);
         test_kv_b(p, DTYPE_F16, 4, 16, 20, 512, tokens[t]);
         test_kv_b(p, DTYPE_Q8_0, 2, 18, 30, 96, tokens[t]);
+        test_kv_b(p, DTYPE_Q8_0, 3, 40, 24, 64,
+                  tokens[t]); /* whole groups of rows, an odd number */
+        test_kv_b(p, DTYPE_Q8_0, 9, 64, 64, 64, tokens[t]);
         test_sparse(p, DTYPE_F16, 3, 8, 16, tokens[t]);
         test_sparse(p, DTYPE_F32, 9, 32, 64, tokens[t]);
         test_kv_b(p, DTYPE_Q4_K, 2, 18, 30, 256, tokens[t]); /* columns begin inside a block */
@@ -517,6 +578,7 @@ static void test_backend(const char *name, struct backend_options opt)
         test_embed(&p);
         test_attention(&p);
         test_kv_bs(&p);
+        test_steps(&p);
         test_small(&p, 1, 576);
         test_small(&p, 3, 50);
         test_small(&p, 40, 1030);
