@@ -32,7 +32,7 @@ struct backend_options {
     bool exact;      /* fp32 activations: never quantise them to int8 */
     size_t copies; /* bytes that copies of weights may take, 0: any; beyond it they are used as the
                     * file has them, more slowly */
-    const char *isa; /* "scalar", "avx2", "avx512": the most to use, for tests; NULL: all */
+    const char *isa; /* the most to use, for tests: a name of cpu_isa.c such as "avx2"; NULL: all */
 };
 
 struct backend_ops {

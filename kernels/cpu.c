@@ -1,61 +1,16 @@
-/* The CPU backend: choice of the instruction set, memory, and the small operations. The matrix
- * products are in cpu_linear.c, attention in cpu_attn.c, kernels in cpu_scalar.c and below.
- * Refuses an isa cap that it does not know. */
+/* The CPU backend: its instance and the small operations. The instruction set is chosen in
+ * cpu_isa.c, the matrix products are in cpu_linear.c, attention in cpu_attn.c, kernels in
+ * cpu_scalar.c and below. */
 #include "kernels/cpu.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __x86_64__
-#include <cpuid.h>
-#endif
 
 #include "kernels/linalg.h"
 #include "kernels/pool.h"
 
 #define CPU_SPLIT 16384 /* numbers below which a small operation stays on the caller */
-
-enum { ISA_SCALAR, ISA_AVX2, ISA_AVX512 };
-static const char *const isa_names[] = {"scalar", "avx2", "avx512"};
-
-static int isa_of_machine(void)
-{
-#ifdef __x86_64__
-    unsigned a, b, features = 0, d;
-    __builtin_cpu_init(); /* its answers include the system's consent; clang has no name for F16C */
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-        !__get_cpuid(1, &a, &b, &features, &d) || !(features & bit_F16C))
-        return ISA_SCALAR;
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
-        !__builtin_cpu_supports("avx512vnni"))
-        return ISA_AVX2;
-    return ISA_AVX512;
-#else
-    return ISA_SCALAR;
-#endif
-}
-
-static int choose_isa(struct cpu *b, const char *cap, struct err *e)
-{
-    int level = isa_of_machine();
-    if (cap) {
-        int wanted = ISA_SCALAR;
-        while (wanted <= ISA_AVX512 && strcmp(cap, isa_names[wanted]))
-            wanted++;
-        if (wanted > ISA_AVX512)
-            return err_set(e, ERR_ARG, "unknown isa \"%s\": use scalar, avx2 or avx512", cap);
-        level = wanted < level ? wanted : level;
-    }
-    b->isa = cpu_scalar;
-#ifdef __x86_64__
-    if (level >= ISA_AVX2)
-        b->isa = cpu_avx2;
-    if (level >= ISA_AVX512)
-        cpu_avx512_use(&b->isa);
-#endif
-    return OK;
-}
 
 static void cpu_close(struct backend *base)
 {
@@ -77,7 +32,7 @@ static int cpu_open(struct backend **out, const struct backend_options *opt, str
     b->base.ops = &cpu_backend_ops;
     b->exact = opt->exact;
     b->copies = opt->copies;
-    int rc = choose_isa(b, opt->isa, e);
+    int rc = cpu_isa_choose(&b->isa, opt->isa, e);
     if (!rc)
         rc =
             pool_new(&b->base.pool, opt->threads ? opt->threads : pool_cores(), opt->background, e);

@@ -87,12 +87,14 @@ struct cpu_isa {
 };
 
 extern const struct cpu_isa cpu_scalar;
-#ifdef __x86_64__
+#if defined __x86_64__
 extern const struct cpu_isa cpu_avx2;
 /* Replaces the kernels of AVX2 that AVX-512 does better; the second: those of packed weights. */
 void cpu_avx512_use(struct cpu_isa *isa);
 void cpu_avx512_use_packed(struct cpu_isa *isa);
 #endif
+/* The best of this machine, or of it up to the one named (NULL: any). */
+int cpu_isa_choose(struct cpu_isa *isa, const char *cap, struct err *e);
 
 struct cpu {
     struct backend base;
