@@ -92,6 +92,10 @@ extern const struct cpu_isa cpu_avx2;
 /* Replaces the kernels of AVX2 that AVX-512 does better; the second: those of packed weights. */
 void cpu_avx512_use(struct cpu_isa *isa);
 void cpu_avx512_use_packed(struct cpu_isa *isa);
+#elif defined __aarch64__
+/* Replaces the scalar kernels that NEON does better, then those that its dot products do. */
+void cpu_neon_use(struct cpu_isa *isa);
+void cpu_neon_dot_use(struct cpu_isa *isa);
 #endif
 /* The best of this machine, or of it up to the one named (NULL: any). */
 int cpu_isa_choose(struct cpu_isa *isa, const char *cap, struct err *e);

@@ -4,6 +4,11 @@
 #include <string.h>
 #if defined __x86_64__
 #include <cpuid.h>
+#elif defined __aarch64__
+#include <sys/auxv.h>
+#ifndef HWCAP_ASIMDDP
+#define HWCAP_ASIMDDP (1 << 20) /* of Linux's interface to programs */
+#endif
 #endif
 
 #include "kernels/cpu.h"
@@ -44,6 +49,11 @@ static bool has_avx512(void)
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni");
 }
+#elif defined __aarch64__
+static bool has_dotprod(void)
+{
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+}
 #endif
 
 static const struct level levels[] = {
@@ -51,6 +61,9 @@ static const struct level levels[] = {
 #if defined __x86_64__
     {"avx2", has_avx2, use_avx2},
     {"avx512", has_avx512, cpu_avx512_use},
+#elif defined __aarch64__
+    {"neon", always, cpu_neon_use}, /* part of the base set */
+    {"dotprod", has_dotprod, cpu_neon_dot_use},
 #endif
 };
 enum { LEVELS = sizeof levels / sizeof *levels };

@@ -1,5 +1,5 @@
 /* dots and gemm of cpu.h for any number of rows and any plain type, from tiles of constant sizes:
- * included by cpu_avx2.c and cpu_avx512.c only, behind their INLINE, AHEAD_ROWS, and
+ * included by cpu_avx2.c, cpu_avx512.c and cpu_neon.c only, behind their INLINE, AHEAD_ROWS, and
  *
  *   dots_rows  1 to 3 rows of a against all rows of b; few: they will wait for memory
  *   gemm_rows  1 to 6 rows of a against all columns of b */

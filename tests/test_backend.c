@@ -610,7 +610,11 @@ static void test_refusals(void)
 
 int main(void)
 {
+#ifdef __aarch64__
+    static const char *const levels[] = {"scalar", "neon", "dotprod"};
+#else
     static const char *const levels[] = {"scalar", "avx2", "avx512"};
+#endif
     test_refusals();
     for (int i = 0; i < 3; i++) {
         test_backend("cpu", (struct backend_options){.threads = 1 + i, .isa = levels[i]});
