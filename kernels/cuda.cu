@@ -316,6 +316,7 @@ extern "C" const struct backend_ops cuda_backend_ops = {
     .add_rows = cuda_add_rows,
     .place = cuda_place,
     .glu_linear = cuda_glu_linear,
+    .outer = NULL,
     .step_begin = cuda_step_begin,
     .step_end = cuda_step_end,
     .step_free = cuda_step_free,
