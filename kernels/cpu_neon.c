@@ -356,11 +356,11 @@ INLINE int32x4_t number4(const unsigned char *p, enum dtype type, int at)
     u = vandq_u32(u, vdupq_n_u32(15));
     if (type == DTYPE_Q5_K)
         u = vorrq_u32(u, vandq_u32(line4(p + 128, 4 - byte - at / 4), vdupq_n_u32(16)));
-    if (type == DTYPE_Q6_K)
+    if (cpu_is_six(type))
         u = vorrq_u32(
             u, vandq_u32(line4(p + 128 + 32 * half, 4 - byte - at / 4 % 4 * 2), vdupq_n_u32(48)));
     int32x4_t s = vreinterpretq_s32_u32(u);
-    return type == DTYPE_Q6_K ? vsubq_s32(s, vdupq_n_s32(32)) : s;
+    return cpu_is_six(type) ? vsubq_s32(s, vdupq_n_s32(32)) : s;
 }
 
 INLINE struct f8 weights8(const unsigned char *p, enum dtype type, int at, const struct scales *k)
@@ -368,7 +368,7 @@ INLINE struct f8 weights8(const unsigned char *p, enum dtype type, int at, const
     struct f8 u = from_ints(number4(p, type, at), number4(p + 16, type, at));
     if (type == DTYPE_Q6_K)
         return mul8(u, at < 16 ? k->d : k->m);
-    return type == DTYPE_Q8_0 ? mul8(u, k->d) : fma8(k->m, u, k->d);
+    return without_m(type) ? mul8(u, k->d) : fma8(k->m, u, k->d);
 }
 
 /* One token; four sums, or every product would wait for the one before. */

@@ -82,7 +82,8 @@ struct super {
     struct f8 d, m;
 };
 
-/* What a block's integers u mean: d·u + m; of Q6_K d·u in the first half, m·u in the second. */
+/* What a block's integers u mean: d·u + m (Q8_0 and Q6_0: without m); of Q6_K d·u in the first
+ * half, m·u in the second. */
 struct scales {
     struct f8 d, m;
 };
@@ -120,6 +121,11 @@ INLINE const unsigned char *open_scales(const unsigned char *p, int block, enum 
     return p + cpu_block_head(type);
 }
 
+INLINE bool without_m(enum dtype type)
+{
+    return type == DTYPE_Q8_0 || type == DTYPE_Q6_0;
+}
+
 INLINE size_t quants_bytes(enum dtype type)
 {
     return cpu_block_bytes(type) - cpu_block_head(type);
@@ -144,6 +150,7 @@ INLINE void store_rows(float *y, struct f8 v, size_t rows, bool plus)
     case DTYPE_Q4_0: call(DTYPE_Q4_0); break;                                                      \
     case DTYPE_Q4_1: call(DTYPE_Q4_1); break;                                                      \
     case DTYPE_Q4_K: call(DTYPE_Q4_K); break;                                                      \
+    case DTYPE_Q6_0: call(DTYPE_Q6_0); break;                                                      \
     case DTYPE_Q5_K: call(DTYPE_Q5_K); break;                                                      \
     default: call(DTYPE_Q6_K);                                                                     \
     }

@@ -54,10 +54,10 @@ INLINE void open_numbers(const unsigned char *p, enum dtype type, int8x16_t u[8]
         uint8x16_t v = j < 4 ? vandq_u8(both, vdupq_n_u8(15)) : vshrq_n_u8(both, 4);
         if (type == DTYPE_Q5_K)
             v = vorrq_u8(v, moved_bits(vld1q_u8(p + 128), 4 - j, 16));
-        if (type == DTYPE_Q6_K)
+        if (cpu_is_six(type))
             v = vorrq_u8(v, moved_bits(vld1q_u8(p + 128 + 32 * (j / 4)), 4 - 2 * (j % 4), 48));
         u[j] = vreinterpretq_s8_u8(v);
-        if (type == DTYPE_Q6_K)
+        if (cpu_is_six(type))
             u[j] = vsubq_s8(u[j], vdupq_n_s8(32));
     }
 }
@@ -78,7 +78,7 @@ INLINE struct f8 add_block(struct f8 s, enum dtype type, const int8x16_t low[8],
     a = dot16(a, low + 4, q1);
     b = dot16(b, high + 4, q1);
     s = fma8(s, from_ints(a, b), mul8_all(k->d, x->scale[at]));
-    return type == DTYPE_Q8_0 ? s : fma8_all(s, k->m, x->sum[at]);
+    return without_m(type) ? s : fma8_all(s, k->m, x->sum[at]);
 }
 
 INLINE void tile_q(const struct weight *w, int index, enum dtype type, const struct cpu_quants *x,

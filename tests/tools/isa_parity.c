@@ -152,7 +152,7 @@ static void small(struct sides *s, int T, int n)
 static void parity(const char *isa, bool exact)
 {
     static const enum dtype types[] = {DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0,
-                                       DTYPE_Q4_1, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
+                                       DTYPE_Q4_1, DTYPE_Q6_0, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K};
     struct sides s = {.exact = exact, .seed = 99};
     struct backend_options plain = {.threads = 1, .isa = "scalar", .exact = true},
                            opt = {.threads = 1, .isa = isa, .exact = exact};
