@@ -1,8 +1,9 @@
-/* The bytes of a KV cache. Refuses block types: a cache row is written token by token. */
+/* The bytes of a KV cache. A row is written token by token, so each is whole blocks. */
 #include "core/kvmem.h"
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 int kvmem_gqa_numbers(int n_kv_head, int head_dim)
 {
@@ -14,15 +15,27 @@ int kvmem_mla_numbers(int kv_lora_rank, int qk_rope_head_dim)
     return kv_lora_rank + qk_rope_head_dim;
 }
 
+enum dtype kvmem_type(const char *name)
+{
+    static const char *const names[] = {"f32", "f16", "bf16", "q8_0"}; /* as enum dtype has them */
+    int t = 0;
+    while (t < 4 && strcmp(names[t], name))
+        t++;
+    return t < 4 ? (enum dtype)t : DTYPE_COUNT;
+}
+
+size_t kvmem_row(int numbers, enum dtype type)
+{
+    return dtype_bytes(type, dtype_padded(type, (size_t)numbers));
+}
+
 size_t kvmem_bytes(const int *numbers, int n_layer, enum dtype type, size_t context, size_t batch)
 {
-    size_t total = 0;
+    size_t bytes = 0;
     for (int l = 0; l < n_layer; l++)
-        if (numbers[l] < 0 || !size_add(total, (size_t)numbers[l], &total))
+        if (numbers[l] < 0 || !size_add(bytes, kvmem_row(numbers[l], type), &bytes))
             return SIZE_MAX;
-    size_t bytes = dtype_bytes(type, 1);
-    if (!size_mul(total, bytes, &bytes) || !size_mul(bytes, context, &bytes) ||
-        !size_mul(bytes, batch, &bytes))
+    if (!size_mul(bytes, context, &bytes) || !size_mul(bytes, batch, &bytes))
         return SIZE_MAX;
     return bytes;
 }
@@ -33,10 +46,11 @@ size_t kvmem_bytes_each(const int *numbers, const int *tokens, int n_layer, enum
     for (int l = 0; l < n_layer; l++) {
         size_t one;
         if (numbers[l] < 0 || tokens[l] < 0 ||
-            !size_mul((size_t)numbers[l], (size_t)tokens[l], &one) || !size_add(total, one, &total))
+            !size_mul(kvmem_row(numbers[l], type), (size_t)tokens[l], &one) ||
+            !size_add(total, one, &total))
             return SIZE_MAX;
     }
-    return size_mul(total, dtype_bytes(type, 1), &total) ? total : SIZE_MAX;
+    return total;
 }
 
 size_t kvmem_fit(const int *numbers, int n_layer, enum dtype type, size_t context, size_t bytes)

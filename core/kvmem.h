@@ -8,8 +8,13 @@
 /* Cached numbers a token and layer. */
 int kvmem_gqa_numbers(int n_kv_head, int head_dim);                /* 2·G·d */
 int kvmem_mla_numbers(int kv_lora_rank, int qk_rope_head_dim);     /* r + R */
-/* Bytes of a cache: numbers[n_layer] a token, context tokens, batch sequences, stored as type
- * (a plain type, no blocks). SIZE_MAX on overflow. */
+/* The types that a cache may have, by their names in lower case; DTYPE_COUNT: none of them. */
+#define KVMEM_TYPES "f16, f32, bf16 or q8_0"
+enum dtype kvmem_type(const char *name);
+/* Bytes of so many numbers of one token and layer: whole blocks. */
+size_t kvmem_row(int numbers, enum dtype type);
+/* Bytes of a cache: numbers[n_layer] a token, context tokens, batch sequences, stored as type.
+ * SIZE_MAX on overflow. */
 size_t kvmem_bytes(const int *numbers, int n_layer, enum dtype type, size_t context, size_t batch);
 /* The same for caches that hold tokens[l] tokens of layer l each: windows forget. */
 size_t kvmem_bytes_each(const int *numbers, const int *tokens, int n_layer, enum dtype type);

@@ -37,6 +37,7 @@ struct backend_options {
 
 struct backend_ops {
     const char *name;
+    unsigned caches; /* bit DTYPE_…: what store writes and attention reads */
     int (*open)(struct backend **out, const struct backend_options *opt, struct err *e);
     void (*close)(struct backend *b);
     /* One line for the screen: "cpu 2 threads AVX2". */
@@ -66,7 +67,8 @@ struct backend_ops {
      * cos, sin: [T][R/2]. */
     void (*rope)(struct backend *b, float *x, int ld, int heads, int stride, int R,
                  const float *cos, const float *sin, int T);
-    /* Cache write: row t of dst (ld_dst elements of type kv) = src + t·ld_src, n numbers. */
+    /* Cache write: row t of dst (ld_dst elements of type kv, whole blocks) = src + t·ld_src, n
+     * numbers. */
     void (*store)(struct backend *b, void *dst, enum dtype kv, int ld_dst, const float *src,
                   int ld_src, int n, int T);
     void (*attn_gqa)(struct backend *b, const struct attn_gqa_args *a);

@@ -11,7 +11,7 @@ struct attn_gqa_args {
     float *out;
     const float *q;
     const void *k, *v;
-    enum dtype kv; /* F32 or F16 */
+    enum dtype kv; /* one of the backend's caches; d is whole blocks of it */
     int T, past, H, G, d;
     float scale;
     float softcap; /* 0: none */
@@ -19,7 +19,7 @@ struct attn_gqa_args {
 };
 
 /* Absorbed MLA. out[T][H·r]: attention-weighted latents. q_lat[T][H·r] and q_rope[T][H·R].
- * cache rows 0 … past+T−1: r latent numbers, then R rotated key numbers. */
+ * cache rows 0 … past+T−1: r latent numbers, then R rotated key numbers, padded to whole blocks. */
 struct attn_mla_args {
     float *out;
     const float *q_lat, *q_rope;

@@ -205,10 +205,11 @@ static void store_rows(const struct small *s, int from, int to)
 {
     for (int t = from; t < to; t++) {
         const float *src = s->x + (size_t)t * s->ldx;
-        if (s->kv == DTYPE_F16)
-            s->b->isa.narrow(src, (uint16_t *)s->y + (size_t)t * s->ld, s->n);
+        void *dst = (char *)s->y + dtype_bytes(s->kv, (size_t)t * s->ld);
+        if (s->kv == DTYPE_F32)
+            memcpy(dst, src, (size_t)s->n * sizeof *src);
         else
-            memcpy((float *)s->y + (size_t)t * s->ld, src, (size_t)s->n * sizeof *src);
+            s->b->isa.narrow(s->kv, src, dst, s->n);
     }
 }
 
@@ -381,6 +382,7 @@ static void cpu_add_rows(struct backend *b, float *y, const int32_t *rows, const
 
 const struct backend_ops cpu_backend_ops = {
     .name = "cpu",
+    .caches = 1u << DTYPE_F32 | 1u << DTYPE_F16 | 1u << DTYPE_BF16 | 1u << DTYPE_Q8_0,
     .open = cpu_open,
     .close = cpu_close,
     .describe = cpu_describe,

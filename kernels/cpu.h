@@ -56,12 +56,13 @@ struct cpu_isa {
     /* c[m][n] = (c if add) + Σ_k a[i][k]·b[k][j]. */
     void (*gemm)(int m, int n, int k, const float *a, int lda, enum dtype type, const void *b,
                  int ldb, float *c, int ldc, bool add);
-    /* dst[rows][n] = F16 or BF16 rows that are ld apart. */
+    /* dst[rows][n] = F16, BF16 or Q8_0 rows that are ld apart (whole blocks). */
     void (*widen)(enum dtype type, int rows, int n, const void *src, int ld, float *dst);
     /* dst[n][ld_dst] columns 0 … rows−1 = the rows, F32 too. */
     void (*widen_turned)(enum dtype type, int rows, int n, const void *src, int ld, float *dst,
                          int ld_dst);
-    void (*narrow)(const float *src, uint16_t *dst, int n); /* F32 → F16 */
+    /* The way back: dst[n], whole blocks. */
+    void (*narrow)(enum dtype type, const float *src, void *dst, int n);
     float (*max)(const float *x, int n);
     /* x = exp(x − top); returns the sum. */
     float (*exp_sum)(float *x, int n, float top);

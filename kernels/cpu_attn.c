@@ -96,6 +96,12 @@ static void gather_queries(const struct attn *a, const struct tile *w, int g)
     }
 }
 
+/* Whether a few rows meet the cache itself; else a tile of it is widened first. */
+static bool direct(const struct attn *a, int rows)
+{
+    return rows <= a->b->isa.direct && a->kv != DTYPE_Q8_0;
+}
+
 /* Keys n … n+count−1 of a KV head, `width` numbers of each: the cache itself, or fp32 in tile. */
 static struct cpu_piece cache_rows(const struct attn *a, const void *cache, int g, int n, int count,
                                    int width, float *tile)
@@ -209,7 +215,7 @@ static void attend_few(const struct attn *a, struct tile *w, const struct team *
                        int count)
 {
     const struct cpu_isa *isa = &a->b->isa;
-    float *tile = w->rows > isa->direct ? team->scratch : NULL;
+    float *tile = direct(a, w->rows) ? NULL : team->scratch;
     bool both = a->v == a->k && tile;
     for (int i = 0; i < count; i += ATTN_SLICE)
         for (int j = 0; j < a->together; j++) {
@@ -315,7 +321,7 @@ static void run(struct attn *a)
         a->queries = (rows + threads - 1) / threads;
     a->tiles = (rows + a->queries - 1) / a->queries;
     bool few = rows <= ATTN_FEW;
-    bool near = few && a->v == a->k && rows > a->b->isa.direct && a->dk > ATTN_NARROW;
+    bool near = few && a->v == a->k && !direct(a, rows) && a->dk > ATTN_NARROW;
     a->keys = near ? ATTN_NEAR : ATTN_KEYS;
     /* A few queries stream the cache: all heads of a row while it is near. Many reuse it, and one
      * head's keys fit the cache better. */
@@ -371,7 +377,7 @@ static struct attn of_latents(struct backend *b, const struct attn_mla_args *m)
                          .heads = m->H,
                          .dk = m->r + m->R,
                          .dv = m->r,
-                         .ldkv = m->r + m->R,
+                         .ldkv = (int)dtype_padded(m->kv, (size_t)(m->r + m->R)),
                          .k = m->cache,
                          .v = m->cache,
                          .kv = m->kv,

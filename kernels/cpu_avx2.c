@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/cpu.h"
+#include "kernels/cpu_cache.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -66,6 +67,8 @@ INLINE __m256 load_as(enum dtype type, const void *b, size_t at)
 {
     if (type == DTYPE_F32)
         return _mm256_loadu_ps((const float *)b + at);
+    if (type == DTYPE_Q8_0)
+        return q8_load8(b, at);
     __m128i h = _mm_loadu_si128((const __m128i *)(const void *)((const uint16_t *)b + at));
     if (type == DTYPE_F16)
         return _mm256_cvtph_ps(h);
@@ -77,6 +80,8 @@ INLINE __m256 load_part(enum dtype type, const void *b, size_t at, int left)
 {
     if (type == DTYPE_F32)
         return load((const float *)b + at, (size_t)left);
+    if (type == DTYPE_Q8_0) /* the block is whole */
+        return q8_load8(b, at);
     uint16_t t[8] = {0};
     memcpy(t, (const uint16_t *)b + at, (size_t)left * sizeof *t);
     return load_as(type, t, 0);
@@ -236,6 +241,17 @@ static void widen(enum dtype type, int rows, int n, const void *src, int ld, flo
             widen_row(DTYPE_BF16, p, dst, n);
 }
 
+static void widen_any(enum dtype type, int rows, int n, const void *src, int ld, float *dst)
+{
+    if (type != DTYPE_Q8_0) {
+        widen(type, rows, n, src, ld, dst);
+        return;
+    }
+    for (int i = 0; i < rows; i++, dst += n)
+        for (int j = 0; j < n; j += 8)
+            store(dst + j, q8_load8(src, (size_t)i * ld + j), (size_t)(n - j));
+}
+
 /* Rows 0 … 7 of r become columns. */
 INLINE void turn8(__m256 r[8])
 {
@@ -281,18 +297,24 @@ static void widen_turned(enum dtype type, int rows, int n, const void *src, int 
     switch (type) {
     case DTYPE_F16: turned_as(DTYPE_F16, rows, n, src, ld, dst, ld_dst); break;
     case DTYPE_BF16: turned_as(DTYPE_BF16, rows, n, src, ld, dst, ld_dst); break;
+    case DTYPE_Q8_0: turned_as(DTYPE_Q8_0, rows, n, src, ld, dst, ld_dst); break;
     default: turned_as(DTYPE_F32, rows, n, src, ld, dst, ld_dst);
     }
 }
 
-static void narrow(const float *src, uint16_t *dst, int n)
+static void narrow(enum dtype type, const float *src, void *dst, int n)
 {
-    int i = 0;
-    for (; i + 8 <= n; i += 8)
-        _mm_storeu_si128((__m128i *)(void *)(dst + i),
-                         _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
-    if (i < n)
-        dtype_from_f32(DTYPE_F16, src + i, dst + i, (size_t)(n - i));
+    int i = 0, block = type == DTYPE_Q8_0 ? Q8_BLOCK : 8;
+    for (; i + block <= n; i += block) {
+        void *to = (char *)dst + dtype_bytes(type, (size_t)i);
+        if (type == DTYPE_Q8_0)
+            q8_store32(src + i, to);
+        else
+            _mm_storeu_si128(to, type == DTYPE_F16 ? _mm256_cvtps_ph(_mm256_loadu_ps(src + i),
+                                                                     _MM_FROUND_TO_NEAREST_INT)
+                                                   : bf16_round8(_mm256_loadu_ps(src + i)));
+    }
+    dtype_row_from_f32(type, src + i, (char *)dst + dtype_bytes(type, (size_t)i), (size_t)(n - i));
 }
 
 /* --- rows of numbers --- */
@@ -463,7 +485,7 @@ const struct cpu_isa cpu_avx2 = {
     .direct = 3,
     .dots = dots,
     .gemm = gemm,
-    .widen = widen,
+    .widen = widen_any,
     .widen_turned = widen_turned,
     .narrow = narrow,
     .max = max,

@@ -10,6 +10,7 @@
 
 #include "kernels/cpu.h"
 #include "kernels/cpu_avx512.h"
+#include "kernels/cpu_cache.h"
 
 /* Few rows against a long matrix wait for memory, and what comes must be asked for: so many bytes
  * ahead where it is read in its order, where several rows or a few heads take turns, and for the
@@ -361,14 +362,35 @@ INLINE void widen_row(enum dtype type, const void *src, float *dst, int n)
     }
 }
 
+/* Both halves of a block under one scale. */
+static void widen_q8(int n, const void *src, float *dst)
+{
+    for (int i = 0; i < n; i += Q8_BLOCK) {
+        const unsigned char *block = q8_block(src, (size_t)i);
+        __m512 d = _mm512_broadcast_f32x8(q8_scale(block));
+        _mm_prefetch((const char *)block + AHEAD_FAR, _MM_HINT_T1);
+        for (int j = 0; j < Q8_BLOCK && i + j < n; j += 16) {
+            __m128i q = _mm_loadu_si128((const __m128i *)(const void *)(block + 2 + j));
+            __m512 x = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)));
+            if (n - i - j >= 16)
+                _mm512_storeu_ps(dst + i + j, x);
+            else
+                _mm512_mask_storeu_ps(dst + i + j, first16(n - i - j), x);
+        }
+    }
+}
+
 static void widen(enum dtype type, int rows, int n, const void *src, int ld, float *dst)
 {
-    const uint16_t *p = src;
-    for (int i = 0; i < rows; i++, p += ld, dst += n)
+    const size_t step = dtype_bytes(type, (size_t)ld);
+    const char *p = src;
+    for (int i = 0; i < rows; i++, p += step, dst += n)
         if (type == DTYPE_F16)
             widen_row(DTYPE_F16, p, dst, n);
-        else
+        else if (type == DTYPE_BF16)
             widen_row(DTYPE_BF16, p, dst, n);
+        else
+            widen_q8(n, p, dst);
 }
 
 /* eˣ to about 2 ulp: 2ⁿ times the Taylor polynomial on |r| ≤ ln2/2, whose next term is below

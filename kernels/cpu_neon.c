@@ -9,6 +9,18 @@
 
 enum { AHEAD_ROWS = 0 }; /* dots_rows asks for nothing ahead, however few the rows */
 
+/* Q8_0: an F16 scale and 32 numbers a block; at is a multiple of 8. */
+INLINE struct f8 load_q8(const void *b, size_t at)
+{
+    const unsigned char *block = (const unsigned char *)b + dtype_bytes(DTYPE_Q8_0, at / 32 * 32);
+    uint16_t d;
+    memcpy(&d, block, sizeof d);
+    float32x4_t f = vdupq_n_f32(f16_to_f32(d));
+    int16x8_t q = vmovl_s8(vld1_s8((const int8_t *)block + 2 + at % 32));
+    return (struct f8){vmulq_f32(f, vcvtq_f32_s32(vmovl_s16(vget_low_s16(q)))),
+                       vmulq_f32(f, vcvtq_f32_s32(vmovl_high_s16(q)))};
+}
+
 /* Numbers at … at+7 of b as fp32. */
 INLINE struct f8 load_as(enum dtype type, const void *b, size_t at)
 {
@@ -16,6 +28,8 @@ INLINE struct f8 load_as(enum dtype type, const void *b, size_t at)
         const float *p = (const float *)b + at;
         return (struct f8){vld1q_f32(p), vld1q_f32(p + 4)};
     }
+    if (type == DTYPE_Q8_0)
+        return load_q8(b, at);
     uint16x8_t h = vld1q_u16((const uint16_t *)b + at);
     if (type == DTYPE_F16)
         return from_f16(h);
@@ -28,6 +42,8 @@ INLINE struct f8 load_part(enum dtype type, const void *b, size_t at, int left)
 {
     if (type == DTYPE_F32)
         return load((const float *)b + at, (size_t)left);
+    if (type == DTYPE_Q8_0) /* the block is whole */
+        return load_q8(b, at);
     uint16_t t[8] = {0};
     memcpy(t, (const uint16_t *)b + at, (size_t)left * sizeof *t);
     return load_as(type, t, 0);
@@ -161,10 +177,19 @@ INLINE void widen_as(enum dtype type, int rows, int n, const uint16_t *src, int 
     }
 }
 
+static void widen_q8(int rows, int n, const void *src, int ld, float *dst)
+{
+    for (int i = 0; i < rows; i++, dst += n)
+        for (int j = 0; j < n; j += 8)
+            store(dst + j, load_q8(src, (size_t)i * ld + j), (size_t)(n - j));
+}
+
 static void widen(enum dtype type, int rows, int n, const void *src, int ld, float *dst)
 {
     if (type == DTYPE_F16)
         widen_as(DTYPE_F16, rows, n, src, ld, dst);
+    else if (type == DTYPE_Q8_0)
+        widen_q8(rows, n, src, ld, dst);
     else
         widen_as(DTYPE_BF16, rows, n, src, ld, dst);
 }
@@ -212,20 +237,20 @@ static void widen_turned(enum dtype type, int rows, int n, const void *src, int 
     switch (type) {
     case DTYPE_F16: turned_as(DTYPE_F16, rows, n, src, ld, dst, ld_dst); break;
     case DTYPE_BF16: turned_as(DTYPE_BF16, rows, n, src, ld, dst, ld_dst); break;
+    case DTYPE_Q8_0: turned_as(DTYPE_Q8_0, rows, n, src, ld, dst, ld_dst); break;
     default: turned_as(DTYPE_F32, rows, n, src, ld, dst, ld_dst);
     }
 }
 
-static void narrow(const float *src, uint16_t *dst, int n)
+static void narrow(enum dtype type, const float *src, void *dst, int n)
 {
     int i = 0;
-    for (; i + 8 <= n; i += 8) {
+    for (; i + 8 <= n && type == DTYPE_F16; i += 8) {
         struct f8 v = load(src + i, 8);
         float16x8_t h = vcvt_high_f16_f32(vcvt_f16_f32(v.low), v.high);
-        vst1q_u16(dst + i, vreinterpretq_u16_f16(h));
+        vst1q_u16((uint16_t *)dst + i, vreinterpretq_u16_f16(h));
     }
-    if (i < n)
-        dtype_from_f32(DTYPE_F16, src + i, dst + i, (size_t)(n - i));
+    dtype_row_from_f32(type, src + i, (char *)dst + dtype_bytes(type, (size_t)i), (size_t)(n - i));
 }
 
 /* --- rows of numbers --- */

@@ -26,7 +26,7 @@ static const float *piece(enum dtype type, const void *b, size_t at, int n, floa
 {
     if (type == DTYPE_F32)
         return (const float *)b + at;
-    dtype_to_f32(type, (const uint16_t *)b + at, tmp, (size_t)n);
+    dtype_row_to_f32(type, (const char *)b + dtype_bytes(type, at), tmp, (size_t)n);
     return tmp;
 }
 
@@ -66,7 +66,8 @@ static void gemm(int m, int n, int k, const float *a, int lda, enum dtype type, 
 static void widen(enum dtype type, int rows, int n, const void *src, int ld, float *dst)
 {
     for (int i = 0; i < rows; i++)
-        dtype_to_f32(type, (const uint16_t *)src + (size_t)i * ld, dst + (size_t)i * n, (size_t)n);
+        dtype_row_to_f32(type, (const char *)src + dtype_bytes(type, (size_t)i * ld),
+                         dst + (size_t)i * n, (size_t)n);
 }
 
 static void widen_turned(enum dtype type, int rows, int n, const void *src, int ld, float *dst,
@@ -82,9 +83,9 @@ static void widen_turned(enum dtype type, int rows, int n, const void *src, int 
         }
 }
 
-static void narrow(const float *src, uint16_t *dst, int n)
+static void narrow(enum dtype type, const float *src, void *dst, int n)
 {
-    dtype_from_f32(DTYPE_F16, src, dst, (size_t)n);
+    dtype_row_from_f32(type, src, dst, (size_t)n);
 }
 
 static float max(const float *x, int n)

@@ -287,6 +287,7 @@ static void cuda_describe(const struct backend *b, char *text, size_t size)
 
 extern "C" const struct backend_ops cuda_backend_ops = {
     .name = "cuda",
+    .caches = 1u << DTYPE_F32 | 1u << DTYPE_F16,
     .open = cuda_open,
     .close = cuda_close,
     .describe = cuda_describe,
@@ -315,6 +316,7 @@ extern "C" const struct backend_ops cuda_backend_ops = {
     .take_rows = cuda_take_rows,
     .add_rows = cuda_add_rows,
     .place = cuda_place,
+    .mla_step = NULL,
     .glu_linear = cuda_glu_linear,
     .outer = NULL,
     .step_begin = cuda_step_begin,

@@ -6,6 +6,8 @@
 #include <math.h>
 #include <string.h>
 
+enum { MAX_BLOCK = 256 }; /* numbers of the largest blocks */
+
 #include "kernels/dtype_blocks.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rows are read as the machine's own");
@@ -61,6 +63,12 @@ bool dtype_can_write(enum dtype type)
 size_t dtype_bytes(enum dtype type, size_t n)
 {
     return n / (size_t)traits[type].block * (size_t)traits[type].block_bytes;
+}
+
+size_t dtype_padded(enum dtype type, size_t n)
+{
+    size_t block = (size_t)traits[type].block;
+    return (n + block - 1) / block * block;
 }
 
 static uint32_t bits_of(float f)
@@ -275,4 +283,27 @@ void dtype_from_f32(enum dtype type, const float *src, void *dst, size_t n)
         break;
     default: break;
     }
+}
+
+void dtype_row_to_f32(enum dtype type, const void *src, float *dst, size_t n)
+{
+    float last[MAX_BLOCK];
+    size_t left = n % (size_t)traits[type].block, whole = n - left;
+    dtype_to_f32(type, src, dst, whole);
+    if (!left)
+        return;
+    dtype_to_f32(type, (const char *)src + dtype_bytes(type, whole), last,
+                 dtype_padded(type, left));
+    memcpy(dst + whole, last, left * sizeof *last);
+}
+
+void dtype_row_from_f32(enum dtype type, const float *src, void *dst, size_t n)
+{
+    float last[MAX_BLOCK] = {0};
+    size_t left = n % (size_t)traits[type].block, whole = n - left;
+    dtype_from_f32(type, src, dst, whole);
+    if (!left)
+        return;
+    memcpy(last, src + whole, left * sizeof *last);
+    dtype_from_f32(type, last, (char *)dst + dtype_bytes(type, whole), dtype_padded(type, left));
 }

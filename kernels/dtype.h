@@ -40,6 +40,8 @@ enum dtype dtype_from_name(const char *name); /* of a type that files have */
 bool dtype_can_write(enum dtype type);
 /* Bytes of n elements; n must be a multiple of the block. */
 size_t dtype_bytes(enum dtype type, size_t n);
+/* n numbers, made whole blocks. */
+size_t dtype_padded(enum dtype type, size_t n);
 
 /* dst[n] = src as fp32, exactly (the scalar definition); n a multiple of the block. */
 void dtype_to_f32(enum dtype type, const void *src, float *dst, size_t n);
@@ -47,6 +49,10 @@ void dtype_to_f32(enum dtype type, const void *src, float *dst, size_t n);
  * and Q4_1, a search of our own for Q4_K, Q6_K and Q6_0). Types that are only read leave dst alone.
  */
 void dtype_from_f32(enum dtype type, const float *src, void *dst, size_t n);
+
+/* The same of any n: a last block that is not full holds zeros. */
+void dtype_row_to_f32(enum dtype type, const void *src, float *dst, size_t n);
+void dtype_row_from_f32(enum dtype type, const float *src, void *dst, size_t n);
 
 float f16_to_f32(uint16_t h);
 uint16_t f32_to_f16(float f);

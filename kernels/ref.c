@@ -196,8 +196,8 @@ static void ref_store(struct backend *b, void *dst, enum dtype kv, int ld_dst, c
 {
     (void)b;
     for (int t = 0; t < T; t++)
-        dtype_from_f32(kv, src + (size_t)t * ld_src,
-                       (char *)dst + dtype_bytes(kv, (size_t)t * ld_dst), (size_t)n);
+        dtype_row_from_f32(kv, src + (size_t)t * ld_src,
+                           (char *)dst + dtype_bytes(kv, (size_t)t * ld_dst), (size_t)n);
 }
 
 /* Softmax in place over the visible keys [from, to); p[n] = weight of key n. */
@@ -251,7 +251,7 @@ static void ref_attn_gqa(struct backend *b, const struct attn_gqa_args *a)
 
 static void ref_attn_mla(struct backend *b, const struct attn_mla_args *a)
 {
-    size_t r = (size_t)a->r, R = (size_t)a->R, ld = r + R;
+    size_t r = (size_t)a->r, R = (size_t)a->R, ld = dtype_padded(a->kv, r + R);
     double *p = scratch(b, (size_t)a->past + a->T + r, sizeof *p);
     float *row = scratch(b, ld, sizeof *row);
     for (int i = 0; p && row && i < a->T * a->H; i++) {
@@ -416,6 +416,7 @@ static void ref_glu_linear(struct backend *b, float *gate, float *up, const stru
 
 const struct backend_ops ref_backend_ops = {
     .name = "ref",
+    .caches = 1u << DTYPE_F32 | 1u << DTYPE_F16 | 1u << DTYPE_BF16 | 1u << DTYPE_Q8_0,
     .open = ref_open,
     .close = ref_close,
     .describe = ref_describe,

@@ -19,9 +19,9 @@ static int timeline_new(struct chat *c, int s, struct err *e)
     l->logits = mem_aligned((size_t)l->vocab, sizeof *l->logits);
     if (!l->logits)
         return err_nomem(e, (size_t)l->vocab * sizeof *l->logits, "logits");
-    int rc = infer_new(&l->timeline, g, c->settings.context, DTYPE_F16, e);
+    int rc = infer_new(&l->timeline, g, c->settings.context, c->settings.kv, e);
     if (!rc && c->settings.draft)
-        rc = draft_new(&l->draft, g, l->timeline, DTYPE_F16, e);
+        rc = draft_new(&l->draft, g, l->timeline, c->settings.kv, e);
     return rc;
 }
 
@@ -110,7 +110,7 @@ int chat_set(struct chat *c, const struct chat_settings *s, struct err *e)
         return rc;
     struct chat_settings before = c->settings;
     c->settings = *s;
-    if (s->context == before.context)
+    if (s->context == before.context && s->kv == before.kv)
         return OK;
     rc = timelines_new(c, e);
     if (!rc)

@@ -16,6 +16,7 @@ struct chat_settings {
     int context;    /* tokens a timeline */
     enum chat_mode mode;
     bool draft; /* guess ahead where a model can (draft.h): the same answers */
+    enum dtype kv; /* of the caches */
 };
 struct chat_stats { /* of one side, this turn unless said otherwise */
     int prompt_tokens, tokens;

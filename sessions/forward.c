@@ -129,9 +129,19 @@ static void rope_table(struct scratch *s, const struct model_layer *y, const str
     s->table_pairs = pairs;
 }
 
-static char *cache_row(void *base, enum dtype kv, size_t row, int width)
+/* Rows of width numbers to the cache from row `first` on. */
+static void store_rows(const struct engine *g, void *cache, enum dtype kv, int first,
+                       const float *src, int width, int n)
 {
-    return (char *)base + dtype_bytes(kv, row * (size_t)width);
+    int padded = (int)dtype_padded(kv, (size_t)width);
+    char *to = (char *)cache + dtype_bytes(kv, (size_t)first * (size_t)padded);
+    g->backend->ops->store(g->backend, to, kv, padded, src, width, width, n);
+}
+
+/* Placing writes number by number. */
+static bool places(const struct engine *g, enum dtype kv)
+{
+    return g->backend->ops->place && dtype_traits(kv)->block == 1;
 }
 
 /* A segment's tables, and where its rows go. */
@@ -197,7 +207,7 @@ static void attention_gqa(const struct engine *g, int layer, int rows, const str
     int R = y->no_rope ? 0 : y->rope_dim;
     if (R)
         rope_table(s, y, seg, n_seg, hp->rope_magnitude);
-    if (R && !op->place) {
+    if (R && !places(g, kv)) {
         op->rope(g->backend, s->q, H * d, H, d, R, s->cos, s->sin, rows);
         op->rope(g->backend, s->k, kd, G, d, R, s->cos, s->sin, rows);
     }
@@ -205,13 +215,11 @@ static void attention_gqa(const struct engine *g, int layer, int rows, const str
         const struct segment *c = &seg[i];
         size_t row = (size_t)c->row;
         int past = c->past - c->cache.first;
-        if (op->place)
+        if (places(g, kv))
             place_gqa(g, c, R, kv, s);
         else {
-            op->store(g->backend, cache_row(c->cache.a, kv, (size_t)past, kd), kv, kd,
-                      s->k + row * (size_t)kd, kd, kd, c->n);
-            op->store(g->backend, cache_row(c->cache.b, kv, (size_t)past, kd), kv, kd,
-                      s->v + row * (size_t)kd, kd, kd, c->n);
+            store_rows(g, c->cache.a, kv, past, s->k + row * (size_t)kd, kd, c->n);
+            store_rows(g, c->cache.b, kv, past, s->v + row * (size_t)kd, kd, c->n);
         }
         struct attn_gqa_args a = {.out = s->att + row * (size_t)(H * d),
                                   .q = s->q + row * (size_t)(H * d),
@@ -283,9 +291,9 @@ static void store_latents(const struct engine *g, int layer, int rows, const str
     if (R)
         op->rope(g->backend, s->k + r, width, 1, 0, R, s->cos, s->sin, rows);
     for (int i = 0; i < n_seg; i++) {
-        size_t past = (size_t)(seg[i].past - seg[i].cache.first);
-        op->store(g->backend, cache_row(seg[i].cache.a, kv, past, width), kv, width,
-                  s->k + (size_t)seg[i].row * (size_t)width, width, width, seg[i].n);
+        int past = seg[i].past - seg[i].cache.first;
+        store_rows(g, seg[i].cache.a, kv, past, s->k + (size_t)seg[i].row * (size_t)width, width,
+                   seg[i].n);
     }
 }
 
@@ -300,20 +308,20 @@ static void attention_mla(const struct engine *g, int layer, int rows, const str
     struct attn_mla_args first = mla_args(g, layer, &seg[0], rows, kv, s);
     if (R)
         rope_table(s, y, seg, n_seg, g->model->hp.rope_magnitude);
-    if (!op->place)
+    if (!places(g, kv))
         store_latents(g, layer, rows, seg, n_seg, kv, s);
     if (rows == 1 && step_mla(g, layer, &first, s))
         return;
     if (R && q_rope) /* each head through its own [R][P], as values are expanded */
         op->mla_expand(g->backend, s->q_rope, s->q, q_rope, H, 0, R, P, rows);
-    else if (R && !op->place)
+    else if (R && !places(g, kv))
         op->store(g->backend, s->q_rope, DTYPE_F32, R, s->q + P, head, R, rows * H);
-    if (R && !op->place)
+    if (R && !places(g, kv))
         op->rope(g->backend, s->q_rope, H * R, H, R, R, s->cos, s->sin, rows);
     op->mla_absorb(g->backend, s->lat, s->q, H * head, head, kv_b, H, P, Vd, r, rows);
     for (int i = 0; i < n_seg; i++) {
         struct attn_mla_args a = mla_args(g, layer, &seg[i], rows, kv, s);
-        if (op->place)
+        if (places(g, kv))
             place_mla(g, layer, &seg[i], kv, s);
         op->attn_mla(g->backend, &a);
     }

@@ -239,11 +239,30 @@ static void place_caches(struct infer *t)
     char *at = t->cache;
     for (int l = 0; l < m->hp.n_layer; l++) {
         struct layer_cache *c = &t->layer[l];
-        size_t bytes = dtype_bytes(t->kv, (size_t)t->numbers[l] * (size_t)c->rows);
+        size_t bytes = kvmem_row(t->numbers[l], t->kv) * (size_t)c->rows;
         c->a = at;
         c->b = m->layer[l].attn == ATTN_MLA ? NULL : at + bytes / 2;
         at += bytes;
     }
+}
+
+/* What the backend has no kernels for is refused, and heads that would share a block. */
+static int check_cache_type(const struct engine *g, enum dtype kv, struct err *e)
+{
+    const struct model_hparams *hp = &g->model->hp;
+    const char *name = dtype_traits(kv)->name;
+    if (!(g->backend->ops->caches >> kv & 1))
+        return err_set(e, ERR_UNSUPPORTED,
+                       "a KV cache in %s: the backend \"%s\" has no attention for it; use F16",
+                       name, g->backend->ops->name);
+    for (int l = 0; l < hp->n_layer && hp->head_dim % dtype_traits(kv)->block; l++)
+        if (g->model->layer[l].attn != ATTN_MLA)
+            return err_set(
+                e, ERR_UNSUPPORTED,
+                "a KV cache in %s: it has blocks of %d numbers, and the heads of %s have "
+                "%d; use F16",
+                name, dtype_traits(kv)->block, hp->name, hp->head_dim);
+    return OK;
 }
 
 int infer_new(struct infer **out, const struct engine *g, int n_ctx, enum dtype kv, struct err *e)
@@ -253,9 +272,9 @@ int infer_new(struct infer **out, const struct engine *g, int n_ctx, enum dtype 
     if (n_ctx < 1 || n_ctx > hp->context)
         return err_set(e, ERR_ARG, "a context of %d tokens: %s takes 1 to %d", n_ctx, hp->name,
                        hp->context);
-    if (kv != DTYPE_F32 && kv != DTYPE_F16)
-        return err_set(e, ERR_UNSUPPORTED, "a KV cache in %s: F16 or F32 it must be",
-                       dtype_traits(kv)->name);
+    int rc = check_cache_type(g, kv, e);
+    if (rc)
+        return rc;
     struct infer *t = mem_calloc(1, sizeof *t);
     size_t L = (size_t)hp->n_layer;
     if (!t || !(t->numbers = mem_calloc(L, sizeof *t->numbers)) ||
@@ -352,7 +371,7 @@ static void make_room(struct infer *t, int n)
 {
     const struct model *m = t->g->model;
     for (int l = 0; l < m->hp.n_layer; l++) {
-        size_t row = dtype_bytes(t->kv, (size_t)t->numbers[l]);
+        size_t row = kvmem_row(t->numbers[l], t->kv);
         window_slide(&t->layer[l], t->g->backend, m->layer[l].attn == ATTN_MLA ? row : row / 2,
                      t->pos, n);
     }
@@ -757,7 +776,7 @@ int infer_copy(struct infer *to, const struct infer *from, int pos, struct err *
         return err_set(e, ERR_ARG, "a copy of %d tokens between timelines that differ", pos);
     size_t most = 0;
     for (int l = 0; l < g->model->hp.n_layer; l++) {
-        size_t row = dtype_bytes(from->kv, (size_t)from->numbers[l]);
+        size_t row = kvmem_row(from->numbers[l], from->kv);
         most = row > most ? row : most;
         if (!window_reaches(&from->layer[l], g->model->layer[l].window, pos))
             return err_set(e, ERR_ARG, "a copy of %d tokens, which layer %d has forgotten", pos, l);
@@ -768,7 +787,7 @@ int infer_copy(struct infer *to, const struct infer *from, int pos, struct err *
     for (int l = 0; l < g->model->hp.n_layer && pos; l++) {
         const struct layer_cache *s = &from->layer[l];
         struct layer_cache *d = &to->layer[l];
-        size_t row = dtype_bytes(from->kv, (size_t)from->numbers[l]) / (s->b ? 2 : 1);
+        size_t row = kvmem_row(from->numbers[l], from->kv) / (s->b ? 2 : 1);
         d->first = pos - s->first > d->rows ? pos - d->keep : s->first;
         size_t skip = (size_t)(d->first - s->first) * row, bytes = (size_t)(pos - d->first) * row;
         copy_rows(g->backend, d->a, (const char *)s->a + skip, host, bytes);

@@ -18,7 +18,7 @@ const struct model *engine_model(const struct engine *g);
 struct backend *engine_backend(const struct engine *g);
 
 struct infer;
-/* A timeline of at most n_ctx tokens; kv: F32 or F16. Layers with a window keep what it needs and a
+/* A timeline of at most n_ctx tokens; kv: F16, F32, or what else the backend caches. Layers with a window keep what it needs and a
  * stretch more (window.c); kvmem_bytes_each() is the cache exactly. */
 int infer_new(struct infer **out, const struct engine *g, int n_ctx, enum dtype kv, struct err *e);
 void infer_free(struct infer *t);

@@ -266,6 +266,16 @@ static void test_embed(struct pair *p)
     }
 }
 
+/* Rows of n numbers as a cache holds them. */
+static void *as_cache(enum dtype type, const float *x, size_t rows, size_t n)
+{
+    size_t bytes = dtype_bytes(type, dtype_padded(type, n));
+    char *out = malloc(rows * bytes);
+    for (size_t i = 0; i < rows; i++)
+        dtype_row_from_f32(type, x + i * n, out + i * bytes, n);
+    return out;
+}
+
 static void test_gqa(struct pair *p, struct attn_gqa_args a)
 {
     size_t keys = (size_t)a.past + a.T, n = keys * a.G * a.d, nq = (size_t)a.T * a.H * a.d;
@@ -289,7 +299,7 @@ static void test_mla(struct pair *p, struct attn_mla_args a)
     size_t keys = (size_t)a.past + a.T, n = keys * (a.r + a.R), nq = (size_t)a.T * a.H;
     float *ql = numbers(p, nq * a.r, 1), *qr = numbers(p, nq * a.R, 1), *c = numbers(p, n, 1);
     float *y[2];
-    void *cache = as_type(a.kv, c, n);
+    void *cache = as_cache(a.kv, c, keys, (size_t)(a.r + a.R));
     a.q_lat = ql, a.q_rope = qr, a.cache = cache, a.scale = 1.5f / sqrtf((float)(a.r + a.R));
     for (int side = 0; side < 2; side++) {
         struct backend *b = side ? p->b : p->ref;
@@ -307,6 +317,7 @@ static void test_attention(struct pair *p)
 {
     static const int tokens[] = {1, 2, 7, 33}, context[] = {1, 63, 64, 65, 300};
     static const int gqa[][3] = {{9, 3, 64}, {4, 4, 16}, {8, 1, 80}, {64, 8, 128}, {3, 1, 18}};
+    static const enum dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0};
     static const int mla[][3] = {{9, 64, 32}, {1, 16, 0}, {64, 512, 64}, {6, 50, 2}, {9, 128, 64}};
     int round = 0;
     for (int t = 0; t < 4; t++)
@@ -315,7 +326,8 @@ static void test_attention(struct pair *p)
                 int keys = context[c] > tokens[t] ? context[c] : tokens[t];
                 if (keys * tokens[t] > 2000 && (gqa[s][0] == 64 || mla[s][0] == 64))
                     continue; /* the reference takes too long, not the backends */
-                enum dtype kv = round % 2 ? DTYPE_F16 : DTYPE_F32;
+                enum dtype kv = types[(round + round / 4) % 4];
+                enum dtype whole = gqa[s][2] % dtype_traits(kv)->block ? DTYPE_F16 : kv;
                 int window = round % 3 == 0 ? 40 : 0;
                 float cap = round % 4 == 0 ? 5 : 0;
                 test_gqa(p, (struct attn_gqa_args){.T = tokens[t],
@@ -323,7 +335,7 @@ static void test_attention(struct pair *p)
                                                    .H = gqa[s][0],
                                                    .G = gqa[s][1],
                                                    .d = gqa[s][2],
-                                                   .kv = kv,
+                                                   .kv = whole,
                                                    .window = window,
                                                    .softcap = cap});
                 test_mla(p, (struct attn_mla_args){.T = tokens[t],
@@ -336,13 +348,14 @@ static void test_attention(struct pair *p)
                                                    .softcap = cap});
             }
     for (int H = 3; H <= 13; H++) /* each number of rows that has kernels of its own, odd widths */
-        test_mla(p, (struct attn_mla_args){.T = 1,
-                                           .past = 90 + H,
-                                           .H = H,
-                                           .r = 11 * H,
-                                           .R = H % 5 * 2,
-                                           .kv = DTYPE_F16,
-                                           .window = H % 2 ? 40 : 0});
+        for (int kv = 1; kv < 4; kv++)
+            test_mla(p, (struct attn_mla_args){.T = 1,
+                                               .past = 90 + H,
+                                               .H = H,
+                                               .r = 11 * H,
+                                               .R = H % 5 * 2,
+                                               .kv = types[kv],
+                                               .window = H % 2 ? 40 : 0});
     test_gqa(p, (struct attn_gqa_args){
                     .T = 1, .past = 1500, .H = 2, .G = 1, .d = 16, .kv = DTYPE_F16, .window = 1});
 }
@@ -550,11 +563,14 @@ static void test_strides(struct pair *p)
         b->ops->head_norm(b, y[side] + 5, ld, heads, stride, c, 1e-5f, T, R + 3);
     }
     compare(p, "rope with strides, norm in place", y[1], y[0], (size_t)T * ld, FP32_NMSE);
-    for (int kv = 0; kv < 2; kv++) {
-        uint16_t cache[2][400] = {{0}};
+    static const enum dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0};
+    x[3] = NAN; /* of a broken model; Q8_0 cannot say it */
+    for (int kv = 0; kv < 4; kv++) {
+        uint16_t cache[2][500] = {{0}};
+        int whole = (int)dtype_padded(types[kv], 43), first = types[kv] == DTYPE_Q8_0 ? 4 : 1;
         for (int side = 0; side < 2; side++) {
             struct backend *b = side ? p->b : p->ref;
-            b->ops->store(b, cache[side], kv ? DTYPE_F16 : DTYPE_F32, 33, x + 1, ld, 29, T);
+            b->ops->store(b, cache[side], types[kv], whole, x + first, ld, 41, T);
         }
         CHECK(!memcmp(cache[0], cache[1], sizeof cache[0]), "%s: store", p->name);
     }

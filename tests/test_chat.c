@@ -39,8 +39,11 @@ static bool on_go(void *user)
     return h->stop_after < 0 || h->tokens < h->stop_after;
 }
 
-static const struct chat_settings settings = {
-    .sampling = {0, 0, 1, 0, 1}, .max_tokens = 12, .context = 512, .mode = CHAT_FREE};
+static const struct chat_settings settings = {.sampling = {0, 0, 1, 0, 1},
+                                              .max_tokens = 12,
+                                              .context = 512,
+                                              .mode = CHAT_FREE,
+                                              .kv = DTYPE_F16};
 
 static int turn(struct chat *c, const char *prompt, struct heard *h, struct err *e)
 {

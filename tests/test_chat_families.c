@@ -145,8 +145,11 @@ static void on_stats(void *user, const struct chat_stats stats[2], const struct 
 
 static void talk(struct workspace *w, size_t family)
 {
-    struct chat_settings s = {
-        .sampling = {0, 0, 1, 0, 1}, .max_tokens = 16, .context = 256, .mode = CHAT_FREE};
+    struct chat_settings s = {.sampling = {0, 0, 1, 0, 1},
+                              .max_tokens = 16,
+                              .context = 256,
+                              .mode = CHAT_FREE,
+                              .kv = DTYPE_F16};
     struct chat_compare seen = {.first_difference = -2};
     struct chat_sink sink = {.stats = on_stats, .user = &seen};
     struct chat *c = NULL;

@@ -699,7 +699,7 @@ static void say(struct workspace *w, struct outcome *out)
 {
     struct err e = {0};
     struct chat *c = NULL;
-    struct chat_settings s = {.max_tokens = ANSWER, .context = 64}; /* greedy */
+    struct chat_settings s = {.max_tokens = ANSWER, .context = 64, .kv = DTYPE_F16}; /* greedy */
     struct chat_sink silent = {0};
     CHECK_OK(chat_new(&c, w, 2, SIDE_ORIGINAL, &s, &e), e);
     CHECK_OK(c ? chat_turn(c, "hi", &silent, &e) : e.status, e);

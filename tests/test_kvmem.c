@@ -17,6 +17,10 @@ static void test_bytes(void)
         n[l] = kvmem_gqa_numbers(3, 64);
     CHECK(kvmem_bytes(n, 30, DTYPE_F16, 1, 1) == 23040);
     CHECK(kvmem_bytes(n, 30, DTYPE_F32, 1, 1) == 46080);
+    CHECK(kvmem_bytes(n, 30, DTYPE_Q8_0, 2, 1) == 2 * 30 * 12 * 34); /* blocks of 32 */
+    CHECK(kvmem_row(104, DTYPE_Q8_0) == 4 * 34 && kvmem_row(104, DTYPE_BF16) == 208);
+    CHECK(kvmem_type("bf16") == DTYPE_BF16 && kvmem_type("q8_0") == DTYPE_Q8_0);
+    CHECK(kvmem_type("F16") == DTYPE_COUNT && kvmem_type("q4_0") == DTYPE_COUNT);
     CHECK(kvmem_bytes(n, 30, DTYPE_F16, 8192, 1) == (size_t)180 << 20);
     CHECK(kvmem_fit(n, 30, DTYPE_F16, 8192, (size_t)24 << 30) == 136);
     CHECK(kvmem_fit(n, 30, DTYPE_F16, 8192, 1000) == 0);

@@ -15,6 +15,9 @@ static void test_parse(void)
     CHECK(s.theme == THEME_LIGHT && s.ascii, "theme %d", (int)s.theme);
     CHECK_OK(settings_parse(&s, "theme = dark\ntheme = contrast\n", "f", &e), e);
     CHECK(s.theme == THEME_CONTRAST, "the last one counts");
+    CHECK(s.cache == DTYPE_F16 && settings_parse(&s, "cache = q8_0", "f", &e) == OK &&
+              s.cache == DTYPE_Q8_0,
+          "the cache");
     CHECK(!s.mouse && settings_parse(&s, "mouse = on", "f", &e) == OK && s.mouse, "the mouse");
     static const char *const wrong[] = {"\nthema = dark", "\ntheme = blue", "\ntheme",
                                         "\n= dark",       "\ntheme =",      "\n\xff\x01 = \x02"};

@@ -174,6 +174,7 @@ int app_init(struct app *a, const struct ui_options *o, struct err *e);
 void app_done(struct app *a);
 
 enum context app_context(const struct app *a);
+enum dtype app_cache_type(const struct app *a); /* of the chats' caches */
 /* False when nothing takes that key here. */
 bool app_key(struct app *a, int key);
 void app_paste(struct app *a, const char *text, size_t n);

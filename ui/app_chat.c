@@ -131,6 +131,7 @@ void chat_send(struct app *a, const char *text)
 {
     struct chat_state *c = &a->chat;
     struct chat_settings settings = a->j.settings;
+    settings.kv = app_cache_type(a);
     if (a->info.context > 0 && settings.context > a->info.context)
         settings.context = a->info.context;
     void *args = chat_args(a->j.turn, (int)a->j.n_turn, a->j.system, text, &settings);

@@ -106,21 +106,30 @@ bool compare_layer(const struct app *a, int l, int *numbers, double *kl)
     return true;
 }
 
+static double token_bytes(const struct rankplan *p, enum dtype type)
+{
+    double sum = 0;
+    for (int l = 0; l < p->model.n_layer; l++)
+        sum += (double)kvmem_row(
+            kvmem_mla_numbers(p->layer[l].kv_lora_rank, p->layer[l].qk_rope_head_dim), type);
+    return sum;
+}
+
 bool compare_text(const struct app *a, char *text, size_t size)
 {
     const struct ranks_state *r = &a->ranks;
     char bytes[32], kl[64] = "";
     if (!r->has_other)
         return false;
-    long long more = rankplan_numbers(&r->plan) - rankplan_numbers(&r->other);
-    double number = (double)dtype_bytes(DTYPE_F16, 1);
-    double all = number * (double)a->j.context * (double)a->j.batch * (double)llabs(more);
+    enum dtype type = app_cache_type(a);
+    double more = token_bytes(&r->plan, type) - token_bytes(&r->other, type);
+    double all = (double)a->j.context * (double)a->j.batch * fabs(more);
     kvmem_text(all, bytes, sizeof bytes);
     double x = r->plan.predicted_kl, y = r->other.predicted_kl;
     if (isfinite(x) && isfinite(y))
         snprintf(kl, sizeof kl, "  KL %.3f, B %.3f (%+.3f)", x, y, x - y);
     snprintf(text, size, "A − B: KV/token %+.0f B (B keeps %.0f%%), %s%s at %lld×%lld%s  (v swaps)",
-             number * (double)more, 100 * rankplan_kept(&r->other), more < 0 ? "-" : "+", bytes,
-             a->j.context, a->j.batch, kl);
+             more, 100 * rankplan_kept(&r->other), more < 0 ? "-" : "+", bytes, a->j.context,
+             a->j.batch, kl);
     return true;
 }

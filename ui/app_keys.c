@@ -10,6 +10,11 @@ const struct keymap *app_keys(const struct app *a)
     return a->options.settings ? &a->options.settings->keys : NULL;
 }
 
+enum dtype app_cache_type(const struct app *a)
+{
+    return a->options.settings ? a->options.settings->cache : DTYPE_F16;
+}
+
 enum context app_context(const struct app *a)
 {
     if (a->ask.what)

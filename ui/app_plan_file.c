@@ -87,8 +87,7 @@ void plan_keep_foreign(struct app *a, cJSON **plan, const char *why)
 {
     const cJSON *model = json_get(*plan, "model");
     char *dir = path_join(a->paths.data, "plans");
-    char *path =
-        dir ? path_free(dir, json_str_or(model, "name", "model"), ".plan.json") : NULL;
+    char *path = dir ? path_free(dir, json_str_or(model, "name", "model"), ".plan.json") : NULL;
     char *text = json_text(*plan, true), shown[1024];
     if (path && text && a->lock >= 0) {
         app_message(a, ROLE_NORMAL, "a new plan; the one before is in %s (%s)",

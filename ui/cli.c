@@ -52,7 +52,7 @@
         OPT_NUM("--min-p", "only tokens this likely relative to the best (0: off)", min_p, 0, 1)
 #define OPT_ORIGINAL                                                                               \
     OPT_FLAG("--original", "of a conversion folder: the model it was made from", original)
-#define OPT_KV OPT_TEXT("--kv", NULL, "TYPE", "cache numbers: f16 or f32", kv)
+#define OPT_KV OPT_TEXT("--kv", NULL, "TYPE", "cache numbers: f16, f32, bf16, q8_0", kv)
 #define OPT_CALIB                                                                                  \
     OPT_TEXT("--shares", NULL, "N,…", "of the tokens, for each --calib file: 2,1 (equal)",         \
              shares),                                                                              \
@@ -192,6 +192,7 @@ static const struct cli_option chat_options[] = {
     OPT_INT("--ctx", NULL, "context of each side (4096)", context, 2, 1e7),
     OPT_SAMPLING,
     OPT_FLAG("--forced", "the converted model scores the original's answer", forced),
+    OPT_KV,
     OPT_FLAG("--draft", "guess ahead with the model's prediction layer: the same text, other speed", draft),
     OPT_ORIGINAL,
     OPT_END};

@@ -189,7 +189,8 @@ static int open_models(struct talk *k, struct err *e)
 static int new_chats(struct talk *k, struct err *e)
 {
     const struct cli_options *o = &k->c->o;
-    int rc = OK;
+    enum dtype kv = DTYPE_F16;
+    int rc = cli_cache_type(k->c, &kv, e);
     for (int i = 0; i < k->n_chats && !rc; i++) {
         struct model_info info;
         workspace_info(k->w[i], &info);
@@ -201,7 +202,8 @@ static int new_chats(struct talk *k, struct err *e)
             .max_tokens = o->predict < 0 ? 512 : (int)o->predict,
             .context = context,
             .mode = o->forced ? CHAT_FORCED : CHAT_FREE,
-            .draft = o->draft};
+            .draft = o->draft,
+            .kv = kv};
         rc = chat_new(&k->chat[i], k->w[i], k->both ? 2 : 1, cli_side(k->c, k->w[i]), &s, e);
         const struct chatfmt *format = rc ? NULL : workspace_chatfmt(k->w[i], e);
         if (format && chatfmt_note(format))

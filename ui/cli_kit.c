@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/kvmem.h"
 #include "core/file.h"
 #include "sessions/models.h"
 #include "ui/cli.h"
@@ -293,8 +294,8 @@ int cli_cache_type(const struct cli *c, enum dtype *kv, struct err *e)
 {
     if (!c->o.kv)
         return OK;
-    if (strcmp(c->o.kv, "f16") && strcmp(c->o.kv, "f32"))
-        return cli_usage(e, "--kv takes f16 or f32, not \"%s\"", c->o.kv);
-    *kv = strcmp(c->o.kv, "f16") ? DTYPE_F32 : DTYPE_F16;
+    *kv = kvmem_type(c->o.kv);
+    if (*kv == DTYPE_COUNT)
+        return cli_usage(e, "--kv takes " KVMEM_TYPES ", not \"%s\"", c->o.kv);
     return OK;
 }

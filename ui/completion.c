@@ -17,7 +17,7 @@ const char *manual_words(const char *option)
         {"--to", "hf vllm sglang gguf plan"},
         {"--engine", "hf vllm sglang gguf"},
         {"--dtype", "bf16 f32 fp8 f16 q8_0 q6_k q4_k q4_0"},
-        {"--kv", "f16 f32"},
+        {"--kv", "f16 f32 bf16 q8_0"},
         {"--device", "auto cpu ref"},
         {"--kept", "75% 50% 25% 12.5%"},
         {"--completion", "bash zsh fish"},

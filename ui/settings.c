@@ -25,6 +25,9 @@ static const char template[] =
     "# selects a row (most terminals select text with Shift then).\n"
     "#mouse = off\n"
     "\n"
+    "# Numbers of the chats' KV caches: f16, bf16 (as small, coarser), q8_0 (about half) or f32.\n"
+    "#cache = f16\n"
+    "\n"
     "# Keys: key.ACTION = KEY KEY KEY (at most three) takes the place of the keys below. Keys are\n"
     "# written q, Q, Ctrl-K, Alt-Enter, Shift-Left, F5, PgUp, Space. While text is typed, a "
     "letter\n"
@@ -33,11 +36,12 @@ static const char template[] =
 static const char *const themes[THEME_COUNT + 1] = {"dark", "light", "mono", "contrast", NULL};
 static const char *const borders[] = {"auto", "ascii", NULL};
 static const char *const mouse[] = {"off", "on", NULL};
+static const char *const caches[] = {"f16", "bf16", "q8_0", "f32", NULL};
 
 static const struct {
     const char *name;
     const char *const *words; /* ends with NULL */
-} known[] = {{"theme", themes}, {"borders", borders}, {"mouse", mouse}};
+} known[] = {{"theme", themes}, {"borders", borders}, {"mouse", mouse}, {"cache", caches}};
 
 static void apply(struct settings *s, size_t name, int word)
 {
@@ -45,8 +49,10 @@ static void apply(struct settings *s, size_t name, int word)
         s->theme = (enum theme)word;
     else if (name == 1)
         s->ascii = word == 1;
-    else
+    else if (name == 2)
         s->mouse = word == 1;
+    else
+        s->cache = kvmem_type(caches[word]);
 }
 
 /* text[n] without blanks around it, cut to size. */
@@ -97,14 +103,14 @@ static int parse_line(struct settings *s, const char *text, size_t n, const char
     }
     return err_set(e, ERR_FORMAT,
                    "%s, line %d: there is no setting of that name (theme, borders, "
-                   "mouse, key.…)",
+                   "mouse, cache, key.…)",
                    where, line);
 }
 
 int settings_parse(struct settings *s, const char *text, const char *where, struct err *e)
 {
     int rc = OK;
-    *s = (struct settings){.theme = THEME_DARK};
+    *s = (struct settings){.theme = THEME_DARK, .cache = DTYPE_F16};
     for (int line = 1; *text && !rc; line++) {
         size_t all = strcspn(text, "\n"), n = strcspn(text, "#\n");
         rc = parse_line(s, text, n, where, line, e);
@@ -150,7 +156,7 @@ int settings_load(struct settings *s, const char *config_dir, struct err *e)
     char *path = settings_path(config_dir), *text = NULL;
     size_t n;
     int rc = OK;
-    *s = (struct settings){.theme = THEME_DARK};
+    *s = (struct settings){.theme = THEME_DARK, .cache = DTYPE_F16};
     if (!path)
         return err_nomem(e, 4096, "a path");
     if (file_exists(path)) {

@@ -3,13 +3,15 @@
 #ifndef MLATHE_UI_SETTINGS_H
 #define MLATHE_UI_SETTINGS_H
 
+#include "core/kvmem.h"
 #include "ui/keys.h"
 
 enum theme { THEME_DARK, THEME_LIGHT, THEME_MONO, THEME_CONTRAST, THEME_COUNT };
 struct settings {
     enum theme theme;
-    bool ascii; /* borders and plots in ASCII, whatever the locale says */
-    bool mouse; /* the wheel moves, a click selects; else the terminal keeps it */
+    bool ascii;       /* borders and plots in ASCII, whatever the locale says */
+    bool mouse;       /* the wheel moves, a click selects; else the terminal keeps it */
+    enum dtype cache; /* of the chats */
     struct keymap keys;
 };
 /* The values of text; unknown names and values are refused with where (a path) and the line. What

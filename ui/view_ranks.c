@@ -113,6 +113,7 @@ static void draw_list(struct app *a, struct screen *s, struct rect r)
 static void memory_lines(const struct app *a, struct screen *s, struct rect r)
 {
     const struct rankplan *p = &a->ranks.plan;
+    const enum dtype type = app_cache_type(a);
     int n = p->model.n_layer, *now = mem_calloc((size_t)n, sizeof *now);
     int *was = mem_calloc((size_t)n, sizeof *was);
     char x[32], y[32], memory[32], line[256];
@@ -122,16 +123,16 @@ static void memory_lines(const struct app *a, struct screen *s, struct rect r)
         size_t context = (size_t)a->j.context, batch = (size_t)a->j.batch;
         size_t room = (size_t)a->j.memory_bytes;
         rankplan_layer_numbers(p, now);
-        kvmem_text((double)kvmem_bytes(was, n, DTYPE_F16, context, batch), x, sizeof x);
-        kvmem_text((double)kvmem_bytes(now, n, DTYPE_F16, context, batch), y, sizeof y);
+        kvmem_text((double)kvmem_bytes(was, n, type, context, batch), x, sizeof x);
+        kvmem_text((double)kvmem_bytes(now, n, type, context, batch), y, sizeof y);
         snprintf(line, sizeof line, "KV/token  %zu B → %zu B (%.0f%%)   at %lld×%lld: %s → %s",
-                 kvmem_bytes(was, n, DTYPE_F16, 1, 1), kvmem_bytes(now, n, DTYPE_F16, 1, 1),
+                 kvmem_bytes(was, n, type, 1, 1), kvmem_bytes(now, n, type, 1, 1),
                  100 * rankplan_kept(p), a->j.context, a->j.batch, x, y);
         screen_put(s, r.y, r.x + 1, r.w - 2, ROLE_NORMAL, line);
         kvmem_text(a->j.memory_bytes, memory, sizeof memory);
         snprintf(line, sizeof line, "%s of cache holds %zu → %zu sequences of %lld tokens  (x)",
-                 memory, kvmem_fit(was, n, DTYPE_F16, context, room),
-                 kvmem_fit(now, n, DTYPE_F16, context, room), a->j.context);
+                 memory, kvmem_fit(was, n, type, context, room),
+                 kvmem_fit(now, n, type, context, room), a->j.context);
         compare_text(a, line, sizeof line); /* instead, while two plans are compared */
         screen_put(s, r.y + 1, r.x + 1, r.w - 2, ROLE_NORMAL, line);
     }
