@@ -444,6 +444,25 @@ static void unpack(const struct weight *w, int index, float *dst, int ld)
 #undef UNPACK
 }
 
+static void turned(const struct weight *w, int first, int groups, int block, const float *x,
+                   float *y)
+{
+    size_t head = cpu_block_head(DTYPE_Q8_0), from = (size_t)block * cpu_block_bytes(DTYPE_Q8_0);
+    for (int at = 0; at < CPU_BLOCK; at += 4) {
+        struct f8 s[4] = {all8(0), all8(0), all8(0), all8(0)};
+        for (int i = 0; i < groups; i++) {
+            const unsigned char *p = cpu_group(w, first + i) + from;
+            struct f8 d = mul8(halves(p), load(x + (size_t)i * CPU_GROUP, 8));
+            for (int c = 0; c < 4; c++) {
+                int32x4_t low = number4(p + head, DTYPE_Q8_0, at + c);
+                s[c] = fma8(s[c], from_ints(low, number4(p + head + 16, DTYPE_Q8_0, at + c)), d);
+            }
+        }
+        for (int c = 0; c < 4; c++)
+            y[at + c] = vaddvq_f32(vaddq_f32(s[c].low, s[c].high));
+    }
+}
+
 void cpu_neon_use(struct cpu_isa *isa)
 {
     isa->name = "NEON";
@@ -460,5 +479,6 @@ void cpu_neon_use(struct cpu_isa *isa)
     isa->matmul_q = matmul_q;
     isa->matmul_f = matmul_f;
     isa->unpack = unpack;
+    isa->turned = turned;
 }
 #endif

@@ -126,6 +126,27 @@ static void attention(struct sides *s, enum dtype kv, int T, int past, int r)
     free(k), free(v), free(q);
 }
 
+/* The halves of kv_b, heads of whole groups of rows. */
+static void halves_of_kv_b(struct sides *s, int H, int P, int Vd, int r)
+{
+    int rows = H * (P + Vd);
+    struct matrix m = {stored(s, DTYPE_Q8_0, (size_t)rows * (size_t)r), DTYPE_Q8_0, rows, r};
+    float *q = numbers(s, (size_t)(H * P)), *lat = numbers(s, (size_t)(H * r)), *y[2], *z[2];
+    for (int i = 0; i < 2; i++) {
+        struct backend *b = s->b[i];
+        struct weight *w = NULL;
+        struct err e = {0};
+        CHECK_OK(b->ops->weight_load(b, &m, &w, NULL, &e), e);
+        y[i] = malloc((size_t)(H * r) * sizeof *q), z[i] = malloc((size_t)(H * Vd) * sizeof *q);
+        b->ops->mla_absorb(b, y[i], q, H * P, P, w, H, P, Vd, r, 1);
+        b->ops->mla_expand(b, z[i], lat, w, H, P, Vd, r, 1);
+        b->ops->weight_free(b, w);
+    }
+    compare(s, y, (size_t)(H * r), FP32_NMSE, "keys absorbed");
+    compare(s, z, (size_t)(H * Vd), FP32_NMSE, "values expanded");
+    free((void *)(uintptr_t)m.data), free(q), free(lat);
+}
+
 static void small(struct sides *s, int T, int n)
 {
     size_t all = (size_t)T * (size_t)n;
@@ -170,6 +191,7 @@ static void parity(const char *isa, bool exact)
             attention(&s, (enum dtype)kv, 2, 70, 40);
             attention(&s, (enum dtype)kv, 21, 5, 37);
         }
+        halves_of_kv_b(&s, 3, 40, 24, 64);
         small(&s, 1, 576);
         small(&s, 3, 53);
     }
