@@ -217,11 +217,11 @@ INLINE void gemm_rows(int m, int n, int k, const float *a, int lda, enum dtype t
 
 /* --- conversions --- */
 
-INLINE void widen_row(enum dtype type, const uint16_t *src, float *dst, int n)
+INLINE void widen_row(enum dtype type, const void *src, float *dst, int n)
 {
     int i = 0;
     for (; i + 32 <= n; i += 32) {
-        _mm_prefetch((const char *)(src + i) + AHEAD_BYTES, _MM_HINT_T1);
+        _mm_prefetch((const char *)src + 2 * i + AHEAD_BYTES, _MM_HINT_T1);
         for (int j = i; j < i + 32; j += 8)
             _mm256_storeu_ps(dst + j, load_as(type, src, (size_t)j));
     }
@@ -229,27 +229,6 @@ INLINE void widen_row(enum dtype type, const uint16_t *src, float *dst, int n)
         _mm256_storeu_ps(dst + i, load_as(type, src, (size_t)i));
     if (i < n)
         store(dst + i, load_part(type, src, (size_t)i, n - i), (size_t)(n - i));
-}
-
-static void widen(enum dtype type, int rows, int n, const void *src, int ld, float *dst)
-{
-    const uint16_t *p = src;
-    for (int i = 0; i < rows; i++, p += ld, dst += n)
-        if (type == DTYPE_F16)
-            widen_row(DTYPE_F16, p, dst, n);
-        else
-            widen_row(DTYPE_BF16, p, dst, n);
-}
-
-static void widen_any(enum dtype type, int rows, int n, const void *src, int ld, float *dst)
-{
-    if (type != DTYPE_Q8_0) {
-        widen(type, rows, n, src, ld, dst);
-        return;
-    }
-    for (int i = 0; i < rows; i++, dst += n)
-        for (int j = 0; j < n; j += 8)
-            store(dst + j, q8_load8(src, (size_t)i * ld + j), (size_t)(n - j));
 }
 
 /* Rows 0 … 7 of r become columns. */
@@ -291,16 +270,7 @@ INLINE void turned_as(enum dtype type, int rows, int n, const void *src, int ld,
         }
 }
 
-static void widen_turned(enum dtype type, int rows, int n, const void *src, int ld, float *dst,
-                         int ld_dst)
-{
-    switch (type) {
-    case DTYPE_F16: turned_as(DTYPE_F16, rows, n, src, ld, dst, ld_dst); break;
-    case DTYPE_BF16: turned_as(DTYPE_BF16, rows, n, src, ld, dst, ld_dst); break;
-    case DTYPE_Q8_0: turned_as(DTYPE_Q8_0, rows, n, src, ld, dst, ld_dst); break;
-    default: turned_as(DTYPE_F32, rows, n, src, ld, dst, ld_dst);
-    }
-}
+#include "kernels/cpu_widen.h"
 
 static void narrow(enum dtype type, const float *src, void *dst, int n)
 {
@@ -485,7 +455,7 @@ const struct cpu_isa cpu_avx2 = {
     .direct = 3,
     .dots = dots,
     .gemm = gemm,
-    .widen = widen_any,
+    .widen = widen,
     .widen_turned = widen_turned,
     .narrow = narrow,
     .max = max,

@@ -108,20 +108,19 @@ static void mla_run(struct mla *a, int width, int depth, void (*task)(void *, in
         pool_for(a->b->base.pool, a->H * a->chunks, task, a);
 }
 
+static struct mla halves_of(struct backend *b, const struct weight *kv_b, float *y, const float *x,
+                            int H, int P, int Vd, int r, int T)
+{
+    return (struct mla){
+        .b = (struct cpu *)b, .w = kv_b, .y = y, .x = x, .H = H, .P = P, .Vd = Vd, .r = r, .T = T};
+}
+
 void cpu_mla_absorb(struct backend *b, float *q_lat, const float *q, int ld, int stride,
                     const struct weight *kv_b, int H, int P, int Vd, int r, int T)
 {
-    struct mla a = {.b = (struct cpu *)b,
-                    .w = kv_b,
-                    .y = q_lat,
-                    .x = q,
-                    .ld = ld,
-                    .stride = stride,
-                    .H = H,
-                    .P = P,
-                    .Vd = Vd,
-                    .r = r,
-                    .T = T};
+    struct mla a = halves_of(b, kv_b, q_lat, q, H, P, Vd, r, T);
+    a.ld = ld;
+    a.stride = stride;
     mla_run(&a, r, P, absorb_task);
 }
 
@@ -144,15 +143,7 @@ static void sparse_task(void *arg, int t, int thread)
 void cpu_mla_expand(struct backend *b, float *out, const float *lat, const struct weight *kv_b,
                     int H, int P, int Vd, int r, int T)
 {
-    struct mla a = {.b = (struct cpu *)b,
-                    .w = kv_b,
-                    .y = out,
-                    .x = lat,
-                    .H = H,
-                    .P = P,
-                    .Vd = Vd,
-                    .r = r,
-                    .T = T};
+    struct mla a = halves_of(b, kv_b, out, lat, H, P, Vd, r, T);
     if (kv_b->sparse)
         pool_for(T > CPU_FEW ? b->pool : NULL, T, sparse_task, &a);
     else
@@ -210,19 +201,10 @@ bool cpu_mla_step(struct backend *base, const struct mla_step_args *a)
     if (a->attn.past >= STEP_KEYS || !packed_heads(b, a->kv_b, a->P, a->Vd) ||
         (a->q_rope && !a->q_rope->sparse))
         return false;
-    struct mla m = {.b = b,
-                    .w = a->kv_b,
-                    .y = a->q_lat_out,
-                    .x = a->q,
-                    .stride = a->stride,
-                    .H = a->attn.H,
-                    .P = a->P,
-                    .Vd = a->Vd,
-                    .r = a->attn.r,
-                    .T = 1};
-    struct step_heads s = {a, m, m};
-    s.expand.x = a->attn.out;
-    s.expand.y = a->out;
+    int H = a->attn.H, r = a->attn.r;
+    struct step_heads s = {a, halves_of(base, a->kv_b, a->q_lat_out, a->q, H, a->P, a->Vd, r, 1),
+                           halves_of(base, a->kv_b, a->out, a->attn.out, H, a->P, a->Vd, r, 1)};
+    s.absorb.stride = a->stride;
     cpu_attn_heads(base, &a->attn, before_heads, after_heads, &s);
     return true;
 }

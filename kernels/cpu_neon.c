@@ -166,32 +166,13 @@ INLINE void gemm_rows(int m, int n, int k, const float *a, int lda, enum dtype t
 
 /* --- conversions --- */
 
-INLINE void widen_as(enum dtype type, int rows, int n, const uint16_t *src, int ld, float *dst)
+INLINE void widen_row(enum dtype type, const void *src, float *dst, int n)
 {
-    for (int i = 0; i < rows; i++, src += ld, dst += n) {
-        int j = 0;
-        for (; j + 8 <= n; j += 8)
-            store(dst + j, load_as(type, src, (size_t)j), 8);
-        if (j < n)
-            store(dst + j, load_part(type, src, (size_t)j, n - j), (size_t)(n - j));
-    }
-}
-
-static void widen_q8(int rows, int n, const void *src, int ld, float *dst)
-{
-    for (int i = 0; i < rows; i++, dst += n)
-        for (int j = 0; j < n; j += 8)
-            store(dst + j, load_q8(src, (size_t)i * ld + j), (size_t)(n - j));
-}
-
-static void widen(enum dtype type, int rows, int n, const void *src, int ld, float *dst)
-{
-    if (type == DTYPE_F16)
-        widen_as(DTYPE_F16, rows, n, src, ld, dst);
-    else if (type == DTYPE_Q8_0)
-        widen_q8(rows, n, src, ld, dst);
-    else
-        widen_as(DTYPE_BF16, rows, n, src, ld, dst);
+    int j = 0;
+    for (; j + 8 <= n; j += 8)
+        store(dst + j, load_as(type, src, (size_t)j), 8);
+    if (j < n)
+        store(dst + j, load_part(type, src, (size_t)j, n - j), (size_t)(n - j));
 }
 
 /* Four rows become columns of dst, which has room for `left` of them. */
@@ -231,16 +212,7 @@ INLINE void turned_as(enum dtype type, int rows, int n, const void *src, int ld,
         }
 }
 
-static void widen_turned(enum dtype type, int rows, int n, const void *src, int ld, float *dst,
-                         int ld_dst)
-{
-    switch (type) {
-    case DTYPE_F16: turned_as(DTYPE_F16, rows, n, src, ld, dst, ld_dst); break;
-    case DTYPE_BF16: turned_as(DTYPE_BF16, rows, n, src, ld, dst, ld_dst); break;
-    case DTYPE_Q8_0: turned_as(DTYPE_Q8_0, rows, n, src, ld, dst, ld_dst); break;
-    default: turned_as(DTYPE_F32, rows, n, src, ld, dst, ld_dst);
-    }
-}
+#include "kernels/cpu_widen.h"
 
 static void narrow(enum dtype type, const float *src, void *dst, int n)
 {
