@@ -12,7 +12,7 @@ const struct keymap *app_keys(const struct app *a)
 
 enum dtype app_cache_type(const struct app *a)
 {
-    return a->options.settings ? a->options.settings->cache : DTYPE_F16;
+    return a->options.settings ? a->options.settings->cache : settings_default().cache;
 }
 
 enum context app_context(const struct app *a)

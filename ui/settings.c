@@ -107,10 +107,15 @@ static int parse_line(struct settings *s, const char *text, size_t n, const char
                    where, line);
 }
 
+struct settings settings_default(void)
+{
+    return (struct settings){.theme = THEME_DARK, .cache = DTYPE_F16};
+}
+
 int settings_parse(struct settings *s, const char *text, const char *where, struct err *e)
 {
     int rc = OK;
-    *s = (struct settings){.theme = THEME_DARK, .cache = DTYPE_F16};
+    *s = settings_default();
     for (int line = 1; *text && !rc; line++) {
         size_t all = strcspn(text, "\n"), n = strcspn(text, "#\n");
         rc = parse_line(s, text, n, where, line, e);
@@ -156,7 +161,7 @@ int settings_load(struct settings *s, const char *config_dir, struct err *e)
     char *path = settings_path(config_dir), *text = NULL;
     size_t n;
     int rc = OK;
-    *s = (struct settings){.theme = THEME_DARK, .cache = DTYPE_F16};
+    *s = settings_default();
     if (!path)
         return err_nomem(e, 4096, "a path");
     if (file_exists(path)) {

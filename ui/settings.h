@@ -14,6 +14,8 @@ struct settings {
     enum dtype cache; /* of the chats */
     struct keymap keys;
 };
+/* What holds where nothing is said. */
+struct settings settings_default(void);
 /* The values of text; unknown names and values are refused with where (a path) and the line. What
  * was said before the refusal counts. */
 int settings_parse(struct settings *s, const char *text, const char *where, struct err *e);

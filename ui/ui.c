@@ -169,7 +169,7 @@ static int on_terminal(const struct ui_options *o, struct err *e)
 int ui_run(const struct ui_options *options, struct err *e)
 {
     struct ui_options o = *options;
-    struct settings settings = {.theme = THEME_DARK, .cache = DTYPE_F16};
+    struct settings settings = settings_default();
     struct err wrong = {0};
     struct paths paths;
     if (!o.settings) {
