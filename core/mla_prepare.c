@@ -66,10 +66,10 @@ int mla_prepare(struct mla_prepared **out, const struct mla_source *src, const s
     if (kept && !o->rounds) { /* alternating moves the latent at every rank its own way */
         p->kept = kept;
         p->term = mem_calloc((size_t)p->terms, sizeof *p->term);
-    }
-    if (kept && !o->rounds && !p->term) {
-        mla_prepared_free(p);
-        return err_nomem(e, (size_t)src->shape.H * sizeof *p->term, "a prepared layer");
+        if (!p->term) {
+            mla_prepared_free(p);
+            return err_nomem(e, (size_t)(2 * src->shape.H) * sizeof *p->term, "a prepared layer");
+        }
     }
     *out = p;
     return OK;
