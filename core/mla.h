@@ -141,9 +141,8 @@ int mla_queries(const struct mla_source *src, const float *x, int rows, int wind
 /* error = |attention output change|² / |attention output|²; q: its queries or NULL, y: of the original. */
 int mla_measure(const struct mla_source *src, const float *x, const float *q, const float *y,
                 int rows, int window, const struct mla_result *m, double *error, struct err *e);
-/* The spectrum alone. */
 int mla_spectrum(const struct mla_source *src, const struct moments *m, const struct mla_options *o,
-                 struct spectrum *out, struct err *e);
+                 struct spectrum *out, struct err *e); /* the spectrum alone */
 /* Of a layer that was never run: identity input moment through the norm's gamma [D]. */
 int mla_weight_moments(const struct mla_source *src, const float *gamma, struct moments *out,
                        struct err *e);
